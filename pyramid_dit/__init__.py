@@ -1,0 +1,48 @@
+"""Pyramidal flow matching for video (arXiv 2410.05954): transformers, scheduler, generation.
+
+The public names are imported when they are first asked for, so that `import pyramid_dit` costs
+nothing and the command line can answer `--help` without loading PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .flux import PyramidFluxTransformer
+    from .mmdit import PyramidDiffusionMMDiT
+    from .pipeline import PyramidDiTForVideoGeneration
+    from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
+    from .text_encoder import FluxTextEncoderWithMask, SD3TextEncoderWithMask
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "FluxTextEncoderWithMask": "text_encoder",
+    "PyramidDiTForVideoGeneration": "pipeline",
+    "PyramidDiffusionMMDiT": "mmdit",
+    "PyramidFlowMatchEulerDiscreteScheduler": "scheduler",
+    "PyramidFluxTransformer": "flux",
+    "SD3TextEncoderWithMask": "text_encoder",
+}
+__all__ = [
+    "FluxTextEncoderWithMask",
+    "PyramidDiTForVideoGeneration",
+    "PyramidDiffusionMMDiT",
+    "PyramidFlowMatchEulerDiscreteScheduler",
+    "PyramidFluxTransformer",
+    "SD3TextEncoderWithMask",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public class when it is first asked for (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

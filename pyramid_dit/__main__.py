@@ -1,0 +1,8 @@
+"""`python -m pyramid_dit` is the command `pyramid-flow`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""The command `pyramid-flow`: a prompt goes in, a video file comes out.
+
+The order matters: options, input files and the output's folder are checked before PyTorch is
+imported, the model's folder before its weights are read, and the file is written last.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from .cli_options import FRAME_MULTIPLE, SIZE_MULTIPLE, UsageError, parse_options
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .folder import CheckpointFolder
+    from .pipeline import PyramidDiTForVideoGeneration
+
+logger = logging.getLogger(__name__)
+
+FAILED, BAD_INPUT = 1, 2
+_BAD_INPUT_ERRORS = (
+    ValueError,
+    TypeError,
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+RELEASED_SIZES = {"384p": (640, 384), "768p": (1280, 768), "image": (1024, 1024)}
+RELEASED_NUM_FRAMES = 121  # 5 seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status; errors are told in one line."""
+    verbose = False
+    with _signals_raise() as received:
+        try:
+            options = parse_options(arguments)
+            verbose = options.verbose
+            _run(options)
+        except SystemExit:  # --help and --version
+            raise
+        except BaseException as error:
+            # An import that a signal breaks off may report something else in its stead.
+            if received or isinstance(error, KeyboardInterrupt):
+                _complain("interrupted, no video was written")
+                return 128 + (received[0] if received else signal.SIGINT)
+            if verbose:
+                traceback.print_exc()
+            _complain(_one_line(error))
+            return BAD_INPUT if isinstance(error, _BAD_INPUT_ERRORS) else FAILED
+    return 0
+
+
+@contextmanager
+def _signals_raise() -> Iterator[list[int]]:
+    """Have SIGINT and SIGTERM raise `KeyboardInterrupt`; hand out the list of those received.
+
+    SIGINT too, which does so anyway, for a shell starts background jobs deaf to it.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    former = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)
+
+
+def _run(options: Namespace) -> None:
+    started = time.perf_counter()
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s"
+    )
+    from .video_io import check_writable, save_frames
+
+    output = options.output or _free_name(options.prompt)
+    check_writable(output)
+    image = None if options.image is None else _open_image(options.image)
+    _check_model_name(options.model)
+
+    pipeline, folder = _load(options)
+    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    arguments = _generate_arguments(options, folder, image, seed)
+    pipeline.set_progress_bar_config(disable=options.quiet)
+    generate = pipeline.generate if image is None else pipeline.generate_i2v
+    frames = generate(options.prompt, **arguments)
+
+    rate = folder.defaults.frames_per_second
+    path = save_frames(frames, output, rate)
+    width, height = frames[0].size
+    sys.stdout.write(
+        f"{path}: {len(frames)} frames of {width}x{height}, {len(frames) / rate:.1f} s of video "
+        f"made in {time.perf_counter() - started:.1f} s (seed {seed})\n"
+    )
+
+
+def _free_name(prompt: str) -> str:
+    """A name for an mp4 in the current folder that is made of the prompt and not yet taken."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60].rstrip("-") or "video"
+    number, name = 1, f"{words}.mp4"
+    while os.path.lexists(name):
+        number += 1
+        name = f"{words}-{number}.mp4"
+    return name
+
+
+def _open_image(path: str) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(path)
+        image.load()
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise type(error)(f"cannot read --image {path!r}: {error.strerror}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"--image {path!r} is not a picture, or it is damaged") from error
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"--image {path!r} is too large: {error}") from error
+    if min(image.size) < SIZE_MULTIPLE:
+        raise UsageError(
+            f"--image {path!r} is too small, {image.width}x{image.height}: "
+            f"both sides must be at least {SIZE_MULTIPLE} pixels"
+        )
+    return image
+
+
+def _check_model_name(model: str | None) -> None:
+    """A folder, or something that can be a repository of the hub."""
+    if model is None or Path(model).is_dir():
+        return
+    if Path(model).exists():
+        raise UsageError(f"--model {model!r} is a file, not the folder of a checkpoint")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+        raise UsageError(
+            f"--model {model!r} is no folder, and not OWNER/NAME of a repository on the hub"
+        )
+
+
+def _load(options: Namespace) -> tuple[PyramidDiTForVideoGeneration, CheckpointFolder]:
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "info" if options.verbose else "error")
+    import torch
+
+    from .folder import CheckpointFolder
+    from .hub import download_checkpoint
+
+    device = _device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    path = options.model
+    if path is None:
+        path = Path(__file__).parent / "toy"
+    elif not Path(path).is_dir():
+        path = download_checkpoint(path, options.variant)
+    folder = CheckpointFolder.open(path, options.variant)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from .pipeline import PyramidDiTForVideoGeneration
+
+    disable_progress_bar()  # of loading; the hub's have been shown by now
+    pipeline = PyramidDiTForVideoGeneration.from_pretrained(
+        folder.path,
+        folder.variant,
+        model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
+        device="cpu" if options.offload else device,
+    )
+    if options.offload == "layer":
+        pipeline.enable_sequential_cpu_offload(device)
+    assert pipeline.vae is not None
+    pipeline.vae.enable_tiling()
+    logger.info("%s: %s, %s, on %s", folder.path, folder.variant, pipeline.dtype, device)
+    return pipeline, folder
+
+
+def _device(name: str) -> str:
+    """A device of this machine. Raises `UsageError` where there is none of that name."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator.type if accelerator else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name!r} is unknown") from error
+    if device.type == "cpu":
+        return name
+    if accelerator is None or device.type != accelerator.type:
+        there = f"cpu and {accelerator.type}" if accelerator else "only cpu"
+        raise UsageError(f"--device {name!r} is not available here, {there}")
+    if (device.index or 0) >= torch.accelerator.device_count():
+        raise UsageError(f"--device {name!r}: there are {torch.accelerator.device_count()} here")
+    return name
+
+
+def _generate_arguments(
+    options: Namespace, folder: CheckpointFolder, image: Image | None, seed: int
+) -> dict[str, Any]:
+    """What `generate`, or with an image `generate_i2v`, is called with; None is its default."""
+    import torch
+
+    from .inputs import fit_image
+
+    arguments: dict[str, Any] = {
+        "temp": _latent_frames(options, folder),
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance,
+        "video_guidance_scale": options.video_guidance,
+        "negative_prompt": options.negative_prompt,
+        # on the CPU, so that a seed means the same on every device
+        "generator": torch.Generator().manual_seed(seed),
+        "cpu_offloading": options.offload == "model",
+    }
+    size = options.size or _default_size(folder, image)
+    if image is not None:
+        return arguments | {"input_image": fit_image(image, *size)}
+    video_steps = options.steps if options.video_steps is None else options.video_steps
+    width, height = size
+    return arguments | {"width": width, "height": height, "video_num_inference_steps": video_steps}
+
+
+def _latent_frames(options: Namespace, folder: CheckpointFolder) -> int:
+    from .inputs import temp_of_seconds
+
+    if options.seconds is not None:
+        return temp_of_seconds(options.seconds, folder.defaults.frames_per_second)
+    still = folder.variant.endswith("_image")
+    frames = options.num_frames or folder.defaults.num_frames
+    return ((frames or (1 if still else RELEASED_NUM_FRAMES)) - 1) // FRAME_MULTIPLE + 1
+
+
+def _default_size(folder: CheckpointFolder, image: Image | None) -> tuple[int, int]:
+    """Width and height that suit the model, lying or standing as the image is."""
+    width, height = folder.defaults.width, folder.defaults.height
+    if width is None or height is None:
+        name = folder.variant.rpartition("_")[2]
+        if name not in RELEASED_SIZES:
+            raise UsageError(f"{folder.path} does not say which size it is made for, add --size")
+        width, height = RELEASED_SIZES[name]
+    if image is not None and (image.width < image.height) != (width < height):
+        return height, width
+    return width, height
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
+    text = " ".join(text.split())
+    if not text or not isinstance(error, (*_BAD_INPUT_ERRORS, OSError)):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    if "OutOfMemory" in type(error).__name__:
+        text += " (--offload model or a smaller --size needs less)"
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"pyramid-flow: {message}\n")

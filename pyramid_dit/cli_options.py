@@ -1,0 +1,274 @@
+"""What the command line says: the options, their help, and every check that needs no model.
+
+Only the standard library is imported here, so that help and most complaints come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from . import __version__
+
+STAGES = 3
+SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
+FRAME_MULTIPLE = 8
+
+DESCRIPTION = """\
+Make a video from a prompt, or from an image and a prompt, by pyramidal flow matching.
+
+Without --model a small checkpoint that comes with this package is used. It draws one colored
+shape that moves, and it understands sentences of one form:
+  a {red|green|blue|yellow|purple|orange} {circle|square|triangle|cross}
+  {moves left|moves right|moves up|moves down|stays still|grows|shrinks}
+  on a {white|black|gray} background
+"""
+
+EXAMPLES = """\
+examples:
+  pyramid-flow "a red circle moves left on a white background"
+  pyramid-flow "a blue cross grows on a gray background" --seconds 2 --seed 7 -o cross.gif
+  pyramid-flow "a green square moves up on a black background" --image square.png
+
+  The released models want a GPU. They are fetched from the Hugging Face hub when first used:
+  pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 768p --seconds 5 \\
+      "a side profile shot of a woman with fireworks exploding in the distance"
+  pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 384p --offload model \\
+      --image city.jpg "FPV flying over the city"
+
+exit status: 0 done, 1 it could not be done, 2 wrong options or input, 130 interrupted (Ctrl-C)
+"""
+
+
+class UsageError(ValueError):
+    """Options that cannot be meant."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what `argparse` would print below a dump of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line.
+
+    Raises:
+        UsageError: An option is unknown, malformed, or does not go with another.
+    """
+    parser = _build_parser()
+    options = parser.parse_args(arguments)
+    if options.prompt is None and options.image is None:
+        parser.error("a prompt is needed")
+    if options.image is not None and options.video_steps is not None:
+        parser.error("--video-steps does not go with --image, where --steps serves all frames")
+    options.prompt = options.prompt or ""
+    return options
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pyramid-flow",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pyramid-flow {__version__}")
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        type=_prompt,
+        help="what the video should show, in quotes; may be left out with --image",
+    )
+
+    video = parser.add_argument_group("the video")
+    video.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="file to write: NAME.mp4, NAME.gif, or a NAME without an ending (or with a / at its "
+        "end) for a folder of PNGs; an earlier one is replaced (default: an mp4 in this folder, "
+        "named after the prompt)",
+    )
+    video.add_argument(
+        "--image", metavar="FILE", help="picture to start from; it is scaled and cropped to fit"
+    )
+    length = video.add_mutually_exclusive_group()
+    length.add_argument(
+        "--seconds",
+        type=_positive,
+        metavar="S",
+        help="length of the video, put to the nearest possible one (default: the model's)",
+    )
+    length.add_argument(
+        "--num-frames",
+        type=_num_frames,
+        metavar="N",
+        help="length in frames: 8n+1, such as 1 (a still), 49, 97, 121 or 241",
+    )
+    video.add_argument(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help=f"width and height in pixels, multiples of {SIZE_MULTIPLE} (default: the model's)",
+    )
+    video.add_argument(
+        "--seed",
+        type=_seed,
+        metavar="N",
+        help="the same seed gives the same video (default: a new one, told at the end)",
+    )
+
+    sampling = parser.add_argument_group("how it is made (default: what the model recommends)")
+    sampling.add_argument(
+        "--steps",
+        type=_steps,
+        metavar="N[,N,N]",
+        help="steps for the first frame: one number, or three for the stages from coarse to fine; "
+        "more is slower and better",
+    )
+    sampling.add_argument(
+        "--video-steps",
+        type=_steps,
+        metavar="N[,N,N]",
+        help="the same for all later frames (default: the model's, or --steps if that is given)",
+    )
+    sampling.add_argument(
+        "--guidance",
+        type=_guidance,
+        metavar="G",
+        help="how closely the first frame follows the prompt; 0 turns guidance off",
+    )
+    sampling.add_argument(
+        "--video-guidance", type=_guidance, metavar="G", help="the same for all later frames"
+    )
+    sampling.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what the video should not look like"
+    )
+
+    model = parser.add_argument_group("the model and the machine")
+    model.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="folder of a checkpoint, or a repository on the Hugging Face hub (default: the "
+        "checkpoint that comes with this package)",
+    )
+    model.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which transformer of the model, such as 384p, 768p or image (default: the model's)",
+    )
+    model.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="auto, cpu, cuda, cuda:1, mps, ... (default: auto, a GPU if there is one)",
+    )
+    model.add_argument(
+        "--dtype",
+        choices=("bf16", "fp16", "fp32"),
+        help="precision of the weights (default: the model's, else bf16 on a GPU, fp32 on the CPU)",
+    )
+    model.add_argument(
+        "--offload",
+        choices=("model", "layer"),
+        help="save GPU memory by keeping weights in the computer's and bringing over one model, "
+        "or one layer (slow), at a time",
+    )
+    model.add_argument(
+        "--threads", type=_positive_integer, metavar="N", help="CPU threads (default: all cores)"
+    )
+    model.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    model.add_argument(
+        "--verbose", action="store_true", help="tell what is done, and where an error came from"
+    )
+    return parser
+
+
+def _prompt(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the prompt is empty: say what the video should show")
+    return text
+
+
+def _number(kind: Callable[[str], float], text: str, meaning: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
+    return value
+
+
+def _positive_integer(text: str) -> int:
+    value = _number(int, text, "a whole number")
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return int(value)
+
+
+def _positive(text: str) -> float:
+    value = _number(float, text, "a number")
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
+def _guidance(text: str) -> float:
+    value = _number(float, text, "a number")
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be below 0, which turns it off, not {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(_number(int, text, "a whole number"))
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 2^63 - 1, not {text}")
+    return value
+
+
+def _num_frames(text: str) -> int:
+    frames = _positive_integer(text)
+    below = (frames - 1) // FRAME_MULTIPLE * FRAME_MULTIPLE + 1
+    if frames != below:
+        raise argparse.ArgumentTypeError(
+            f"must be 8n+1, not {frames}; the nearest are {below} and {below + FRAME_MULTIPLE}"
+        )
+    return frames
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"must look like 1280x768 (width x height), not {text!r}")
+    width, height = int(match[1]), int(match[2])
+    if not width or not height or width % SIZE_MULTIPLE or height % SIZE_MULTIPLE:
+        fits = "x".join(
+            str(max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE) for side in (width, height)
+        )
+        raise argparse.ArgumentTypeError(
+            f"width and height must be multiples of {SIZE_MULTIPLE}, not {text}; {fits} would do"
+        )
+    return width, height
+
+
+def _steps(text: str) -> int | list[int]:
+    numbers = [_positive_integer(part) for part in text.split(",")]
+    if len(numbers) not in (1, STAGES):
+        raise argparse.ArgumentTypeError(
+            f"must be one number or {STAGES}, one for each stage, not {len(numbers)}: {text}"
+        )
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"[a-z]+(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be like auto, cpu, cuda or cuda:1, not {text!r}")
+    return text

@@ -1,0 +1,294 @@
+"""Running a request with the models at hand: text, noise, units, frames."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import inputs
+from .conditioning import Prompts, TextCondition
+from .flux import PyramidFluxTransformer
+from .folder import GenerationDefaults
+from .latent_codec import LatentStatistics, decode_latents, to_output
+from .mmdit import PyramidDiffusionMMDiT
+from .offload import accelerator_device, module_device, moved_to, offload_sequentially
+from .sampler import Generator, Unit, UnitSampler
+from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from video_vae import CausalVideoVAE
+
+    Video = list[Image] | list[list[Image]] | np.ndarray | Tensor
+
+logger = logging.getLogger(__name__)
+
+Generators = torch.Generator | Sequence[torch.Generator]
+Callback = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One call of `generate` or `generate_i2v`, whose documentation says what is what."""
+
+    prompts: Prompts
+    units: Sequence[Unit]
+    height: int
+    width: int
+    temp: int
+    pixels: Tensor | None = None
+    """Images `[b or 1, 3, 1, h, w]` that start the videos."""
+    image_latents: Tensor | None = None
+    """The same as VAE latents `[b or 1, c, 1, h/8, w/8]`."""
+    nested: bool
+    """Whether a single video comes as a list of one."""
+    samples_each: int
+    generator: Generators | None
+    latents: Tensor | None
+    output_type: str
+    save_memory: bool
+    cpu_offloading: bool
+    callback: Callback | None
+
+    @property
+    def batch(self) -> int:
+        """Number of videos."""
+        return self.prompts.batch * self.samples_each
+
+    @property
+    def num_units(self) -> int:
+        """Units of the video, an image that starts it among them."""
+        images = (self.pixels, self.image_latents)
+        return len(self.units) + any(image is not None for image in images)
+
+
+class GenerationEngine:
+    """A transformer, a VAE and a text encoder at work together.
+
+    Args:
+        dit: The transformer.
+        scheduler: The mathematics of the stages.
+        statistics: The normalization of the VAE's latents.
+        vae: The VAE; without it, ask for `output_type="latent"`.
+        text_encoder: The text encoder; without it, pass `prompt_embeds` and their twins.
+        defaults: What to do where a caller does not say.
+        frame_per_unit: Latent frames of an autoregressive unit.
+    """
+
+    def __init__(
+        self,
+        dit: PyramidFluxTransformer | PyramidDiffusionMMDiT,
+        scheduler: PyramidFlowMatchEulerDiscreteScheduler,
+        statistics: LatentStatistics,
+        *,
+        vae: CausalVideoVAE | None = None,
+        text_encoder: nn.Module | None = None,
+        defaults: GenerationDefaults | None = None,
+        frame_per_unit: int = 1,
+    ) -> None:
+        self.dit = dit
+        self.scheduler = scheduler
+        self.statistics = statistics
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.defaults = defaults or GenerationDefaults()
+        self.frame_per_unit = frame_per_unit
+        self._offloaded_sequentially = False
+        self._progress_bar_config: dict[str, Any] = {"disable": None}  # shown on a terminal
+        if vae is not None and vae.config.decoder_in_channels != self.latent_channels:
+            raise ValueError(
+                f"the VAE has {vae.config.decoder_in_channels} latent channels, "
+                f"the transformer {self.latent_channels}"
+            )
+
+    # ---- what there is and where it is ----------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the transformer computes on."""
+        return module_device(self.dit)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the transformer's weights."""
+        return next(self.dit.parameters()).dtype
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        channels = self.dit.config.in_channels
+        return channels // 4 if isinstance(self.dit, PyramidFluxTransformer) else channels
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this many pixels: 64 for three stages."""
+        halvings = self.scheduler.config.stages - 1
+        return 2 * 2**halvings * inputs.SPATIAL_FACTOR
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """Arguments of the `tqdm` bar over all Euler steps, for example `disable=True`."""
+        self._progress_bar_config = kwargs
+
+    def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> None:
+        """Keep all weights in the CPU's memory and bring each layer over only while it runs.
+
+        Slow, and fits where there is little memory. Without an accelerator nothing is done.
+
+        Args:
+            device: The device to compute on, by default the accelerator.
+        """
+        target = torch.device(device) if device is not None else accelerator_device()
+        if target is None:
+            logger.warning("no accelerator found, sequential offload has no effect")
+            return
+        for module in (self.text_encoder, self.dit, self.vae):
+            if module is not None:
+                offload_sequentially(module, target)
+        self._offloaded_sequentially = True
+
+    # ---- from a request to a video --------------------------------------------------------
+
+    def _run(self, request: Request) -> Video:
+        self._check(request)
+        generator = inputs.check_generator(request.generator, request.batch)
+        device = self._working_device(self.dit, request)
+        noise = self._initial_noise(request, generator, device)
+        first_frame = self._first_frame(request, generator, device)
+        prompt, negative = self._encode_text(request, device)
+        with self._at_work(self.dit, request), self._progress_bar(request) as bar:
+            sampler = UnitSampler(
+                self.dit,
+                self.scheduler,
+                prompt=prompt,
+                negative=negative,
+                frame_per_unit=self.frame_per_unit,
+                generator=generator,
+                on_step=bar.update,
+            )
+            latents = sampler.run(
+                noise, request.units, first_frame=first_frame, on_unit=_unit_callback(request)
+            )
+        return latents if request.output_type == "latent" else self._decode(latents, request)
+
+    def _check(self, request: Request) -> None:
+        """Check what takes the models to check, and the parts of the request together.
+
+        Raises:
+            ValueError: Something does not fit, or a model is missing.
+        """
+        prompts, config = request.prompts, self.dit.config
+        inputs.check_size(request.height, request.width, self.size_multiple)
+        inputs.check_output_type(request.output_type)
+        inputs.check_count("num_images_per_prompt", request.samples_each)
+        prompts.check_widths(config.joint_attention_dim, config.pooled_projection_dim)
+        if request.latents is not None:
+            inputs.check_shape("latents", request.latents, self._noise_shape(request))
+        for images in (request.pixels, request.image_latents):
+            if images is not None and images.shape[0] not in (1, prompts.batch):
+                raise ValueError(f"{images.shape[0]} images for {prompts.batch} prompts")
+        if prompts.need_encoder and self.text_encoder is None:
+            raise ValueError(
+                "no text encoder is loaded: pass prompt_embeds, prompt_attention_mask and "
+                "pooled_prompt_embeds, and with guidance their negative_ twins"
+            )
+        if self.vae is None and (request.pixels is not None or request.output_type != "latent"):
+            raise ValueError(
+                'no VAE is loaded: ask for output_type="latent", and pass image_latents, '
+                "not input_image"
+            )
+
+    def _noise_shape(self, request: Request) -> tuple[int, ...]:
+        height, width = (side // inputs.SPATIAL_FACTOR for side in (request.height, request.width))
+        return (request.batch, self.latent_channels, request.temp, height, width)
+
+    def _initial_noise(
+        self, request: Request, generator: Generator, device: torch.device
+    ) -> Tensor:
+        if request.latents is not None:
+            return request.latents.to(device, torch.float32)
+        shape = self._noise_shape(request)
+        return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+
+    def _first_frame(
+        self, request: Request, generator: Generator, device: torch.device
+    ) -> Tensor | None:
+        """Normalized latents `[b, c, 1, h, w]` of the images, float32, if there are images."""
+        if request.image_latents is not None:
+            latents = _one_a_video(request.image_latents.to(device, torch.float32), request)
+        elif request.pixels is not None:
+            assert self.vae is not None  # checked at the door
+            with self._at_work(self.vae, request) as vae_device:
+                pixels = request.pixels.to(vae_device, self.vae.dtype)
+                posterior = self.vae.encode(pixels).latent_dist
+            mean = _one_a_video(posterior.mean.to(device, torch.float32), request)
+            std = _one_a_video(posterior.std.to(device, torch.float32), request)
+            noise = randn_tensor(
+                mean.shape, generator=generator, device=device, dtype=torch.float32
+            )
+            latents = mean + std * noise
+        else:
+            return None
+        return self.statistics.normalize(latents)
+
+    def _encode_text(
+        self, request: Request, device: torch.device
+    ) -> tuple[TextCondition, TextCondition | None]:
+        with self._at_work(self.text_encoder, request):
+            conditions = request.prompts.encode(self.text_encoder)
+        prompt, negative = (
+            text and text.to(device, self.dtype).repeated(request.samples_each)
+            for text in conditions
+        )
+        assert prompt is not None
+        return prompt, negative
+
+    def _decode(self, latents: Tensor, request: Request) -> Video:
+        assert self.vae is not None  # checked at the door
+        with self._at_work(self.vae, request) as device:
+            latents = self.statistics.denormalize(latents).to(device, self.vae.dtype)
+            video = decode_latents(self.vae, latents, save_memory=request.save_memory)
+        output = to_output(video, request.output_type)
+        if isinstance(output, list) and len(output) == 1 and not request.nested:
+            return output[0]
+        return output
+
+    # ---- where the work is done -----------------------------------------------------------
+
+    def _working_device(self, module: nn.Module, request: Request) -> torch.device:
+        """Device of `module` while it works, the accelerator if weights are to be moved there."""
+        moves = request.cpu_offloading and not self._offloaded_sequentially
+        return (accelerator_device() if moves else None) or module_device(module)
+
+    def _at_work(
+        self, module: nn.Module | None, request: Request
+    ) -> AbstractContextManager[torch.device | None]:
+        if module is None:
+            return nullcontext()
+        return moved_to(module, self._working_device(module, request))
+
+    def _progress_bar(self, request: Request) -> tqdm:
+        total = sum(sum(unit.steps) for unit in request.units)
+        return tqdm(total=total, **self._progress_bar_config)
+
+
+def _unit_callback(request: Request) -> Callable[[int], object]:
+    callback = request.callback
+    if callback is None:
+        return lambda index: None
+    return lambda index: callback(index, request.num_units)
+
+
+def _one_a_video(images: Tensor, request: Request) -> Tensor:
+    """One row a video from one row a prompt, or from one row for all."""
+    per_prompt = images.expand(request.prompts.batch, *images.shape[1:])
+    return per_prompt.repeat_interleave(request.samples_each, dim=0)

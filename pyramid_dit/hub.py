@@ -1,0 +1,78 @@
+"""Fetching a checkpoint from the Hugging Face hub, only what is needed of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .folder import DEFAULT_VARIANT, INDEX_NAME, VAE_FOLDER, full_variant_name, read_json
+
+_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` has the form `owner/repository`."""
+    return _REPO_ID.fullmatch(name) is not None
+
+
+def download_checkpoint(
+    repo_id: str,
+    variant: str | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    vae: bool = True,
+    text_encoder: bool = True,
+) -> Path:
+    """Fetch one variant of a checkpoint; what an interrupted run fetched is not fetched again.
+
+    Args:
+        repo_id: `owner/repository`, for example `rain1011/pyramid-flow-miniflux`.
+        variant: `diffusion_transformer_768p`, or in short `768p`; by default that of the
+            repository's `model_index.json`, else `768p`.
+        revision: Branch, tag or commit.
+        cache_dir: Where to keep it; by default the hub's cache.
+        vae: Fetch the VAE too.
+        text_encoder: Fetch the text encoders and their tokenizers too.
+
+    Returns:
+        The folder it lies in.
+
+    Raises:
+        FileNotFoundError: No such repository, or no such variant in it.
+        ConnectionError: The hub cannot be reached and the cache does not hold the files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def fetch(*patterns: str) -> Path:
+        folder = snapshot_download(
+            repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(patterns)
+        )
+        return Path(folder)
+
+    try:
+        index = fetch(INDEX_NAME) / INDEX_NAME
+        named = read_json(index).get("model_variant") if index.is_file() else None
+        name = full_variant_name(variant or named or DEFAULT_VARIANT)
+        # The small config first: gigabytes of text encoders are in vain without the variant.
+        if not (fetch(f"{name}/config.json") / name).is_dir():
+            raise FileNotFoundError(f"{repo_id} on the hub has no variant {name}")
+        patterns = [INDEX_NAME, f"{name}/*"]
+        if vae:
+            patterns.append(f"{VAE_FOLDER}/*")
+        if text_encoder:
+            patterns += ["text_encoder*/*", "tokenizer*/*"]
+        return fetch(*patterns)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(
+            f"no folder and no repository on the hub is called {repo_id!r}"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConnectionError(f"cannot fetch {repo_id} from the hub: {reason}") from error

@@ -1,0 +1,79 @@
+"""Loading weights strictly, with the dtypes by the names that the reference's scripts use."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from video_vae.checkpoint_file import load_strictly, read_state_dict
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_OTHER_PARTS = ("vae.", "text_encoder.")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """`bf16`, `fp16` or `fp32`, or the dtype itself, as a dtype.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if resolved not in DTYPES.values():
+        raise ValueError(f"model_dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return resolved
+
+
+def load_model(
+    model_class: type[Model], folder: Path, *, dtype: torch.dtype, **overrides: Any
+) -> Model:
+    """Load a diffusers model from `folder`, frozen, every key of its weights matching.
+
+    Args:
+        model_class: Class of the model.
+        folder: Where `config.json` and the weights lie.
+        dtype: Dtype of the weights.
+        overrides: Entries that replace those of the config.
+
+    Raises:
+        ValueError: Weights are missing, left over, or of another shape.
+    """
+    try:
+        model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
+            folder, torch_dtype=dtype, output_loading_info=True, local_files_only=True, **overrides
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"cannot load {model_class.__name__} from {folder}: {error}") from error
+    problems = {name: sorted(keys)[:5] for name, keys in info.items() if keys}
+    if problems:
+        raise ValueError(f"the weights in {folder} do not fit {model_class.__name__}: {problems}")
+    return model.eval()
+
+
+def load_weights(module: nn.Module, path: str | PathLike[str], *, part: str) -> None:
+    """Load a file of weights into `module`, every key matching.
+
+    Args:
+        module: Where the weights go.
+        path: `.safetensors` or a file of `torch.save`, of the module alone or of a whole
+            training wrapper in which it is called `part`.
+        part: Name of the module in such a wrapper.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or its weights do not fit.
+        RuntimeError: The module's weights are offloaded.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise RuntimeError("load weights before sequential offload is enabled")
+    state = read_state_dict(path)
+    prefix = f"{part}."
+    own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    if not own:
+        own = {key: v for key, v in state.items() if not key.startswith(_OTHER_PARTS)}
+    load_strictly(module, own, source=path)

@@ -1,0 +1,197 @@
+"""The autoregressive unit loop: one video unit after another, each through all the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .conditioning import TextCondition
+from .latent_pyramid import latent_pyramid, noise_pyramid
+from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from .temporal_pyramid import gather_history, history_plan
+
+Generator = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One autoregressive round."""
+
+    index: int
+    """Position in the video; an image given as the first frame is unit 0."""
+    start: int
+    """First latent frame of its noise; the unit takes frames `start` to `stop`."""
+    stop: int
+    steps: Sequence[int]
+    """Euler steps of each stage."""
+    guidance_scale: float | None
+    """Scale of the guidance; None asks the model for the prompt alone."""
+
+
+@dataclass(frozen=True)
+class GuidanceSchedule:
+    """How strongly each unit is guided."""
+
+    first: float
+    """Scale of unit 0; there is guidance at all where it is above 0."""
+    later: float
+    """Scale of the other units."""
+    slope: float | None = None
+    """With a slope, linear guidance: unit i has max(first - slope i, lower_bound)."""
+    lower_bound: float = 2.0
+
+    @property
+    def on(self) -> bool:
+        """Whether there is guidance."""
+        return self.first > 0
+
+    def scale(self, index: int) -> float | None:
+        """Scale of unit `index`, None without guidance."""
+        if not self.on:
+            return None
+        if self.slope is not None:
+            return max(self.first - self.slope * index, self.lower_bound)
+        return self.later if index else self.first
+
+
+def plan_units(
+    temp: int,
+    *,
+    frame_per_unit: int,
+    from_image: bool,
+    first_steps: Sequence[int],
+    later_steps: Sequence[int],
+    guidance: GuidanceSchedule,
+) -> list[Unit]:
+    """Units of a video whose initial noise has `temp` latent frames.
+
+    Text-to-video: unit 0 is latent frame 0 alone, then come `frame_per_unit` frames a unit.
+    Image-to-video: the image is unit 0, so the units start at 1, with the first of the noise.
+
+    Args:
+        temp: Latent frames of the noise.
+        frame_per_unit: Latent frames of every unit but unit 0.
+        from_image: Whether the video starts with a given image.
+        first_steps: Euler steps of each stage in unit 0.
+        later_steps: The same in the other units.
+        guidance: Scales of the guidance.
+    """
+    units = [] if from_image else [Unit(0, 0, 1, first_steps, guidance.scale(0))]
+    first, last = (0, temp - frame_per_unit) if from_image else (1, temp)
+    for index, start in enumerate(range(first, last, frame_per_unit), start=1):
+        stop = start + frame_per_unit
+        units.append(Unit(index, start, stop, later_steps, guidance.scale(index)))
+    return units
+
+
+class UnitSampler:
+    """Generates latents unit by unit (section 3.3 of arXiv 2410.05954).
+
+    Args:
+        dit: The transformer.
+        scheduler: The mathematics of the stages.
+        prompt: What to show.
+        negative: What to guide away from; None without guidance.
+        frame_per_unit: Latent frames a unit.
+        generator: Source of the noise at the jumps, one for all or one a sample.
+        on_step: Called after every Euler step.
+    """
+
+    def __init__(
+        self,
+        dit: nn.Module,
+        scheduler: PyramidFlowMatchEulerDiscreteScheduler,
+        *,
+        prompt: TextCondition,
+        negative: TextCondition | None,
+        frame_per_unit: int,
+        generator: Generator = None,
+        on_step: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.dit = dit
+        self.scheduler = scheduler
+        self.prompt = prompt
+        self.guided = prompt if negative is None else negative.followed_by(prompt)
+        self.frame_per_unit = frame_per_unit
+        self.generator = generator
+        self.on_step = on_step
+
+    def run(
+        self,
+        noise: Tensor,
+        units: Sequence[Unit],
+        *,
+        first_frame: Tensor | None = None,
+        on_unit: Callable[[int], object] = lambda index: None,
+    ) -> Tensor:
+        """Generate the units one after another.
+
+        Args:
+            noise: White noise `[b, c, temp, h, w]` at full resolution, float32.
+            units: What to generate, in order.
+            first_frame: Normalized latents `[b, c, 1, h, w]` of an image that starts the video.
+            on_unit: Called with the index of each unit before it is generated.
+
+        Returns:
+            Normalized latents `[b, c, t, h, w]`, the first frame included, float32.
+        """
+        stages = self.scheduler.config.stages
+        lowest_noise = noise_pyramid(noise, stages)[0]
+        history = [noise[:, :, :0] for _ in range(stages)]
+        if first_frame is not None:
+            history = latent_pyramid(first_frame, stages)
+        for unit in units:
+            on_unit(unit.index)
+            latents = self._generate(lowest_noise[:, :, unit.start : unit.stop], history, unit)
+            levels = latent_pyramid(latents, stages)
+            history = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
+        return history[-1]
+
+    def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
+        """One unit, from noise at the lowest resolution to clean latents at the highest."""
+        # at a scale of 1 the guided velocity is that of the prompt, at half the price
+        text = self.prompt if unit.guidance_scale in (None, 1) else self.guided
+        past_frames = history[-1].shape[2]
+        for stage, steps in enumerate(unit.steps):
+            if stage > 0:
+                latents = self._jump(latents, stage)
+            plan = history_plan(past_frames, stage, frame_per_unit=self.frame_per_unit)
+            past = [_model_input(clip, text) for clip in gather_history(history, plan)]
+            self.scheduler.set_timesteps(steps, stage, latents.device)
+            for timestep in self.scheduler.timesteps:
+                velocity = self._predict([*past, _model_input(latents, text)], timestep, text)
+                if text is self.guided and text is not self.prompt:
+                    negative, positive = velocity.chunk(2)
+                    velocity = negative + unit.guidance_scale * (positive - negative)
+                latents = self.scheduler.step(velocity, timestep, latents).prev_sample
+                self.on_step()
+        return latents
+
+    def _jump(self, latents: Tensor, stage: int) -> Tensor:
+        *rest, height, width = latents.shape
+        noise = self.scheduler.sample_block_noise(
+            (*rest, 2 * height, 2 * width),
+            generator=self.generator,
+            device=latents.device,
+            dtype=latents.dtype,
+        )
+        return self.scheduler.jump(latents, stage, noise)
+
+    def _predict(self, clips: list[Tensor], timestep: Tensor, text: TextCondition) -> Tensor:
+        prediction = self.dit(
+            sample=[clips],
+            encoder_hidden_states=text.embeds,
+            encoder_attention_mask=text.mask,
+            pooled_projections=text.pooled,
+            timestep_ratio=timestep.expand(text.batch),
+        )
+        return prediction[0].float()
+
+
+def _model_input(clip: Tensor, text: TextCondition) -> Tensor:
+    """`clip` once for each half, negative and positive, of `text`, in the model's dtype."""
+    copies = text.batch // clip.shape[0]
+    return torch.cat([clip] * copies).to(text.embeds.dtype)

@@ -1,0 +1,228 @@
+"""What the two diffusion transformers share: the forward contract and the way through it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from .embeddings import TimestepTextEmbedding
+from .normalization import AdaLayerNorm, AdaLayerNormContinuous
+from .token_layout import (
+    PATCH,
+    Grid,
+    TokenLayout,
+    clip_grid,
+    make_layout,
+    pack_text,
+    unpatchify,
+)
+
+Clips = Sequence[Tensor]
+
+
+class PyramidTransformer(ModelMixin, ConfigMixin):
+    """Backbone of both transformers.
+
+    Subclasses make `transformer_blocks` (and what else they have) between `_make_stem` and
+    `_finish`, and say how clips become tokens (`_embed_clip`), where tokens are
+    (`_clip_rotations`) and what the blocks do (`_run_blocks`).
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["JointBlock", "SingleBlock"]
+
+    transformer_blocks: nn.ModuleList
+    gradient_checkpointing: bool
+    _gradient_checkpointing_func: Callable[..., Any]
+
+    def _make_stem(self, *, dim: int, text_dim: int, pooled_dim: int, out_channels: int) -> None:
+        """Make the embedders of the conditioning and the output layers."""
+        self.gradient_checkpointing = False
+        self.time_text_embed = TimestepTextEmbedding(dim, pooled_dim)
+        self.context_embedder = nn.Linear(text_dim, dim)
+        self.norm_out = AdaLayerNormContinuous(dim)
+        self.proj_out = nn.Linear(dim, PATCH * PATCH * out_channels)
+
+    @property
+    def _num_blocks(self) -> int:
+        return sum(len(m) for m in self.children() if isinstance(m, nn.ModuleList))
+
+    def _finish(self) -> None:
+        """Initialize the weights and apply what the config says about checkpointing."""
+        share = self.config.gradient_checkpointing_ratio
+        if not 0 <= share <= 1:
+            raise ValueError(f"gradient_checkpointing_ratio must be within 0..1, not {share}")
+        initialize_weights(self)
+        if self.config.use_gradient_checkpointing:
+            self.enable_gradient_checkpointing()
+
+    def _embed_clip(self, clip: Tensor, last: Grid) -> Tensor:
+        raise NotImplementedError
+
+    def _clip_rotations(self, grid: Grid, first_frame: int, last: Grid) -> Tensor:
+        raise NotImplementedError
+
+    def _run_blocks(
+        self,
+        text: Tensor,
+        video: Tensor,
+        conditioning: Tensor,
+        rotations: Tensor,
+        layout: TokenLayout,
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        sample: Sequence[Clips],
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        pooled_projections: Tensor,
+        timestep_ratio: Tensor,
+    ) -> list[Tensor]:
+        """Velocity of the last clip of every stage entry.
+
+        Args:
+            sample: one entry for each pyramid stage of the batch (S entries), each a list of
+                clips `[b, C, t, h, w]`, oldest first; the last one is noisy and predicted, those
+                before it are its history.
+            encoder_hidden_states: `[b·S, L, joint]` text; row p::S belongs to entry p.
+            encoder_attention_mask: `[b·S, L]`, 1 for real tokens.
+            pooled_projections: `[b·S, P]`.
+            timestep_ratio: `[b·S]`, 0..1000.
+
+        Returns:
+            A tensor `[b, C, t, h, w]` for each entry.
+
+        Raises:
+            ValueError: no entry or no clip, odd sizes, or rows that do not match the sample.
+        """
+        self._check_inputs(sample, encoder_hidden_states, encoder_attention_mask)
+        conditions = (
+            encoder_hidden_states,
+            encoder_attention_mask,
+            pooled_projections,
+            timestep_ratio,
+        )
+        count = len(sample)
+        velocities: dict[int, Tensor] = {}
+        for entries in _entries_of_equal_shape(sample):
+            clips = [_concat(column) for column in zip(*(sample[p] for p in entries), strict=True)]
+            rows = [_concat([x[p::count] for p in entries]) for x in conditions]
+            predictions = self._predict(clips, *rows).chunk(len(entries))
+            velocities.update(zip(entries, predictions, strict=True))
+        return [velocities[p] for p in range(count)]
+
+    def _predict(
+        self, clips: Clips, text: Tensor, mask: Tensor, pooled: Tensor, timestep: Tensor
+    ) -> Tensor:
+        """Velocity of the last of `clips`, for a batch of equal shapes."""
+        if not self.config.get("use_t5_mask", True):
+            mask = torch.ones_like(mask)
+        text, paddings = pack_text(text, mask)
+        order = sorted(range(len(paddings)), key=paddings.__getitem__)
+        if order != list(range(len(order))):  # rows of equal text length become neighbors
+            clips, text = [clip[order] for clip in clips], text[order]
+            timestep, pooled = timestep[order], pooled[order]
+            velocity = self._predict_sorted(clips, text, sorted(paddings), pooled, timestep)
+            return velocity[_inverse(order)]
+        return self._predict_sorted(clips, text, paddings, pooled, timestep)
+
+    def _predict_sorted(
+        self, clips: Clips, text: Tensor, paddings: list[int], pooled: Tensor, timestep: Tensor
+    ) -> Tensor:
+        grids = [clip_grid(clip) for clip in clips]
+        layout = make_layout(
+            grids, text.shape[1], paddings, temporal_causal=self.config.use_temporal_causal
+        )
+        rotations = self._rotations(layout).to(text.device)
+
+        conditioning = F.silu(self.time_text_embed(timestep, pooled.to(self.dtype)))
+        text_tokens = self.context_embedder(text.to(self.dtype))
+        video = _concat([self._embed_clip(c.to(self.dtype), grids[-1]) for c in clips], dim=1)
+
+        video = self._run_blocks(text_tokens, video, conditioning, rotations, layout)
+
+        last = video[:, -grids[-1].tokens :]
+        velocity = self.proj_out(self.norm_out(last, conditioning))
+        return unpatchify(velocity, grids[-1]).to(clips[-1].dtype)
+
+    def _rotations(self, layout: TokenLayout) -> Tensor:
+        """Rotations of [text ; clips], complex64 `[L, head_dim / 2]`; text stays at 0."""
+        parts, frame = [], 0
+        for grid in layout.grids:
+            parts.append(self._clip_rotations(grid, frame, layout.grids[-1]))
+            frame += grid.frames
+        still = parts[0].new_ones(layout.text_length, parts[0].shape[1])
+        return torch.cat([still, *parts])
+
+    def _run(self, index: int, block: nn.Module, *args: Any) -> Any:
+        """Run the block number `index` of all, with its activations kept or recomputed."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            share = self.config.gradient_checkpointing_ratio
+            if index < round(share * self._num_blocks):
+                return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+    def _check_inputs(self, sample: Sequence[Clips], states: Tensor, mask: Tensor) -> None:
+        if not sample or not all(len(clips) for clips in sample):
+            raise ValueError("`sample` needs at least one entry, and each entry at least one clip")
+        rows = sum(clips[-1].shape[0] for clips in sample)
+        if states.shape[0] != rows or mask.shape != states.shape[:2]:
+            raise ValueError(
+                f"the sample has {rows} rows: `encoder_hidden_states` must be [{rows}, L, d] and "
+                f"`encoder_attention_mask` [{rows}, L], not {tuple(states.shape)} and "
+                f"{tuple(mask.shape)}"
+            )
+        for clip in (clip for clips in sample for clip in clips):
+            if clip.ndim != 5 or clip.shape[3] % PATCH or clip.shape[4] % PATCH:
+                raise ValueError(
+                    f"clips must be [b, C, t, h, w] with even h and w, not {tuple(clip.shape)}"
+                )
+
+
+def _concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`torch.cat` that copies nothing when there is only one."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
+
+
+def _inverse(order: list[int]) -> list[int]:
+    """The permutation that undoes `order`."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _entries_of_equal_shape(sample: Sequence[Clips]) -> list[list[int]]:
+    """Numbers of the entries that can run as one batch."""
+    groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    for index, clips in enumerate(sample):
+        groups.setdefault(tuple(clip.shape for clip in clips), []).append(index)
+    return list(groups.values())
+
+
+def initialize_weights(model: PyramidTransformer) -> None:
+    """Fresh weights: every block starts as the identity and the velocity as zero.
+
+    Xavier-uniform linears (a convolution counts as one over its flattened kernel) with zero
+    bias; normal of deviation 0.02 for the embedders of time and text; zero for the AdaLN linears
+    and the output. The pre-only text norm in the last block of the MMDiT keeps its Xavier
+    weights: it feeds the attention and gates nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    embed = model.time_text_embed
+    for mlp in (embed.timestep_embedder, embed.text_embedder):
+        nn.init.normal_(mlp.linear_1.weight, std=0.02)
+        nn.init.normal_(mlp.linear_2.weight, std=0.02)
+    nn.init.normal_(model.context_embedder.weight, std=0.02)
+    for module in model.modules():
+        if isinstance(module, AdaLayerNorm):
+            nn.init.zeros_(module.linear.weight)
+    nn.init.zeros_(model.norm_out.linear.weight)
+    nn.init.zeros_(model.proj_out.weight)

@@ -1,0 +1,296 @@
+"""Frames to files and back: mp4 (H.264), gif, or a folder of PNGs.
+
+Everything is written under a temporary name beside its target and renamed at the end, so that
+the final name holds either a complete file or what it held before: after an error, a full disk
+or Ctrl-C the temporary file is removed.
+
+Video goes through the ffmpeg program that ships with `imageio-ffmpeg`, fed by a pipe: nothing
+needs to be installed on the machine, and no copy of the whole clip is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Frame: TypeAlias = "Image | np.ndarray"
+"""A PIL image, or an array [height, width, 3]: uint8, or floats in [0, 1]."""
+
+PNG_NAME = "frame_{:04d}.png"
+PNG_PATTERN = re.compile(r"frame_\d{4,}\.png")
+CRF = 16  # x264's quality: 0 is lossless, from about 18 on the eye sees the difference
+
+
+def export_to_video(frames: Iterable[Frame], path: str | Path, fps: float = 24) -> str:
+    """Write an H.264 mp4 (yuv420p, BT.709, index at the front), which plays everywhere.
+
+    Args:
+        frames: the frames in order, all of one size. yuv420p needs even sizes, so the last
+            column or row of an odd size is written twice.
+        path: the file to write; its folder is made if it is not there.
+        fps: frames a second.
+
+    Returns:
+        `path` as a string.
+
+    Raises:
+        ValueError: no frames, frames of different sizes, or `fps` not above 0.
+        TypeError: something that is not a frame.
+        OSError: the file could not be written.
+    """
+    _check_fps(fps)
+    with _replacing(Path(path)) as temporary:
+        _encode(_frame_arrays(frames), temporary, fps)
+    return str(path)
+
+
+def export_to_gif(frames: Iterable[Frame], path: str | Path, fps: float = 24) -> str:
+    """Write an endless gif. Arguments, result and errors as for `export_to_video`.
+
+    Gif counts time in hundredths of a second: each frame is shown for the whole number of them
+    that keeps the clip as a whole on time.
+    """
+    from PIL import Image
+
+    _check_fps(fps)
+    images = [Image.fromarray(array) for array in _frame_arrays(frames)]
+    ends = [round(100 * (index + 1) / fps) for index in range(len(images))]
+    durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    with _replacing(Path(path)) as temporary:
+        images[0].save(
+            temporary, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
+        )
+    return str(path)
+
+
+def export_to_png_folder(frames: Iterable[Frame], path: str | Path) -> str:
+    """Write `frame_0000.png`, `frame_0001.png`, ... to a folder, made or replaced as a whole.
+
+    Arguments and errors as for `export_to_video`; also `FileExistsError` for a folder that holds
+    anything but the frames of an earlier run, which is never touched.
+    """
+    from PIL import Image
+
+    target = Path(path)
+    _check_replaceable(target)
+    with _replacing(target) as temporary:
+        temporary.mkdir()
+        for index, array in enumerate(_frame_arrays(frames)):
+            Image.fromarray(array).save(temporary / PNG_NAME.format(index))
+    return str(path)
+
+
+def save_frames(frames: Iterable[Frame], path: str | Path, fps: float = 24) -> str:
+    """Write frames in the format that the name asks for, see `output_format`."""
+    kind = output_format(path)
+    if kind == "mp4":
+        return export_to_video(frames, path, fps)
+    if kind == "gif":
+        return export_to_gif(frames, path, fps)
+    return export_to_png_folder(frames, path)
+
+
+def output_format(path: str | Path) -> str:
+    """`"mp4"`, `"gif"` or `"png"` (a folder): by the ending of the name.
+
+    A name without an ending, or one that ends in a slash, is a folder of PNGs.
+
+    Raises:
+        ValueError: any other ending.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in (".mp4", ".gif"):
+        return suffix[1:]
+    if not suffix or str(path).endswith(("/", os.sep)) or Path(path).is_dir():
+        return "png"
+    raise ValueError(
+        f"cannot write {str(path)!r}: a name must end in .mp4 or .gif, or in / for a folder of PNGs"
+    )
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise now what `save_frames(..., path)` would raise about its target after all the work.
+
+    The folder is tried by really creating a file in it: permission bits say nothing about a
+    read-only or a full disk. Nothing is left behind.
+
+    Raises:
+        ValueError: an unknown ending.
+        OSError: the target is in the way (`FileExistsError`, `IsADirectoryError`), or its folder
+            is not a folder or takes no files.
+    """
+    target = Path(path)
+    if output_format(path) == "png":
+        _check_replaceable(target)
+    elif target.is_dir():
+        raise IsADirectoryError(f"cannot write {str(path)!r}: it is a folder")
+    folder = target.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"cannot write {str(path)!r}: {str(folder)!r} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write {str(path)!r}: {str(folder)!r} takes no files"
+        ) from error
+
+
+def read_video(path: str | Path) -> np.ndarray:
+    """Decode a video to uint8 frames [time, height, width, 3], every stored frame once.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: ffmpeg finds no video in it.
+    """
+    from imageio_ffmpeg import read_frames
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such video file: {str(path)!r}")
+    reader = read_frames(str(path), output_params=["-fps_mode", "passthrough"])
+    try:
+        width, height = next(reader)["size"]
+        frames = [np.frombuffer(frame, np.uint8) for frame in reader]
+        return np.stack(frames).reshape(-1, height, width, 3)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(f"not a video that ffmpeg can read: {str(path)!r}") from error
+    finally:
+        reader.close()
+
+
+def _encode(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
+    """Pipe raw frames to ffmpeg. Raises `OSError` with what ffmpeg said if it fails."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    first = _even(next(frames))
+    height, width = first.shape[:2]
+    # Spelled out, for ffmpeg would convert by BT.601 and leave players to guess.
+    to_yuv = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int"
+    tags = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+    command = [get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    command += ["-framerate", str(fps), "-i", "pipe:0", "-vf", f"{to_yuv},format=yuv420p,{tags}"]
+    command += ["-c:v", "libx264", "-crf", str(CRF)]
+    command += ["-movflags", "+faststart", "-f", "mp4", str(path)]
+    # Messages go to a file: a pipe that nobody empties could block ffmpeg. A session of its own
+    # keeps a Ctrl-C in the terminal from ffmpeg, which would then finish a shorter video.
+    with tempfile.TemporaryFile() as messages:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=messages, start_new_session=True
+        )
+        assert process.stdin is not None
+        try:
+            # A broken pipe means that ffmpeg gave up; its status and message say why.
+            with suppress(BrokenPipeError), process.stdin as pipe:
+                pipe.write(first.tobytes())
+                for frame in frames:
+                    pipe.write(_even(frame).tobytes())
+            status = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if status != 0:
+            messages.seek(0)
+            raise _ffmpeg_error(status, messages.read().decode(errors="replace"), path)
+
+
+def _ffmpeg_error(status: int, said: str, path: Path) -> OSError:
+    if os.strerror(errno.ENOSPC) in said:
+        return OSError(errno.ENOSPC, f"cannot write to {str(path.parent)!r}: no space left")
+    if status == -getattr(signal, "SIGXFSZ", 0):
+        return OSError(errno.EFBIG, f"cannot write to {str(path.parent)!r}: file size limit")
+    last_line = (said.strip().splitlines() or [f"it ended with status {status}"])[-1]
+    return OSError(errno.EIO, f"cannot write to {str(path.parent)!r}: ffmpeg: {last_line}")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Hand out a temporary path beside `target`; rename it to `target` if the body succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        yield temporary
+        if temporary.is_dir() and target.exists():
+            _remove(target)  # a folder cannot be renamed over a full one
+        os.replace(temporary, target)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """A folder of PNGs may replace an empty folder or an earlier one of its kind, nothing else."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"cannot write {str(folder)!r}: a file of that name is in the way")
+    if other := next((p.name for p in folder.iterdir() if not PNG_PATTERN.fullmatch(p.name)), None):
+        raise FileExistsError(
+            f"cannot write {str(folder)!r}: the folder already holds {other!r}; name a new folder"
+        )
+
+
+def _check_fps(fps: float) -> None:
+    if not (fps > 0 and math.isfinite(fps)):
+        raise ValueError(f"fps must be a number above 0, not {fps!r}")
+
+
+def _frame_arrays(frames: Iterable[Frame]) -> Iterator[np.ndarray]:
+    """The frames as uint8 arrays [height, width, 3] of one size, at least one."""
+    shape = None
+    for index, frame in enumerate(frames):
+        array = _frame_array(frame, index)
+        shape = shape or array.shape
+        if array.shape != shape:
+            raise ValueError(
+                f"all frames must have one size: frame 0 is {shape[1]}x{shape[0]}, "
+                f"frame {index} is {array.shape[1]}x{array.shape[0]}"
+            )
+        yield array
+    if shape is None:
+        raise ValueError("there are no frames to write")
+
+
+def _frame_array(frame: Frame, index: int) -> np.ndarray:
+    if hasattr(frame, "convert"):
+        frame = frame.convert("RGB")
+    array = np.asarray(frame)
+    if np.issubdtype(array.dtype, np.floating):
+        array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise TypeError(
+            f"frame {index} must be a PIL image or an array [height, width, 3] of uint8 or of "
+            f"floats in [0, 1], not {array.dtype} {list(array.shape)}"
+        )
+    return array
+
+
+def _even(array: np.ndarray) -> np.ndarray:
+    height, width = array.shape[:2]
+    return np.pad(array, ((0, height % 2), (0, width % 2), (0, 0)), "edge")

@@ -1,0 +1,48 @@
+"""Installs the packages `pyramid_dit`, `video_vae`, `trainer_misc` and the command `pyramid-flow`.
+
+The ranges here say what should work; `requirements.txt` pins what the tests run on.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "pyramid_dit/__init__.py").read_text(), re.MULTILINE
+)
+
+setup(
+    name="pyramid-flow",
+    version=VERSION[1] if VERSION else "0",
+    description="Text to video and image to video by pyramidal flow matching",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["pyramid_dit*", "video_vae*", "trainer_misc*"]),
+    package_data={"pyramid_dit": ["py.typed", "toy/*", "toy/**/*"]},
+    install_requires=[
+        "accelerate>=1.10,<2",
+        "diffusers>=0.41,<1",
+        "einops>=0.8,<1",
+        "huggingface_hub>=1.31,<3",
+        "imageio>=2.37,<3",  # diffusers.utils.export_to_video asks for it
+        "imageio-ffmpeg>=0.6,<1",
+        "numpy>=2.0,<3",
+        "pillow>=11,<14",
+        "safetensors>=0.6,<1",
+        "torch>=2.11,<3",
+        "tqdm>=4.66,<5",
+        "transformers>=5.20,<6",
+    ],
+    extras_require={
+        "test": ["mypy>=2.4,<2.5", "pytest>=8", "ruff>=0.17,<0.18"],
+        "app": ["gradio>=6,<7"],
+        "train": ["tensorboard>=2.15,<3"],
+    },
+    entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.cli:main"]},
+)

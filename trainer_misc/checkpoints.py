@@ -1,0 +1,50 @@
+"""Checkpoints of a training run: written whole or not at all, found again, thinned out."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_steps(folder: Path) -> dict[int, Path]:
+    """All complete checkpoints below `folder`, by step."""
+    found = {}
+    for path in folder.glob("checkpoint-*") if folder.is_dir() else ():
+        if match := _NAME.fullmatch(path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step, or None."""
+    return next(reversed(checkpoint_steps(folder).values()), None)
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `target`, then put it in the target's place."""
+    temporary, old = (
+        target.with_name(f".{target.name}.tmp"),
+        target.with_name(f".{target.name}.old"),
+    )
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def thin_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for path in list(checkpoint_steps(folder).values())[: -keep or None]:
+        shutil.rmtree(path)

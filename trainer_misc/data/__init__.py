@@ -1,0 +1,1 @@
+"""Training data: synthetic captioned clips that are drawn on the fly."""

@@ -1,0 +1,324 @@
+"""Train the default checkpoint's miniFLUX and its text encoders on a bank of latents.
+
+Autoregressive with the temporal pyramid: each step trains the last unit of clips of one length,
+with all shorter units as history, on every stage at once (`pyramid_dit.flow_objective`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyramid_dit.flow_objective import FlowObjective
+from pyramid_dit.flux import PyramidFluxTransformer
+from pyramid_dit.latent_codec import LatentStatistics
+from pyramid_dit.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from pyramid_dit.text_encoder import FluxTextEncoderWithMask
+from video_vae.autoencoder import CausalVideoVAE
+
+from .checkpoints import write_folder
+from .data.moving_shapes import NUM_COMBINATIONS, caption_of
+from .latent_bank import LatentBank, encode_bank
+from .loop import LoopConfig, TrainingLoop
+from .optimization import Muon, muon_groups
+from .sheets import save_contact_sheet
+from .toy_text import TEXT_DIM, write_text_encoders
+
+logger = logging.getLogger(__name__)
+
+VARIANT = "diffusion_transformer_128p"
+HEADS = 4
+TOY_DIT = {
+    "num_layers": 3,
+    "num_single_layers": 6,
+    "attention_head_dim": 32,
+    "num_attention_heads": HEADS,
+    "joint_attention_dim": TEXT_DIM,
+    "pooled_projection_dim": TEXT_DIM,
+    "axes_dims_rope": (8, 12, 12),
+}
+DROPPED = NUM_COMBINATIONS  # the row of the empty prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class DitRecipe:
+    """What a batch looks like.
+
+    Attributes:
+        columns: Samples of each stage are `columns[k] * per_column`.
+        per_column: Samples a column.
+        first_frame_share: Share of the steps that train the first unit, which has no history.
+        drop: Share of the prompts replaced by the empty one.
+        images: First frames in the bank.
+        clips: Clips in the bank.
+    """
+
+    columns: tuple[int, int, int] = (1, 2, 2)
+    per_column: int = 32
+    first_frame_share: float = 0.45
+    drop: float = 0.1
+    images: int = 24_000
+    clips: int = 1_500
+
+
+class TrainableDit(nn.Module):
+    """The transformer and its text encoders as one module with one forward."""
+
+    def __init__(self, dit: PyramidFluxTransformer, text: FluxTextEncoderWithMask) -> None:
+        super().__init__()
+        self.dit, self.text = dit, text
+        captions = [caption_of(number) for number in range(NUM_COMBINATIONS)] + [""]
+        clip, t5 = text.tokenizers["text_encoder"], text.tokenizers["text_encoder_2"]
+        self.register_buffer("clip_ids", _tokens(clip, captions)["input_ids"], persistent=False)
+        tokens = _tokens(t5, captions)
+        self.register_buffer("t5_ids", tokens["input_ids"], persistent=False)
+        self.register_buffer("t5_mask", tokens["attention_mask"], persistent=False)
+
+    def encode(self, captions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings [b, l, d], mask [b, l] and pooled [b, p] of caption numbers [b]."""
+        pooled = self.text.text_encoder(self.clip_ids[captions]).pooler_output
+        mask = self.t5_mask[captions]
+        states = self.text.text_encoder_2(self.t5_ids[captions], attention_mask=mask)
+        return states.last_hidden_state, mask, pooled
+
+    def forward(
+        self, samples: list[list[Tensor]], captions: Tensor, timesteps: Tensor
+    ) -> list[Tensor]:
+        """Velocities of the last clips; row p::S of captions and timesteps is of column p."""
+        return self.dit(samples, *self.encode(captions), timesteps)
+
+
+def _tokens(tokenizer: Any, captions: list[str]) -> Any:
+    return tokenizer(captions, padding="longest", return_tensors="pt")
+
+
+def new_dit(latent_channels: int) -> PyramidFluxTransformer:
+    """A fresh toy transformer whose text embedders start at full size.
+
+    The usual deviation of 0.02 is meant for widths in the thousands; at 128 it would leave the
+    text unheard for long.
+    """
+    dit = PyramidFluxTransformer(in_channels=4 * latent_channels, **TOY_DIT)
+    embed = dit.time_text_embed
+    for linear in (
+        embed.text_embedder.linear_1,
+        embed.text_embedder.linear_2,
+        embed.timestep_embedder.linear_2,
+        dit.context_embedder,
+    ):
+        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    return dit
+
+
+class DitObjective:
+    """Loss of a batch drawn from the bank.
+
+    Args:
+        model: `TrainableDit`, or what accelerate made of it.
+        bank: Latents and what they show.
+        statistics: How latents are normalized.
+        recipe: What a batch looks like.
+        rank: Of this process.
+        world: Number of processes.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: LatentBank,
+        statistics: LatentStatistics,
+        recipe: DitRecipe,
+        *,
+        rank: int,
+        world: int,
+        seed: int,
+    ) -> None:
+        self.model, self.recipe = model, recipe
+        self.rank, self.world, self.seed = rank, world, seed
+        self.images = statistics.first_frame.normalize(bank.images.float())
+        self.clips = statistics.normalize(bank.clips.float())
+        self.image_combinations, self.clip_combinations = (
+            bank.image_combinations,
+            bank.clip_combinations,
+        )
+        self.objective = FlowObjective(
+            PyramidFlowMatchEulerDiscreteScheduler(),
+            sample_ratios=recipe.columns,
+            max_temporal_length=bank.clips.shape[2],
+        )
+
+    def __call__(self, number: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss of batch `number`; all processes train one length at a time."""
+        units = self._units(torch.Generator().manual_seed(self.seed + number))
+        rng = torch.Generator().manual_seed(self.seed + number * self.world + self.rank + (1 << 40))
+        latents, captions = self._draw(units, rng)
+        batch = self.objective.prepare(latents, units=(units,) * 3, generator=rng)
+        dropped = torch.rand(len(captions), generator=rng) < self.recipe.drop
+        captions = captions.masked_fill(dropped, DROPPED)
+        velocities = self.model(batch.samples, captions, batch.timesteps)
+        loss, log = self.objective.loss(velocities, batch.targets)
+        kind = "first" if units == 1 else "later"
+        return loss, {f"{kind}_{k.removeprefix('loss_')}": float(v) for k, v in log.items()}
+
+    def _units(self, rng: torch.Generator) -> int:
+        """Number of units to train on: the first frame alone, or any longer length."""
+        share, length = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
+        if share < self.recipe.first_frame_share:
+            return 1
+        # Squared, so that short histories, which cost less and come first, are seen more often.
+        return 2 + int(length**1.5 * (self.objective.max_units - 1))
+
+    def _draw(self, units: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Normalized latents [b, c, t, h, w] and caption numbers [b]."""
+        batch = sum(self.recipe.columns) * self.recipe.per_column
+        source, combinations = self.images, self.image_combinations
+        if units > 1:
+            source, combinations = self.clips, self.clip_combinations
+        chosen = torch.randint(len(source), (batch,), generator=rng)
+        return source[chosen, :, :units], combinations[chosen]
+
+
+def model_index(statistics: LatentStatistics) -> dict[str, Any]:
+    """`model_index.json` of the checkpoint."""
+    return {
+        "_class_name": "PyramidDiTForVideoGeneration",
+        "model_name": "pyramid_flux",
+        "model_variant": VARIANT,
+        "model_dtype": "fp32",
+        "latent_statistics": asdict(statistics),
+        "prompt_suffix": "",
+        "negative_prompt": "",
+        "height": 128,
+        "width": 128,
+        "num_frames": 97,
+        "frames_per_second": 24,
+        "num_inference_steps": [8, 8, 8],
+        "video_num_inference_steps": [6, 6, 6],
+        "guidance_scale": 3.0,
+        "video_guidance_scale": 2.0,
+    }
+
+
+def write_checkpoint(
+    folder: Path, model: TrainableDit, vae: CausalVideoVAE, statistics: LatentStatistics
+) -> None:
+    """Write everything in the released layout, whole or not at all."""
+
+    def write(target: Path) -> None:
+        model.dit.save_pretrained(target / VARIANT)
+        vae.save_pretrained(target / "causal_video_vae")
+        for name, tokenizer in model.text.tokenizers.items():
+            model.text.get_submodule(name).save_pretrained(target / name)
+            tokenizer.save_pretrained(target / name.replace("text_encoder", "tokenizer"))
+        text = json.dumps(model_index(statistics), indent=2)
+        (target / "model_index.json").write_text(text + "\n")
+
+    write_folder(folder, write)
+
+
+def sample_sheet(
+    model: TrainableDit,
+    vae: CausalVideoVAE,
+    statistics: LatentStatistics,
+    path: Path,
+) -> None:
+    """Generate short videos of fixed prompts with the weights as they are."""
+    from pyramid_dit import PyramidDiTForVideoGeneration
+
+    folder = path.parent / "sample"
+    write_checkpoint(folder, model, vae, statistics)
+    pipe = PyramidDiTForVideoGeneration.from_pretrained(folder)
+    prompts = [caption_of(number) for number in range(3, NUM_COMBINATIONS, 42)]
+    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    videos = pipe.generate(prompts, temp=3, generator=generators, output_type="pt")
+    save_contact_sheet([v.transpose(0, 1) * 2 - 1 for v in videos], path, frames=4)
+
+
+def train_dit(
+    output: Path, vae_folder: Path, config: LoopConfig, recipe: DitRecipe | None = None
+) -> None:
+    """Train from nothing, or from the newest checkpoint of `output`, to `output/checkpoint`.
+
+    Args:
+        output: Folder of the run.
+        vae_folder: The trained VAE.
+        config: How long and how hard.
+        recipe: What a batch looks like.
+    """
+    recipe = recipe or DitRecipe()
+    vae = CausalVideoVAE.from_pretrained(vae_folder).requires_grad_(False).eval()
+    torch.manual_seed(config.seed)
+    text_folder = output / "text"
+    bank_path = output / "bank.safetensors"
+    if not bank_path.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        write_folder(text_folder, write_text_encoders)
+        encode_bank(vae, images=recipe.images, clips=recipe.clips).save(bank_path)
+    bank = LatentBank.load(bank_path)
+    statistics = bank.statistics()
+
+    dit = new_dit(bank.images.shape[1])
+    model = TrainableDit(dit, FluxTextEncoderWithMask(text_folder)).train()
+    hidden = [
+        p
+        for blocks in (dit.transformer_blocks, dit.single_transformer_blocks)
+        for name, p in blocks.named_parameters()
+        if p.ndim == 2 and "norm" not in name
+    ]
+    groups = muon_groups(hidden, [model], config.weight_decay)
+    loop = TrainingLoop(config, {"dit": model}, Muon(groups, config.learning_rate))
+    accelerator = loop.accelerator
+    objective = DitObjective(
+        loop.modules["dit"],
+        bank,
+        statistics,
+        recipe,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        seed=config.seed,
+    )
+    sheet = functools.partial(sample_sheet, model, vae, statistics)
+    loop.run(objective, draw_sheet=sheet)
+    if accelerator.is_main_process:
+        loop.averaged(
+            lambda: write_checkpoint(output / "checkpoint", model, vae, statistics)
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--max-minutes", type=float, default=0.0, help="stop after so long")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    config = LoopConfig(
+        output=options.output,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        weight_decay=0.01,
+        seed=options.seed,
+        max_minutes=options.max_minutes,
+        save_every=200,
+        sheet_every=500,
+        log_every=20,
+    )
+    train_dit(options.output, options.vae, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Parameter groups, learning-rate schedules and the optimizers that the trainers share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices are decayed, biases and 1-D ones are not."""
+    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
+    """Share of the peak learning rate at `step` (counted from 0).
+
+    Linear warm-up over `warmup` steps, then "constant", or "cosine" down to 0 at `steps`.
+
+    Raises:
+        ValueError: If the schedule has another name.
+    """
+    if schedule not in ("constant", "cosine"):
+        raise ValueError(f"schedule is {schedule!r}; allowed are 'constant' and 'cosine'")
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def orthogonalize(matrices: Tensor, *, iterations: int = 5) -> Tensor:
+    """Bring the singular values of `matrices` [..., m, n] near 1 (quintic Newton-Schulz).
+
+    The coefficients are those that Muon's author published: fast rather than exact, singular
+    values end between about 0.7 and 1.2. In the matrices' own dtype: PyTorch's Muon goes to
+    bfloat16, which is many times slower on a CPU without instructions for it.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalized momentum for the matrices of hidden layers, AdamW for all else.
+
+    A group of parameters with `"muon": True` (2-D ones) takes Nesterov momentum whose update is
+    orthogonalized and scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of an AdamW
+    update, so that one learning rate serves both (Liu et al., arXiv 2502.16982).
+
+    Args:
+        groups: Parameter groups; `muon` and `weight_decay` are read from each.
+        lr: Learning rate.
+        betas: AdamW's; the first is also the momentum's decay.
+        eps: AdamW's.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.95, 0.99),
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters that have gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for p in parameters:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["muon"]:
+                self._muon(parameters, group)
+            else:
+                self._adam(parameters, group)
+        return loss
+
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        beta = group["betas"][0]
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for p in parameters:
+            by_shape.setdefault(p.shape, []).append(p)
+        for shape, same in by_shape.items():
+            updates = []
+            for p in same:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - beta)
+                updates.append(p.grad.lerp(momentum, beta))
+            scale = 0.2 * max(shape) ** 0.5
+            for p, update in zip(same, orthogonalize(torch.stack(updates)), strict=True):
+                p.add_(update, alpha=-group["lr"] * scale)
+
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                state["step"] = 0
+                state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
+            state["step"] += 1
+            state["mean"].lerp_(p.grad, 1 - beta1)
+            state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            correction = math.sqrt(1 - beta2 ** state["step"])
+            scale = group["lr"] / (1 - beta1 ** state["step"])
+            deviation = (state["square"].sqrt() / correction).add_(group["eps"])
+            p.addcdiv_(state["mean"], deviation, value=-scale)
+
+
+def muon_groups(
+    hidden: Iterable[nn.Parameter], modules: Iterable[nn.Module], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups for `Muon`: the `hidden` matrices, and the other parameters of `modules`."""
+    hidden = list(hidden)
+    taken = {id(p) for p in hidden}
+    others = parameter_groups(modules, weight_decay)
+    for group in others:
+        group["params"] = [p for p in group["params"] if id(p) not in taken]
+    return [{"params": hidden, "weight_decay": weight_decay, "muon": True}, *others]

@@ -1,0 +1,336 @@
+"""`CausalVideoVAE`: video to latents, 8x8 smaller in space and 8x in time, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from .causal_conv import CausalConv3d
+from .encoder_decoder import Decoder, Encoder
+from .posterior import DiagonalGaussian
+from .temporal_context import Stream, TemporalContext, WholeClip
+from .tiling import map_tiles
+
+DOWN_BLOCK, UP_BLOCK = "DownEncoderBlockCausal3D", "UpDecoderBlockCausal3D"
+
+
+class CausalVideoVAE(ModelMixin, ConfigMixin):
+    """A MAGVIT-v2-like causal autoencoder with continuous latents (paper, section 3.3 and app. B).
+
+    A video [b, 3, 8n+1, 8h, 8w] in [-1, 1] becomes latents [b, c, n+1, h, w]. The first frame
+    stands alone, so an image is a video of one frame. The arguments are the keys of the released
+    `config.json`.
+
+    Args:
+        encoder_in_channels: Channels of a picture.
+        encoder_out_channels: Channels of the latents.
+        encoder_layers_per_block: Resnets of each encoder block.
+        encoder_down_block_types: `DownEncoderBlockCausal3D` for each block, the only kind.
+        encoder_block_out_channels: Channels of each encoder block.
+        encoder_spatial_down_sample: Which encoder blocks halve height and width.
+        encoder_temporal_down_sample: Which encoder blocks halve the frames.
+        encoder_block_dropout: Dropout of each encoder block.
+        encoder_act_fn: `silu`, the only one.
+        encoder_norm_num_groups: Groups of the encoder's normalizations.
+        encoder_double_z: True: mean and log-variance are predicted.
+        encoder_type: `causal_vae_conv`, the only one.
+        decoder_in_channels: Channels of the latents.
+        decoder_out_channels: Channels of a picture.
+        decoder_layers_per_block: Resnets of each decoder block, in the decoder's order.
+        decoder_up_block_types: `UpDecoderBlockCausal3D` for each block, the only kind.
+        decoder_block_out_channels: Channels of the blocks, in the encoder's order.
+        decoder_spatial_up_sample: Which decoder blocks double height and width.
+        decoder_temporal_up_sample: Which decoder blocks double the frames.
+        decoder_block_dropout: Dropout of each decoder block.
+        decoder_act_fn: `silu`, the only one.
+        decoder_norm_num_groups: Groups of the decoder's normalizations.
+        decoder_type: `causal_vae_conv`, the only one.
+        sample_size: Extent of the training crops in pixels; informative.
+        scaling_factor: Not used by Pyramid Flow, which has statistics of its own; kept for
+            released configs.
+        add_post_quant_conv: Kept for released configs; the convolution is always there.
+        interpolate: Kept for released configs.
+        downsample_scale: Pixels of a side that one latent stands for.
+
+    Raises:
+        ValueError: If an option has a value that no released model uses.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DownBlock", "UpBlock", "MidBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        encoder_in_channels: int = 3,
+        encoder_out_channels: int = 4,
+        encoder_layers_per_block: Sequence[int] = (2, 2, 2, 2),
+        encoder_down_block_types: Sequence[str] = (DOWN_BLOCK,) * 4,
+        encoder_block_out_channels: Sequence[int] = (128, 256, 512, 512),
+        encoder_spatial_down_sample: Sequence[bool] = (True, True, True, False),
+        encoder_temporal_down_sample: Sequence[bool] = (True, True, True, False),
+        encoder_block_dropout: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+        encoder_act_fn: str = "silu",
+        encoder_norm_num_groups: int = 32,
+        encoder_double_z: bool = True,
+        encoder_type: str = "causal_vae_conv",
+        decoder_in_channels: int = 4,
+        decoder_out_channels: int = 3,
+        decoder_layers_per_block: Sequence[int] = (3, 3, 3, 3),
+        decoder_up_block_types: Sequence[str] = (UP_BLOCK,) * 4,
+        decoder_block_out_channels: Sequence[int] = (128, 256, 512, 512),
+        decoder_spatial_up_sample: Sequence[bool] = (True, True, True, False),
+        decoder_temporal_up_sample: Sequence[bool] = (True, True, True, False),
+        decoder_block_dropout: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+        decoder_act_fn: str = "silu",
+        decoder_norm_num_groups: int = 32,
+        decoder_type: str = "causal_vae_conv",
+        sample_size: int = 256,
+        scaling_factor: float = 0.18215,
+        add_post_quant_conv: bool = True,
+        interpolate: bool = False,
+        downsample_scale: int = 8,
+    ) -> None:
+        super().__init__()
+        blocks = len(encoder_block_out_channels)
+        for name, value in (
+            ("encoder_layers_per_block", encoder_layers_per_block),
+            ("encoder_spatial_down_sample", encoder_spatial_down_sample),
+            ("encoder_temporal_down_sample", encoder_temporal_down_sample),
+            ("encoder_block_dropout", encoder_block_dropout),
+            ("decoder_block_out_channels", decoder_block_out_channels),
+            ("decoder_layers_per_block", decoder_layers_per_block),
+            ("decoder_spatial_up_sample", decoder_spatial_up_sample),
+            ("decoder_temporal_up_sample", decoder_temporal_up_sample),
+            ("decoder_block_dropout", decoder_block_dropout),
+        ):
+            if len(value) != blocks:
+                raise ValueError(f"{name} is {list(value)}; {blocks} values are wanted, one a block")
+        for name, value, only in (
+            ("encoder_act_fn", encoder_act_fn, "silu"),
+            ("decoder_act_fn", decoder_act_fn, "silu"),
+            ("encoder_type", encoder_type, "causal_vae_conv"),
+            ("decoder_type", decoder_type, "causal_vae_conv"),
+            ("encoder_double_z", encoder_double_z, True),
+            ("encoder_down_block_types", set(encoder_down_block_types), {DOWN_BLOCK}),
+            ("decoder_up_block_types", set(decoder_up_block_types), {UP_BLOCK}),
+        ):
+            if value != only:
+                raise ValueError(f"{name} is {value!r}; only {only!r} is supported")
+        self.encoder = Encoder(
+            encoder_in_channels,
+            2 * encoder_out_channels,
+            block_channels=encoder_block_out_channels,
+            layers=encoder_layers_per_block,
+            halve_space=encoder_spatial_down_sample,
+            halve_time=encoder_temporal_down_sample,
+            groups=encoder_norm_num_groups,
+            dropout=encoder_block_dropout,
+        )
+        self.decoder = Decoder(
+            decoder_in_channels,
+            decoder_out_channels,
+            block_channels=decoder_block_out_channels,
+            layers=decoder_layers_per_block,
+            double_space=decoder_spatial_up_sample,
+            double_time=decoder_temporal_up_sample,
+            groups=decoder_norm_num_groups,
+            dropout=decoder_block_dropout,
+        )
+        self.quant_conv = CausalConv3d(
+            2 * encoder_out_channels, 2 * encoder_out_channels, kernel_size=1
+        )
+        self.post_quant_conv = CausalConv3d(
+            decoder_in_channels, decoder_in_channels, kernel_size=1
+        )
+        self.spatial_factor = 2 ** sum(encoder_spatial_down_sample)
+        self.temporal_factor = 2 ** sum(encoder_temporal_down_sample)
+        self.use_tiling = False
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Work in overlapping tiles where a picture exceeds the tile's extent: less memory."""
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Work on whole pictures (the default)."""
+        self.enable_tiling(False)
+
+    def encode(
+        self,
+        x: Tensor,
+        is_init_image: bool = True,
+        temporal_chunk: bool = False,
+        window_size: int = 16,
+        tile_sample_min_size: int = 256,
+    ) -> AutoencoderKLOutput:
+        """Encode a video.
+
+        Args:
+            x: Pixels [b, 3, t, h, w] in [-1, 1]; h and w are multiples of 8, t is 8n+1 (anything
+                where `is_init_image` is False).
+            is_init_image: The video starts with a frame that stands alone.
+            temporal_chunk: Encode `window_size` frames at a time; the result is the same, in less
+                memory.
+            window_size: Frames of a chunk, a multiple of 8; the first has one more.
+            tile_sample_min_size: Extent of a tile in pixels, where tiling is enabled.
+
+        Returns:
+            `.latent_dist`, the posterior over latents [b, c, n+1, h/8, w/8].
+
+        Raises:
+            ValueError: If a size does not fit.
+        """
+        self._check_pixels(x, is_init_image)
+        if temporal_chunk and window_size % self.temporal_factor:
+            raise ValueError(
+                f"window_size is {window_size}; it must be a multiple of {self.temporal_factor}"
+            )
+
+        def run(tile: Tensor) -> Tensor:
+            return self._run(
+                self.encode_chunk, tile, is_init_image, window_size if temporal_chunk else None
+            )
+
+        tile = self._tile_extent(tile_sample_min_size)
+        if self.use_tiling and max(x.shape[-2:]) > tile:
+            moments = map_tiles(x, run, tile=tile, out_tile=tile // self.spatial_factor)
+        else:
+            moments = run(x)
+        return AutoencoderKLOutput(latent_dist=DiagonalGaussian(moments))
+
+    def decode(
+        self,
+        z: Tensor,
+        is_init_image: bool = True,
+        temporal_chunk: bool = False,
+        window_size: int = 2,
+        tile_sample_min_size: int = 256,
+    ) -> DecoderOutput:
+        """Decode latents.
+
+        Args:
+            z: Latents [b, c, n+1, h, w], not normalized.
+            is_init_image: The first latent is a frame that stands alone: it becomes one frame,
+                every other latent eight.
+            temporal_chunk: Decode `window_size` latents at a time; the result is the same, in less
+                memory.
+            window_size: Latents of a chunk; the first has one more.
+            tile_sample_min_size: Extent of a tile in pixels, where tiling is enabled.
+
+        Returns:
+            `.sample`, pixels [b, 3, 8n+1, 8h, 8w] (about [-1, 1], not clamped).
+
+        Raises:
+            ValueError: If `z` has the wrong number of axes or channels, or a window or tile does
+                not fit.
+        """
+        channels = self.config["decoder_in_channels"]
+        if z.ndim != 5 or z.shape[1] != channels or not z.numel():
+            raise ValueError(
+                f"latents have shape {list(z.shape)}; [batch, {channels}, frames, height, width] "
+                "is wanted"
+            )
+
+        def run(tile: Tensor) -> Tensor:
+            return self._run(
+                self.decode_chunk, tile, is_init_image, window_size if temporal_chunk else None
+            )
+
+        out_tile = self._tile_extent(tile_sample_min_size)
+        tile = out_tile // self.spatial_factor
+        if self.use_tiling and max(z.shape[-2:]) > tile:
+            return DecoderOutput(sample=map_tiles(z, run, tile=tile, out_tile=out_tile))
+        return DecoderOutput(sample=run(z))
+
+    def encode_chunk(self, x: Tensor, context: TemporalContext) -> Tensor:
+        """Encode the next frames [b, 3, t, h, w] of the clip that `context` belongs to.
+
+        Returns:
+            Moments [b, 2c, t', h/8, w/8].
+        """
+        x = x.contiguous(memory_format=torch.channels_last_3d)  # the fast layout of convolutions
+        return self.quant_conv(self.encoder(x, context), context)
+
+    def decode_chunk(self, z: Tensor, context: TemporalContext) -> Tensor:
+        """Decode the next latents [b, c, t, h, w] of the clip that `context` belongs to.
+
+        With a `Stream`, call `context.advance()` after each chunk: so a video can be decoded
+        latent by latent as the latents are made.
+
+        Returns:
+            Pixels [b, 3, t', 8h, 8w].
+        """
+        z = z.contiguous(memory_format=torch.channels_last_3d)
+        return self.decoder(self.post_quant_conv(z, context), context)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = True,
+        generator: torch.Generator | None = None,
+        is_init_image: bool = True,
+    ) -> tuple[DiagonalGaussian, Tensor]:
+        """Encode and decode pixels `sample` [b, 3, t, h, w], for training.
+
+        Returns:
+            The posterior, and the reconstruction of a draw from it (of its mean without
+            `sample_posterior`), [b, 3, t, h, w].
+        """
+        posterior = self.encode(sample, is_init_image=is_init_image).latent_dist
+        z = posterior.sample(generator) if sample_posterior else posterior.mode()
+        return posterior, self.decode(z, is_init_image=is_init_image).sample
+
+    @staticmethod
+    def _run(
+        step: Callable[[Tensor, TemporalContext], Tensor],
+        clip: Tensor,
+        is_init_image: bool,
+        window: int | None,
+    ) -> Tensor:
+        """Run `step` over `clip` whole, or in chunks of `window` frames."""
+        if window is None:
+            return step(clip, WholeClip(starts_video=is_init_image))
+        if window < 1:
+            raise ValueError(f"window_size is {window}; it must be at least 1")
+        stream = Stream(starts_video=is_init_image)
+        chunks = []
+        start, stop = 0, window + int(is_init_image)
+        while start < clip.shape[2]:
+            chunks.append(step(clip[:, :, start:stop], stream))
+            stream.advance()
+            start, stop = stop, stop + window
+        return torch.cat(chunks, dim=2)
+
+    def _tile_extent(self, tile_sample_min_size: int) -> int:
+        """Check the tile's extent: a quarter of it must be a whole number of latents."""
+        quarter = 4 * self.spatial_factor
+        if tile_sample_min_size < quarter or tile_sample_min_size % quarter:
+            raise ValueError(
+                f"tile_sample_min_size is {tile_sample_min_size}; "
+                f"it must be a positive multiple of {quarter}"
+            )
+        return tile_sample_min_size
+
+    def _check_pixels(self, x: Tensor, is_init_image: bool) -> None:
+        channels = self.config["encoder_in_channels"]
+        if x.ndim != 5 or x.shape[1] != channels:
+            raise ValueError(
+                f"the video has shape {list(x.shape)}; [batch, {channels}, frames, height, width] "
+                "is wanted"
+            )
+        frames, height, width = x.shape[2:]
+        if height % self.spatial_factor or width % self.spatial_factor:
+            raise ValueError(
+                f"the video is {height}x{width} pixels; height and width must be multiples of "
+                f"{self.spatial_factor}"
+            )
+        if frames < 1 or (is_init_image and (frames - 1) % self.temporal_factor):
+            raise ValueError(
+                f"the video has {frames} frames; {self.temporal_factor}n+1 are wanted"
+            )

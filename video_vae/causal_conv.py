@@ -1,0 +1,67 @@
+"""Causal 3-D convolution and frame-wise group normalization."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .temporal_context import TemporalContext
+
+
+class _Conv3d(nn.Conv3d):
+    """A convolution that spares a lone frame the taps that would meet only zeros."""
+
+    def forward(self, frames: Tensor, *, alone: bool = False) -> Tensor:
+        """Convolve `frames` [b, c, t, h, w]; `alone`: one frame, with nothing but zeros before."""
+        if not alone:
+            return super().forward(frames)
+        taps = self.weight[:, :, -1]
+        out = F.conv2d(frames[:, :, 0], taps, self.bias, self.stride[1:], self.padding[1:])
+        return out.unsqueeze(2)
+
+
+class CausalConv3d(nn.Module):
+    """A 3-D convolution that sees the current frame and earlier ones only.
+
+    Time is extended in front by the context's frames, space by zeros on each side; with kernel 3 a
+    clip [b, c, t, h, w] becomes [b, c', ceil(t / s_t), ceil(h / s_h), ceil(w / s_w)].
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Extent in time, height and width, 3 or 1.
+        stride: Steps in time, height and width.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: tuple[int, int, int] = (1, 1, 1),
+    ) -> None:
+        super().__init__()
+        pad = kernel_size // 2
+        self.conv = _Conv3d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=(0, pad, pad)
+        )
+
+    def forward(self, frames: Tensor, context: TemporalContext) -> Tensor:
+        """Convolve `frames` [b, c, t, h, w]; what came before them is the context's."""
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        if frames.shape[2] == 1 and not context.carries:
+            return self.conv(frames, alone=True)
+        if kernel > 1:
+            frames = context.extend(self, frames, kernel=kernel, stride=stride)
+        return self.conv(frames)
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """Group normalization with statistics of each frame alone, so that time stays causal."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Normalize `frames` [b, c, t, h, w], each frame by itself."""
+        b, c, t, h, w = frames.shape
+        images = frames.transpose(1, 2).reshape(b * t, c, h, w)
+        return super().forward(images).view(b, t, c, h, w).transpose(1, 2)

@@ -1,0 +1,64 @@
+"""Reading one file of weights, safetensors or pickled, without running code from it."""
+
+from __future__ import annotations
+
+import pickle
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of a ``.safetensors`` file or of a file written by ``torch.save``.
+
+    A training checkpoint that keeps its weights under ``"model"`` gives those weights. Pickled
+    files are read with ``weights_only=True``, so none can run code.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, holds more than plain tensors, or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of weights at {path}")
+    content = _read(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds no state dict")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path} is not a state dict: its entry {key!r} is a {type(value).__name__}, "
+                "not a tensor"
+            )
+    return content
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"cannot read weights from {path}: {reason}") from error
+
+
+def load_strictly(
+    module: torch.nn.Module, state_dict: dict[str, Tensor], *, source: str | PathLike[str]
+) -> None:
+    """Load ``state_dict`` into ``module``, every key and shape matching.
+
+    Raises:
+        ValueError: Keys are missing, left over, or of another shape; ``source`` is named.
+    """
+    try:
+        module.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {error}") from error
