@@ -1,4 +1,4 @@
-"""Attention: one function that runs it, one module that serves joint and single blocks.
+"""Attention: one function that runs it, and the modules of joint and single blocks.
 
 Legend: B batch, L tokens of [text ; video], H heads, D channels of a head.
 """
@@ -55,14 +55,10 @@ def _attend_group(q: Tensor, k: Tensor, v: Tensor, padding: int, layout: TokenLa
 
 
 class Attention(nn.Module):
-    """Multi-head attention over [text ; video] with RMS-normalized, rotated queries and keys.
-
-    In a joint block text and video have projections of their own; in a single block they share
-    them, and the output projection is the block's.
-    """
+    """What joint and single blocks share: projections, RMS-normalized heads, rotation."""
 
     def __init__(self, dim: int, num_heads: int, *, eps: float) -> None:
-        """Make the projections that both kinds of block have."""
+        """Make the projections; `eps` of the RMS norms."""
         super().__init__()
         self.num_heads = num_heads
         self.to_q = nn.Linear(dim, dim)
@@ -74,24 +70,32 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values `[B, L, H, D]` of tokens `[B, L, C]`, not yet rotated."""
+    def _project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[B, L, H, D]`, not yet rotated."""
         q = self.norm_q(self._heads(self.to_q(x_BLC)))
         k = self.norm_k(self._heads(self.to_k(x_BLC)))
         return q, k, self._heads(self.to_v(x_BLC))
 
-    def forward(self, x_BLC: Tensor, rotations: Tensor, layout: TokenLayout) -> Tensor:
-        """Attend within `x_BLC`, the whole sequence `[B, L, C]`; no output projection."""
-        q, k, v = self.project(x_BLC)
+    @staticmethod
+    def _attend(q: Tensor, k: Tensor, v: Tensor, rotations: Tensor, layout: TokenLayout) -> Tensor:
+        """Rotate, attend, and put the heads side by side: `[B, L, C]`."""
         q, k = apply_rotations(q, rotations), apply_rotations(k, rotations)
         return attend(q, k, v, layout).flatten(-2)
 
 
+class SingleAttention(Attention):
+    """Attention of a single block: text and video share all weights; no output projection."""
+
+    def forward(self, x_BLC: Tensor, rotations: Tensor, layout: TokenLayout) -> Tensor:
+        """Attend within the sequence [text ; video] `[B, L, C]`."""
+        return self._attend(*self._project(x_BLC), rotations, layout)
+
+
 class JointAttention(Attention):
-    """Attention whose text tokens have their own projections and norms."""
+    """Attention of a joint block: the text has projections and norms of its own."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, eps: float, added_norm: str, project_text: bool = True
+        self, dim: int, num_heads: int, *, eps: float, added_norm: str, text_output: bool = True
     ) -> None:
         """Make both sets of projections.
 
@@ -100,32 +104,31 @@ class JointAttention(Attention):
             num_heads: heads.
             eps: of the RMS norms.
             added_norm: name of the text norms in checkpoints, without their `_q`, `_k`.
-            project_text: whether the text has an output projection, that is a future.
+            text_output: whether the text has an output projection.
         """
         super().__init__(dim, num_heads, eps=eps)
         self.add_q_proj = nn.Linear(dim, dim)
         self.add_k_proj = nn.Linear(dim, dim)
         self.add_v_proj = nn.Linear(dim, dim)
-        self._added_norm_names = (f"{added_norm}_q", f"{added_norm}_k")
-        for name in self._added_norm_names:
-            self.add_module(name, RMSNorm(dim // num_heads, eps))
+        self.added_norm = added_norm
+        self.add_module(f"{added_norm}_q", RMSNorm(dim // num_heads, eps))
+        self.add_module(f"{added_norm}_k", RMSNorm(dim // num_heads, eps))
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
-        self.to_add_out = nn.Linear(dim, dim) if project_text else None
+        self.to_add_out = nn.Linear(dim, dim) if text_output else None
 
-    def project_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `project`, for the text tokens."""
-        norm_q, norm_k = (self.get_submodule(name) for name in self._added_norm_names)
+    def _project_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        norm_q = self.get_submodule(f"{self.added_norm}_q")
+        norm_k = self.get_submodule(f"{self.added_norm}_k")
         q = norm_q(self._heads(self.add_q_proj(text)))
         k = norm_k(self._heads(self.add_k_proj(text)))
         return q, k, self._heads(self.add_v_proj(text))
 
-    def forward(  # type: ignore[override]
-        self, text: Tensor, video: Tensor, rotations: Tensor, *, layout: TokenLayout
+    def forward(
+        self, text: Tensor, video: Tensor, rotations: Tensor, layout: TokenLayout
     ) -> tuple[Tensor | None, Tensor]:
-        """Attend jointly; returns the projected outputs of text (None without) and video."""
-        pairs = zip(self.project_text(text), self.project(video), strict=True)
+        """Attend within [text ; video]; returns the outputs of text (or None) and video."""
+        pairs = zip(self._project_text(text), self._project(video), strict=True)
         q, k, v = (torch.cat(pair, dim=1) for pair in pairs)
-        q, k = apply_rotations(q, rotations), apply_rotations(k, rotations)
-        output = attend(q, k, v, layout).flatten(-2)
+        output = self._attend(q, k, v, rotations, layout)
         text, video = output.split([text.shape[1], video.shape[1]], dim=1)
         return self.to_add_out(text) if self.to_add_out else None, self.to_out[0](video)

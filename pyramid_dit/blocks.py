@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, JointAttention
+from .attention import JointAttention, SingleAttention
 from .normalization import AdaLayerNorm, AdaLayerNormContinuous, modulate
 from .token_layout import TokenLayout
 
@@ -66,7 +66,7 @@ class JointBlock(nn.Module):
         else:
             self.norm1_context = AdaLayerNorm(dim, 6)
         self.attn = JointAttention(
-            dim, num_heads, eps=eps, added_norm=added_norm, project_text=not context_pre_only
+            dim, num_heads, eps=eps, added_norm=added_norm, text_output=not context_pre_only
         )
         self.ff = FeedForward(dim)
         self.ff_context = None if context_pre_only else FeedForward(dim)
@@ -88,7 +88,7 @@ class JointBlock(nn.Module):
             text_shift, text_scale, text_gate, *text_mlp = self.norm1_context(conditioning)
             normed_text = modulate(text, text_shift, text_scale)
 
-        text_update, update = self.attn(normed_text, normed, rotations, layout=layout)
+        text_update, update = self.attn(normed_text, normed, rotations, layout)
 
         video = torch.addcmul(video, gate, update)
         video = _mlp_update(video, self.ff, *mlp)
@@ -109,7 +109,7 @@ class SingleBlock(nn.Module):
         """Make the block; `eps` of the RMS norms."""
         super().__init__()
         self.norm = AdaLayerNorm(dim, 3)
-        self.attn = Attention(dim, num_heads, eps=eps)
+        self.attn = SingleAttention(dim, num_heads, eps=eps)
         self.proj_mlp = nn.Linear(dim, MLP_RATIO * dim)
         self.proj_out = nn.Linear((1 + MLP_RATIO) * dim, dim)
 

@@ -62,11 +62,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = _build_parser()
     options = parser.parse_args(arguments)
-    if options.prompt is None and options.image is None:
-        parser.error("a prompt is needed")
+    options.prompt = options.prompt or ""
+    if not options.prompt.strip() and options.image is None:
+        parser.error("the prompt is empty: say what the video should show")
     if options.image is not None and options.video_steps is not None:
         parser.error("--video-steps does not go with --image, where --steps serves all frames")
-    options.prompt = options.prompt or ""
     return options
 
 
@@ -82,7 +82,6 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "prompt",
         nargs="?",
-        type=_prompt,
         help="what the video should show, in quotes; may be left out with --image",
     )
 
@@ -188,12 +187,6 @@ def _build_parser() -> argparse.ArgumentParser:
         "--verbose", action="store_true", help="tell what is done, and where an error came from"
     )
     return parser
-
-
-def _prompt(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the prompt is empty: say what the video should show")
-    return text
 
 
 def _number(kind: Callable[[str], float], text: str, meaning: str) -> float:

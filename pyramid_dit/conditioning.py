@@ -173,9 +173,7 @@ class Prompts:
         """Whether any of them is still in words."""
         return isinstance(self.positive, list) or isinstance(self.negative, list)
 
-    def encode(
-        self, text_encoder: nn.Module | None
-    ) -> tuple[TextCondition, TextCondition | None]:
+    def encode(self, text_encoder: nn.Module | None) -> tuple[TextCondition, TextCondition | None]:
         """Encode what is in words; the second result is None without guidance."""
 
         def condition(texts: list[str] | TextCondition) -> TextCondition:
@@ -184,4 +182,5 @@ class Prompts:
             assert text_encoder is not None  # the caller has asked need_encoder
             return TextCondition(*text_encoder(texts))
 
-        return condition(self.positive), self.negative and condition(self.negative)
+        negative = None if self.negative is None else condition(self.negative)
+        return condition(self.positive), negative

@@ -24,12 +24,7 @@ from .sampler import Generator, Unit, UnitSampler
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
-
     from video_vae import CausalVideoVAE
-
-    Video = list[Image] | list[list[Image]] | np.ndarray | Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +153,7 @@ class GenerationEngine:
 
     # ---- from a request to a video --------------------------------------------------------
 
-    def _run(self, request: Request) -> Video:
+    def _run(self, request: Request) -> Any:
         self._check(request)
         generator = inputs.check_generator(request.generator, request.batch)
         device = self._working_device(self.dit, request)
@@ -252,7 +247,7 @@ class GenerationEngine:
         assert prompt is not None
         return prompt, negative
 
-    def _decode(self, latents: Tensor, request: Request) -> Video:
+    def _decode(self, latents: Tensor, request: Request) -> Any:
         assert self.vae is not None  # checked at the door
         with self._at_work(self.vae, request) as device:
             latents = self.statistics.denormalize(latents).to(device, self.vae.dtype)

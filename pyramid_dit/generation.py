@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from .sampler import GuidanceSchedule, plan_units
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from .engine import Video
 
 T = TypeVar("T")
 
@@ -59,7 +57,7 @@ class VideoGenerator(GenerationEngine):
         negative_prompt_attention_mask: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
         latents: Tensor | None = None,
-    ) -> Video:
+    ) -> Any:
         """Generate a video, or with `temp=1` an image, from a prompt.
 
         Where an argument is None, `defaults` decides: what `model_index.json` of the checkpoint
@@ -107,15 +105,17 @@ class VideoGenerator(GenerationEngine):
             ValueError: An argument is outside its range, or two do not fit each other.
         """
         defaults = self.defaults
-        height, width = _first(height, defaults.height), _first(width, defaults.width)
+        height, width = _either(height, defaults.height), _either(width, defaults.width)
         if height is None or width is None:
             raise ValueError("height and width are needed, in pixels")
         inputs.check_temp(temp, self.frame_per_unit, from_image=False)
-        steps = _first(num_inference_steps, defaults.num_inference_steps)
-        video_steps = _first(video_num_inference_steps, defaults.video_num_inference_steps)
+        steps = _either(num_inference_steps, defaults.num_inference_steps)
+        video_steps = _either(video_num_inference_steps, defaults.video_num_inference_steps)
         guidance = GuidanceSchedule(
-            first=_first(guidance_scale, defaults.guidance_scale),
-            later=_first(video_guidance_scale, defaults.video_guidance_scale, T2V_VIDEO_GUIDANCE),
+            first=_either(guidance_scale, defaults.guidance_scale),
+            later=_either(
+                video_guidance_scale, _either(defaults.video_guidance_scale, T2V_VIDEO_GUIDANCE)
+            ),
             slope=alpha if use_linear_guidance else None,
             lower_bound=min_guidance_scale,
         )
@@ -129,7 +129,7 @@ class VideoGenerator(GenerationEngine):
         )
         prompts = Prompts.checked(
             prompt,
-            _first(negative_prompt, defaults.negative_prompt),
+            _either(negative_prompt, defaults.negative_prompt),
             encoded=(prompt_embeds, prompt_attention_mask, pooled_prompt_embeds),
             encoded_negative=(
                 negative_prompt_embeds,
@@ -185,7 +185,7 @@ class VideoGenerator(GenerationEngine):
         negative_pooled_prompt_embeds: Tensor | None = None,
         latents: Tensor | None = None,
         image_latents: Tensor | None = None,
-    ) -> Video:
+    ) -> Any:
         """Generate a video that starts with an image.
 
         The arguments that are not described here are those of `generate`.
@@ -221,11 +221,13 @@ class VideoGenerator(GenerationEngine):
             height, width = self._check_image_latents(image_latents)
         inputs.check_temp(temp, self.frame_per_unit, from_image=True)
         steps = self._steps(
-            "num_inference_steps", _first(num_inference_steps, defaults.video_num_inference_steps)
+            "num_inference_steps", _either(num_inference_steps, defaults.video_num_inference_steps)
         )
         guidance = GuidanceSchedule(
-            first=_first(guidance_scale, defaults.guidance_scale),
-            later=_first(video_guidance_scale, defaults.video_guidance_scale, I2V_VIDEO_GUIDANCE),
+            first=_either(guidance_scale, defaults.guidance_scale),
+            later=_either(
+                video_guidance_scale, _either(defaults.video_guidance_scale, I2V_VIDEO_GUIDANCE)
+            ),
             slope=alpha if use_linear_guidance else None,
             lower_bound=min_guidance_scale,
         )
@@ -239,7 +241,7 @@ class VideoGenerator(GenerationEngine):
         )
         prompts = Prompts.checked(
             prompt,
-            _first(negative_prompt, defaults.negative_prompt),
+            _either(negative_prompt, defaults.negative_prompt),
             encoded=(prompt_embeds, prompt_attention_mask, pooled_prompt_embeds),
             encoded_negative=(
                 negative_prompt_embeds,
@@ -301,6 +303,5 @@ def _check_images(images: Image | Sequence[Image] | None) -> Tensor:
     return images_to_pixels(converted)
 
 
-def _first(*values: T | None) -> T | None:
-    """The first of `values` that is not None, if any."""
-    return next((value for value in values if value is not None), None)
+def _either(value: T | None, default: T) -> T:
+    return default if value is None else value

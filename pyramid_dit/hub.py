@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from os import PathLike
 from pathlib import Path
 
-from .folder import DEFAULT_VARIANT, INDEX_NAME, VAE_FOLDER, full_variant_name, read_json
+from .folder import INDEX_NAME, VAE_FOLDER, CheckpointFolder
 
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -20,7 +21,7 @@ def download_checkpoint(
     variant: str | None = None,
     *,
     revision: str | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | PathLike[str] | None = None,
     vae: bool = True,
     text_encoder: bool = True,
 ) -> Path:
@@ -28,8 +29,7 @@ def download_checkpoint(
 
     Args:
         repo_id: `owner/repository`, for example `rain1011/pyramid-flow-miniflux`.
-        variant: `diffusion_transformer_768p`, or in short `768p`; by default that of the
-            repository's `model_index.json`, else `768p`.
+        variant: `diffusion_transformer_768p`, or in short `768p`; by default as for a folder.
         revision: Branch, tag or commit.
         cache_dir: Where to keep it; by default the hub's cache.
         vae: Fetch the VAE too.
@@ -41,6 +41,7 @@ def download_checkpoint(
     Raises:
         FileNotFoundError: No such repository, or no such variant in it.
         ConnectionError: The hub cannot be reached and the cache does not hold the files.
+        ValueError: The variant is ambiguous, or a file cannot be understood.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -52,17 +53,20 @@ def download_checkpoint(
 
     def fetch(*patterns: str) -> Path:
         folder = snapshot_download(
-            repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(patterns)
+            repo_id,
+            revision=revision,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            allow_patterns=list(patterns),
         )
         return Path(folder)
 
     try:
-        index = fetch(INDEX_NAME) / INDEX_NAME
-        named = read_json(index).get("model_variant") if index.is_file() else None
-        name = full_variant_name(variant or named or DEFAULT_VARIANT)
-        # The small config first: gigabytes of text encoders are in vain without the variant.
-        if not (fetch(f"{name}/config.json") / name).is_dir():
-            raise FileNotFoundError(f"{repo_id} on the hub has no variant {name}")
+        # The small configs first: gigabytes of text encoders are in vain without the variant.
+        folder = fetch(INDEX_NAME, "*/config.json")
+        try:
+            name = CheckpointFolder.open(folder, variant).variant
+        except FileNotFoundError as error:
+            raise FileNotFoundError(str(error).replace(str(folder), repo_id)) from error
         patterns = [INDEX_NAME, f"{name}/*"]
         if vae:
             patterns.append(f"{VAE_FOLDER}/*")

@@ -93,7 +93,7 @@ def check_steps(name: str, steps: int | Sequence[int], stages: int) -> list[int]
         TypeError: A number of steps is not an integer.
         ValueError: A number of steps is below 1, or the list has another length.
     """
-    per_stage = [steps] * stages if isinstance(steps, Integral) else list(steps)
+    per_stage = list(steps) if isinstance(steps, Sequence) else [steps] * stages
     if len(per_stage) != stages:
         raise ValueError(
             f"{name} must be one number or {stages}, one a stage, got {len(per_stage)}: {per_stage}"

@@ -95,8 +95,12 @@ def decode_latents(vae: CausalVideoVAE, latents: Tensor, *, save_memory: bool) -
 
 def to_bytes(video: Tensor) -> Tensor:
     """Pixels `[b, 3, t, h, w]` in [-1, 1] to bytes `[b, t, h, w, 3]`, truncated, not rounded."""
-    scaled = video.float() * 127.5 + 127.5
-    return scaled.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+    # a few frames at a time: a long clip in float32 takes gigabytes
+    pieces = [
+        frames.float().mul(127.5).add_(127.5).clamp_(0, 255).to(torch.uint8)
+        for frames in video.split(16, dim=2)
+    ]
+    return torch.cat(pieces, dim=2).permute(0, 2, 3, 4, 1)
 
 
 def to_output(video: Tensor, output_type: str) -> list[list[Image]] | np.ndarray | Tensor:

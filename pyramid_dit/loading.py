@@ -24,7 +24,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
         ValueError: It is none of these.
     """
     resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved not in DTYPES.values():
+    if resolved is None or resolved not in DTYPES.values():
         raise ValueError(f"model_dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return resolved
 
@@ -45,7 +45,13 @@ def load_model(
     """
     try:
         model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
-            folder, torch_dtype=dtype, output_loading_info=True, local_files_only=True, **overrides
+            folder,
+            torch_dtype=dtype,
+            # diffusers finds shards of the other kind only when told
+            use_safetensors=any(folder.glob("diffusion_pytorch_model*.safetensors")),
+            output_loading_info=True,
+            local_files_only=True,
+            **overrides,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"cannot load {model_class.__name__} from {folder}: {error}") from error

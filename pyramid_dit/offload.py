@@ -16,8 +16,9 @@ def module_device(module: nn.Module) -> torch.device:
     """Device that `module` computes on, which is not where an offloaded module's weights lie."""
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)  # accelerate's
-        if getattr(hook, "execution_device", None) is not None:
-            return torch.device(hook.execution_device)
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
     return next(module.parameters()).device
 
 
@@ -45,6 +46,4 @@ def offload_sequentially(module: nn.Module, device: torch.device) -> None:
 
 def accelerator_device() -> torch.device | None:
     """The machine's accelerator, None where there is only the CPU."""
-    if not torch.accelerator.is_available():
-        return None
-    return torch.device(torch.accelerator.current_accelerator())
+    return torch.accelerator.current_accelerator(check_available=True)

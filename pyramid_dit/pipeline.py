@@ -214,9 +214,10 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             model_variant=folder.variant,
             **kwargs,
         )
-        for module in (pipeline.dit, pipeline.vae, pipeline.text_encoder):
-            if module is not None:
-                module.to(device)
+        if device is not None:
+            for module in (pipeline.dit, pipeline.vae, pipeline.text_encoder):
+                if module is not None:
+                    module.to(device)
         return pipeline
 
     def load_checkpoint(self, checkpoint_path: str | PathLike[str]) -> None:

@@ -27,8 +27,8 @@ class Unit:
     stop: int
     steps: Sequence[int]
     """Euler steps of each stage."""
-    guidance_scale: float | None
-    """Scale of the guidance; None asks the model for the prompt alone."""
+    guidance_scale: float
+    """Scale of the guidance; 1 is the prompt alone."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class GuidanceSchedule:
         """Whether there is guidance."""
         return self.first > 0
 
-    def scale(self, index: int) -> float | None:
-        """Scale of unit `index`, None without guidance."""
+    def scale(self, index: int) -> float:
+        """Scale of unit `index`, 1 without guidance."""
         if not self.on:
-            return None
+            return 1.0
         if self.slope is not None:
             return max(self.first - self.slope * index, self.lower_bound)
         return self.later if index else self.first
@@ -140,21 +140,22 @@ class UnitSampler:
         """
         stages = self.scheduler.config.stages
         lowest_noise = noise_pyramid(noise, stages)[0]
-        history = [noise[:, :, :0] for _ in range(stages)]
-        if first_frame is not None:
-            history = latent_pyramid(first_frame, stages)
+        history = [] if first_frame is None else latent_pyramid(first_frame, stages)
         for unit in units:
             on_unit(unit.index)
             latents = self._generate(lowest_noise[:, :, unit.start : unit.stop], history, unit)
             levels = latent_pyramid(latents, stages)
-            history = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
+            if history:
+                levels = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
+            history = levels
         return history[-1]
 
     def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
         """One unit, from noise at the lowest resolution to clean latents at the highest."""
         # at a scale of 1 the guided velocity is that of the prompt, at half the price
-        text = self.prompt if unit.guidance_scale in (None, 1) else self.guided
-        past_frames = history[-1].shape[2]
+        scale = unit.guidance_scale
+        text = self.prompt if scale == 1 else self.guided
+        past_frames = history[-1].shape[2] if history else 0
         for stage, steps in enumerate(unit.steps):
             if stage > 0:
                 latents = self._jump(latents, stage)
@@ -163,10 +164,10 @@ class UnitSampler:
             self.scheduler.set_timesteps(steps, stage, latents.device)
             for timestep in self.scheduler.timesteps:
                 velocity = self._predict([*past, _model_input(latents, text)], timestep, text)
-                if text is self.guided and text is not self.prompt:
+                if scale != 1:
                     negative, positive = velocity.chunk(2)
-                    velocity = negative + unit.guidance_scale * (positive - negative)
-                latents = self.scheduler.step(velocity, timestep, latents).prev_sample
+                    velocity = negative + scale * (positive - negative)
+                (latents,) = self.scheduler.step(velocity, timestep, latents, return_dict=False)
                 self.on_step()
         return latents
 

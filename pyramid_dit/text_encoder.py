@@ -74,18 +74,18 @@ class _TextEncoderWithMask(nn.Module):
         return TextEncoding(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
 
     def _pool(self, name: str, prompts: list[str]) -> Tensor:
-        tokenizer = self.tokenizers[name]
-        tokens = _tokenize(tokenizer, prompts, tokenizer.model_max_length)
-        encoder = self.get_submodule(name)
-        output = encoder(tokens["input_ids"].to(module_device(encoder)))
-        return self._pooled_output(output)
+        tokenizer, encoder = self.tokenizers[name], getattr(self, name)
+        # a tokenizer that does not know its length says 10^30
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokens = _tokenize(tokenizer, prompts, length)
+        return self._pooled_output(encoder(tokens["input_ids"].to(module_device(encoder))))
 
     def _pooled_output(self, output: Any) -> Tensor:
         raise NotImplementedError
 
     def _read_tokens(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
         tokens = _tokenize(self.tokenizers[name], prompts, T5_LENGTH)
-        encoder = self.get_submodule(name)
+        encoder = getattr(self, name)
         device = module_device(encoder)
         mask = tokens["attention_mask"].to(device)
         output = encoder(tokens["input_ids"].to(device), attention_mask=mask)

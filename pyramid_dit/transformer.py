@@ -101,18 +101,18 @@ class PyramidTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: no entry or no clip, odd sizes, or rows that do not match the sample.
         """
-        self._check_inputs(sample, encoder_hidden_states, encoder_attention_mask)
-        conditions = (
-            encoder_hidden_states,
-            encoder_attention_mask,
-            pooled_projections,
-            timestep_ratio,
-        )
+        conditions = {
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "pooled_projections": pooled_projections,
+            "timestep_ratio": timestep_ratio,
+        }
+        _check_inputs(sample, conditions)
         count = len(sample)
         velocities: dict[int, Tensor] = {}
         for entries in _entries_of_equal_shape(sample):
             clips = [_concat(column) for column in zip(*(sample[p] for p in entries), strict=True)]
-            rows = [_concat([x[p::count] for p in entries]) for x in conditions]
+            rows = [_concat([x[p::count] for p in entries]) for x in conditions.values()]
             predictions = self._predict(clips, *rows).chunk(len(entries))
             velocities.update(zip(entries, predictions, strict=True))
         return [velocities[p] for p in range(count)]
@@ -168,21 +168,31 @@ class PyramidTransformer(ModelMixin, ConfigMixin):
                 return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def _check_inputs(self, sample: Sequence[Clips], states: Tensor, mask: Tensor) -> None:
-        if not sample or not all(len(clips) for clips in sample):
-            raise ValueError("`sample` needs at least one entry, and each entry at least one clip")
-        rows = sum(clips[-1].shape[0] for clips in sample)
-        if states.shape[0] != rows or mask.shape != states.shape[:2]:
+
+def _check_inputs(sample: Sequence[Clips], conditions: dict[str, Tensor]) -> None:
+    if not sample or not all(len(clips) for clips in sample):
+        raise ValueError("`sample` needs at least one entry, and each entry at least one clip")
+    batch = sample[0][0].shape[0]
+    for clip in (clip for clips in sample for clip in clips):
+        if (
+            clip.ndim != 5
+            or clip.shape[0] != batch
+            or clip.shape[3] % PATCH
+            or clip.shape[4] % PATCH
+        ):
             raise ValueError(
-                f"the sample has {rows} rows: `encoder_hidden_states` must be [{rows}, L, d] and "
-                f"`encoder_attention_mask` [{rows}, L], not {tuple(states.shape)} and "
-                f"{tuple(mask.shape)}"
+                f"clips must be [b, C, t, h, w] with b = {batch} and even h and w, "
+                f"not {tuple(clip.shape)}"
             )
-        for clip in (clip for clips in sample for clip in clips):
-            if clip.ndim != 5 or clip.shape[3] % PATCH or clip.shape[4] % PATCH:
-                raise ValueError(
-                    f"clips must be [b, C, t, h, w] with even h and w, not {tuple(clip.shape)}"
-                )
+    rows = batch * len(sample)
+    for name, value in conditions.items():
+        if value.shape[:1] != (rows,):
+            raise ValueError(f"`{name}` must have {rows} rows, not the shape {tuple(value.shape)}")
+    states, mask = conditions["encoder_hidden_states"], conditions["encoder_attention_mask"]
+    if mask.shape != states.shape[:2]:
+        raise ValueError(
+            f"`encoder_attention_mask` must be {tuple(states.shape[:2])}, not {tuple(mask.shape)}"
+        )
 
 
 def _concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

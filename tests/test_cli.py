@@ -27,7 +27,7 @@ PROMPT = "a red circle moves left on a white background"
 TIMEOUT = 300  # generous: importing the libraries takes long on a busy machine
 
 BAD_OPTIONS = {
-    "no prompt": ([], "prompt"),
+    "no prompt": ([], "prompt is empty"),
     "empty prompt": ([""], "prompt is empty"),
     "blank prompt": (["  "], "prompt is empty"),
     "two prompts": ([PROMPT, "and more"], "and more"),
@@ -380,10 +380,10 @@ def test_interrupted_while_importing(checkpoint: Path, signum: signal.Signals) -
 
 
 def test_interrupted_while_generating(checkpoint: Path) -> None:
-    process = start(PROMPT, "--model", checkpoint, "--num-frames", "9", "--steps", "100000")
+    process = start(PROMPT, "--model", checkpoint, "--device", "cpu", "--steps", "100000")
     assert process.stderr is not None
     seen = ""
-    while "100000" not in seen and "300000" not in seen:
+    while "it/s" not in seen:  # the progress bar has moved
         character = process.stderr.read(1)
         assert character, seen
         seen += character

@@ -147,9 +147,7 @@ def test_progress_bar_counts_the_steps(
 ) -> None:
     flux.set_progress_bar_config(disable=False)
     try:
-        flux.generate(
-            PROMPTS[0], temp=2, video_num_inference_steps=[1, 2, 3], **SIZE, **QUICK
-        )
+        flux.generate(PROMPTS[0], temp=2, video_num_inference_steps=[1, 2, 3], **SIZE, **QUICK)
     finally:
         flux.set_progress_bar_config(disable=True)
     assert "9/9" in capfd.readouterr().err
@@ -212,7 +210,11 @@ def test_units_of_several_frames(folders: dict[str, Path]) -> None:
     video_steps = {"video_num_inference_steps": 1}
     calls: list[tuple[int, int]] = []
     latents = pipeline.generate(
-        PROMPTS[0], temp=5, callback=lambda *call: calls.append(call), **SIZE, **video_steps,
+        PROMPTS[0],
+        temp=5,
+        callback=lambda *call: calls.append(call),
+        **SIZE,
+        **video_steps,
         **options,
     )
     assert latents.shape[2] == 5

@@ -350,6 +350,10 @@ def test_bad_inputs(model_class):
         run(sample=[[]])
     with pytest.raises(ValueError, match="2 rows"):
         run(encoder_hidden_states=torch.zeros(3, 5, TEXT_DIM))
+    with pytest.raises(ValueError, match="pooled_projections"):
+        run(pooled_projections=torch.zeros(1, POOLED_DIM))
+    with pytest.raises(ValueError, match="timestep_ratio"):
+        run(timestep_ratio=torch.tensor(3.0))
     with pytest.raises(ValueError, match="encoder_attention_mask"):
         run(encoder_attention_mask=torch.ones(2, 4))
     with pytest.raises(ValueError, match="even h and w"):

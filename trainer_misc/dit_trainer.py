@@ -10,6 +10,7 @@ import argparse
 import functools
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from video_vae.autoencoder import CausalVideoVAE
 
 from .checkpoints import write_folder
 from .data.moving_shapes import NUM_COMBINATIONS, caption_of
-from .latent_bank import LatentBank, encode_bank
+from .latent_bank import LatentBank
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
 from .sheets import save_contact_sheet
@@ -54,20 +55,18 @@ class DitRecipe:
     """What a batch looks like.
 
     Attributes:
-        columns: Samples of each stage are `columns[k] * per_column`.
-        per_column: Samples a column.
+        first_columns: Columns of each stage in steps that train the first unit.
+        later_columns: The same in steps that train a later unit.
+        per_column: Samples a column and process.
         first_frame_share: Share of the steps that train the first unit, which has no history.
         drop: Share of the prompts replaced by the empty one.
-        images: First frames in the bank.
-        clips: Clips in the bank.
     """
 
-    columns: tuple[int, int, int] = (1, 2, 2)
-    per_column: int = 32
+    first_columns: tuple[int, int, int] = (1, 2, 2)
+    later_columns: tuple[int, int, int] = (1, 2, 1)
+    per_column: int = 16
     first_frame_share: float = 0.45
     drop: float = 0.1
-    images: int = 24_000
-    clips: int = 1_500
 
 
 class TrainableDit(nn.Module):
@@ -151,22 +150,27 @@ class DitObjective:
             bank.image_combinations,
             bank.clip_combinations,
         )
-        self.objective = FlowObjective(
-            PyramidFlowMatchEulerDiscreteScheduler(),
-            sample_ratios=recipe.columns,
-            max_temporal_length=bank.clips.shape[2],
+        self.max_units = bank.clips.shape[2]
+        self.first, self.later = (
+            FlowObjective(
+                PyramidFlowMatchEulerDiscreteScheduler(),
+                sample_ratios=columns,
+                max_temporal_length=self.max_units,
+            )
+            for columns in (recipe.first_columns, recipe.later_columns)
         )
 
     def __call__(self, number: int) -> tuple[Tensor, dict[str, float]]:
         """Loss of batch `number`; all processes train one length at a time."""
         units = self._units(torch.Generator().manual_seed(self.seed + number))
         rng = torch.Generator().manual_seed(self.seed + number * self.world + self.rank + (1 << 40))
-        latents, captions = self._draw(units, rng)
-        batch = self.objective.prepare(latents, units=(units,) * 3, generator=rng)
+        objective = self.first if units == 1 else self.later
+        latents, captions = self._draw(units, len(objective.column_stages), rng)
+        batch = objective.prepare(latents, units=(units,) * 3, generator=rng)
         dropped = torch.rand(len(captions), generator=rng) < self.recipe.drop
         captions = captions.masked_fill(dropped, DROPPED)
         velocities = self.model(batch.samples, captions, batch.timesteps)
-        loss, log = self.objective.loss(velocities, batch.targets)
+        loss, log = objective.loss(velocities, batch.targets)
         kind = "first" if units == 1 else "later"
         return loss, {f"{kind}_{k.removeprefix('loss_')}": float(v) for k, v in log.items()}
 
@@ -175,12 +179,12 @@ class DitObjective:
         share, length = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
         if share < self.recipe.first_frame_share:
             return 1
-        # Squared, so that short histories, which cost less and come first, are seen more often.
-        return 2 + int(length**1.5 * (self.objective.max_units - 1))
+        # Short histories cost less and come first, so they are seen more often.
+        return 2 + int(length**1.5 * (self.max_units - 1))
 
-    def _draw(self, units: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _draw(self, units: int, columns: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Normalized latents [b, c, t, h, w] and caption numbers [b]."""
-        batch = sum(self.recipe.columns) * self.recipe.per_column
+        batch = columns * self.recipe.per_column
         source, combinations = self.images, self.image_combinations
         if units > 1:
             source, combinations = self.clips, self.clip_combinations
@@ -245,30 +249,25 @@ def sample_sheet(
 
 
 def train_dit(
-    output: Path, vae_folder: Path, config: LoopConfig, recipe: DitRecipe | None = None
+    vae: CausalVideoVAE, bank: LatentBank, config: LoopConfig, recipe: DitRecipe | None = None
 ) -> None:
-    """Train from nothing, or from the newest checkpoint of `output`, to `output/checkpoint`.
+    """Train from nothing, or from where the run stopped, and write `config.output/checkpoint`.
 
     Args:
-        output: Folder of the run.
-        vae_folder: The trained VAE.
+        vae: The trained VAE, for sample sheets and the checkpoint.
+        bank: Its latents.
         config: How long and how hard.
         recipe: What a batch looks like.
     """
     recipe = recipe or DitRecipe()
-    vae = CausalVideoVAE.from_pretrained(vae_folder).requires_grad_(False).eval()
     torch.manual_seed(config.seed)
-    text_folder = output / "text"
-    bank_path = output / "bank.safetensors"
-    if not bank_path.is_file():
-        output.mkdir(parents=True, exist_ok=True)
-        write_folder(text_folder, write_text_encoders)
-        encode_bank(vae, images=recipe.images, clips=recipe.clips).save(bank_path)
-    bank = LatentBank.load(bank_path)
     statistics = bank.statistics()
+    with tempfile.TemporaryDirectory() as text_folder:
+        write_text_encoders(Path(text_folder))
+        text = FluxTextEncoderWithMask(text_folder)
 
     dit = new_dit(bank.images.shape[1])
-    model = TrainableDit(dit, FluxTextEncoderWithMask(text_folder)).train()
+    model = TrainableDit(dit, text).train()
     hidden = [
         p
         for blocks in (dit.transformer_blocks, dit.single_transformer_blocks)
@@ -291,7 +290,7 @@ def train_dit(
     loop.run(objective, draw_sheet=sheet)
     if accelerator.is_main_process:
         loop.averaged(
-            lambda: write_checkpoint(output / "checkpoint", model, vae, statistics)
+            lambda: write_checkpoint(config.output / "checkpoint", model, vae, statistics)
         )
 
 
@@ -300,7 +299,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    parser.add_argument("--bank", type=Path, required=True, help="latents made by latent_bank")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument(
+        "--cooldown", type=int, default=1000, help="steps of the descent at the end"
+    )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--max-minutes", type=float, default=0.0, help="stop after so long")
     parser.add_argument("--seed", type=int, default=0)
@@ -310,6 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output=options.output,
         steps=options.steps,
         learning_rate=options.learning_rate,
+        schedule="trapezoid",
+        cooldown=options.cooldown,
         weight_decay=0.01,
         seed=options.seed,
         max_minutes=options.max_minutes,
@@ -317,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sheet_every=500,
         log_every=20,
     )
-    train_dit(options.output, options.vae, config)
+    vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
+    train_dit(vae, LatentBank.load(options.bank), config)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,3 +83,19 @@ def encode_bank(vae: CausalVideoVAE, *, images: int, clips: int, frames: int = 9
     firsts, image_combinations = encode_part(vae, images, frames=1, seed=IMAGE_SEED, batch=32)
     videos, clip_combinations = encode_part(vae, clips, frames=frames, seed=CLIP_SEED, batch=2)
     return LatentBank(firsts, image_combinations, videos, clip_combinations)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and encode."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--images", type=int, default=16_000, help="first frames")
+    parser.add_argument("--clips", type=int, default=1_000, help="clips of 97 frames")
+    options = parser.parse_args(arguments)
+    vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
+    encode_bank(vae, images=options.images, clips=options.clips).save(options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,8 +31,9 @@ class LoopConfig:
         output: Folder of the run: checkpoints, sheets, log.
         steps: Optimizer steps of the whole run.
         learning_rate: Peak of the schedule.
-        schedule: "constant" or "cosine".
+        schedule: "constant", "cosine" or "trapezoid".
         warmup: Steps of linear warm-up.
+        cooldown: Steps of the trapezoid's descent.
         betas: AdamW's.
         weight_decay: AdamW's, on matrices only.
         clip: Largest gradient norm.
@@ -52,6 +53,7 @@ class LoopConfig:
     learning_rate: float
     schedule: str = "cosine"
     warmup: int = 100
+    cooldown: int = 1000
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-4
     clip: float = 1.0
@@ -106,6 +108,7 @@ class TrainingLoop:
                 steps=config.steps,
                 warmup=config.warmup,
                 schedule=config.schedule,
+                cooldown=config.cooldown,
             ),
         )
         self._raw = dict(modules)

@@ -19,22 +19,28 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     ]
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
+def learning_rate_factor(
+    step: int, *, steps: int, warmup: int, schedule: str, cooldown: int
+) -> float:
     """Share of the peak learning rate at `step` (counted from 0).
 
-    Linear warm-up over `warmup` steps, then "constant", or "cosine" down to 0 at `steps`.
+    Linear warm-up over `warmup` steps, then "constant"; "cosine" down to 0 at `steps`; or
+    "trapezoid", constant and then straight down to 0 over the last `cooldown` steps, so that a
+    run can be lengthened or ended without planning it from the start.
 
     Raises:
         ValueError: If the schedule has another name.
     """
-    if schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule is {schedule!r}; allowed are 'constant' and 'cosine'")
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+    if schedule == "trapezoid":
+        return min(1.0, max(0.0, (steps - step) / cooldown))
+    if schedule == "cosine":
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    raise ValueError(f"schedule is {schedule!r}; allowed are 'constant', 'cosine' and 'trapezoid'")
 
 
 def orthogonalize(matrices: Tensor, *, iterations: int = 5) -> Tensor:

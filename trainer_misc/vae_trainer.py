@@ -69,8 +69,7 @@ class Phase:
 
 TOY_PHASES = (
     Phase(name="1-crops", frames=1, crop=64, batch=16, steps=1800, learning_rate=2e-3),
-    Phase(name="2-clips", frames=9, crop=64, batch=4, steps=1200, learning_rate=1e-3),
-    Phase(name="3-whole", frames=17, crop=128, batch=2, steps=120, learning_rate=5e-4),
+    Phase(name="2-clips", frames=9, crop=64, batch=4, steps=500, learning_rate=3e-4),
 )
 
 
@@ -227,6 +226,7 @@ def train_phase(vae: CausalVideoVAE, phase: Phase, output: Path, *, seed: int) -
             learning_rate=phase.learning_rate,
             weight_decay=0.0,
             seed=seed,
+            betas=(0.9, 0.99),
             save_every=250,
             sheet_every=250,
         ),

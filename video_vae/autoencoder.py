@@ -111,7 +111,9 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             ("decoder_block_dropout", decoder_block_dropout),
         ):
             if len(value) != blocks:
-                raise ValueError(f"{name} is {list(value)}; {blocks} values are wanted, one a block")
+                raise ValueError(
+                    f"{name} is {list(value)}; {blocks} values are wanted, one a block"
+                )
         for name, value, only in (
             ("encoder_act_fn", encoder_act_fn, "silu"),
             ("decoder_act_fn", decoder_act_fn, "silu"),
@@ -146,9 +148,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         self.quant_conv = CausalConv3d(
             2 * encoder_out_channels, 2 * encoder_out_channels, kernel_size=1
         )
-        self.post_quant_conv = CausalConv3d(
-            decoder_in_channels, decoder_in_channels, kernel_size=1
-        )
+        self.post_quant_conv = CausalConv3d(decoder_in_channels, decoder_in_channels, kernel_size=1)
         self.spatial_factor = 2 ** sum(encoder_spatial_down_sample)
         self.temporal_factor = 2 ** sum(encoder_temporal_down_sample)
         self.use_tiling = False
@@ -331,6 +331,4 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
                 f"{self.spatial_factor}"
             )
         if frames < 1 or (is_init_image and (frames - 1) % self.temporal_factor):
-            raise ValueError(
-                f"the video has {frames} frames; {self.temporal_factor}n+1 are wanted"
-            )
+            raise ValueError(f"the video has {frames} frames; {self.temporal_factor}n+1 are wanted")

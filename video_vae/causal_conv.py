@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +19,20 @@ class _Conv3d(nn.Conv3d):
         taps = self.weight[:, :, -1]
         out = F.conv2d(frames[:, :, 0], taps, self.bias, self.stride[1:], self.padding[1:])
         return out.unsqueeze(2)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # PyTorch takes a naive loop for a small batch of one on a CPU; oneDNN is 5x faster there.
+        if (
+            len(input) == 1
+            and input.device.type == "cpu"
+            and input.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            return torch.ops.aten.mkldnn_convolution(
+                input, weight, bias, self.padding, self.stride, self.dilation, self.groups
+            )
+        return super()._conv_forward(input, weight, bias)
 
 
 class CausalConv3d(nn.Module):

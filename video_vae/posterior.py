@@ -25,9 +25,7 @@ class DiagonalGaussian:
         """Standard deviation, [b, c, t, h, w]."""
         return torch.exp(0.5 * self.logvar)
 
-    def sample(
-        self, generator: torch.Generator | list[torch.Generator] | None = None
-    ) -> Tensor:
+    def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """Draw latents [b, c, t, h, w]; a list of generators has one for each sample."""
         noise = randn_tensor(
             self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
