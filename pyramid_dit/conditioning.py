@@ -182,5 +182,5 @@ class Prompts:
             assert text_encoder is not None  # the caller has asked need_encoder
             return TextCondition(*text_encoder(texts))
 
-        negative = None if self.negative is None else condition(self.negative)
-        return condition(self.positive), negative
+        positive = condition(self.positive)
+        return positive, None if self.negative is None else condition(self.negative)

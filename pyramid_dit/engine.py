@@ -239,13 +239,12 @@ class GenerationEngine:
         self, request: Request, device: torch.device
     ) -> tuple[TextCondition, TextCondition | None]:
         with self._at_work(self.text_encoder, request):
-            conditions = request.prompts.encode(self.text_encoder)
-        prompt, negative = (
-            text and text.to(device, self.dtype).repeated(request.samples_each)
-            for text in conditions
-        )
-        assert prompt is not None
-        return prompt, negative
+            prompt, negative = request.prompts.encode(self.text_encoder)
+
+        def for_the_model(text: TextCondition) -> TextCondition:
+            return text.to(device, self.dtype).repeated(request.samples_each)
+
+        return for_the_model(prompt), None if negative is None else for_the_model(negative)
 
     def _decode(self, latents: Tensor, request: Request) -> Any:
         assert self.vae is not None  # checked at the door

@@ -305,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cooldown", type=int, default=1000, help="steps of the descent at the end"
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--per-column", type=int, default=16, help="samples a column and process")
     parser.add_argument("--max-minutes", type=float, default=0.0, help="stop after so long")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -323,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log_every=20,
     )
     vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
-    train_dit(vae, LatentBank.load(options.bank), config)
+    train_dit(vae, LatentBank.load(options.bank), config, DitRecipe(per_column=options.per_column))
 
 
 if __name__ == "__main__":

@@ -68,12 +68,18 @@ def _write_clip(folder: Path) -> None:
 
 
 def _write_t5(folder: Path) -> None:
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    from tokenizers.normalizers import Lowercase
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Tokenizer
 
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     words = [(f"▁{word}", -1.0) for word in caption_words()]
     letters = [(letter, -9.0) for letter in _OTHERS]
-    tokenizer = T5Tokenizer(vocab=[*special, *words, *letters], extra_ids=0)
+    backend = T5Tokenizer(vocab=[*special, *words, *letters], extra_ids=0).backend_tokenizer
+    backend.normalizer = Lowercase()
+    # Loaded again, a T5Tokenizer would make its normalizer anew, without the lower case.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
     tokenizer.save_pretrained(folder / "tokenizer_2")
     config = T5Config(
         vocab_size=len(tokenizer),
