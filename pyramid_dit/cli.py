@@ -113,8 +113,9 @@ def _run(options: Namespace) -> None:
     rate = folder.defaults.frames_per_second
     path = save_frames(frames, output, rate)
     width, height = frames[0].size
+    count = "1 frame" if len(frames) == 1 else f"{len(frames)} frames"
     sys.stdout.write(
-        f"{path}: {len(frames)} frames of {width}x{height}, {len(frames) / rate:.1f} s of video "
+        f"{path}: {count} of {width}x{height}, {len(frames) / rate:.1f} s of video "
         f"made in {time.perf_counter() - started:.1f} s (seed {seed})\n"
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from .causal_conv import CausalConv3d
@@ -18,6 +19,17 @@ from .temporal_context import Stream, TemporalContext, WholeClip
 from .tiling import map_tiles
 
 DOWN_BLOCK, UP_BLOCK = "DownEncoderBlockCausal3D", "UpDecoderBlockCausal3D"
+
+
+@dataclass
+class DecoderOutput(BaseOutput):
+    """Output of `CausalVideoVAE.decode`; diffusers' own takes a second to import.
+
+    Attributes:
+        sample: Pixels [b, 3, t, h, w].
+    """
+
+    sample: Tensor
 
 
 class CausalVideoVAE(ModelMixin, ConfigMixin):
