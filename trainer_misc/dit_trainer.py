@@ -75,6 +75,9 @@ class TrainableDit(nn.Module):
     def __init__(self, dit: PyramidFluxTransformer, text: FluxTextEncoderWithMask) -> None:
         super().__init__()
         self.dit, self.text = dit, text
+        self.clip_ids: Tensor
+        self.t5_ids: Tensor
+        self.t5_mask: Tensor
         captions = [caption_of(number) for number in range(NUM_COMBINATIONS)] + [""]
         clip, t5 = text.tokenizers["text_encoder"], text.tokenizers["text_encoder_2"]
         self.register_buffer("clip_ids", _tokens(clip, captions)["input_ids"], persistent=False)
@@ -84,9 +87,13 @@ class TrainableDit(nn.Module):
 
     def encode(self, captions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [b, l, d], mask [b, l] and pooled [b, p] of caption numbers [b]."""
-        pooled = self.text.text_encoder(self.clip_ids[captions]).pooler_output
+        clip, t5 = (
+            self.text.get_submodule("text_encoder"),
+            self.text.get_submodule("text_encoder_2"),
+        )
+        pooled = clip(self.clip_ids[captions]).pooler_output
         mask = self.t5_mask[captions]
-        states = self.text.text_encoder_2(self.t5_ids[captions], attention_mask=mask)
+        states = t5(self.t5_ids[captions], attention_mask=mask)
         return states.last_hidden_state, mask, pooled
 
     def forward(
@@ -222,7 +229,8 @@ def write_checkpoint(
         model.dit.save_pretrained(target / VARIANT)
         vae.save_pretrained(target / "causal_video_vae")
         for name, tokenizer in model.text.tokenizers.items():
-            model.text.get_submodule(name).save_pretrained(target / name)
+            encoder: Any = model.text.get_submodule(name)
+            encoder.save_pretrained(target / name)
             tokenizer.save_pretrained(target / name.replace("text_encoder", "tokenizer"))
         text = json.dumps(model_index(statistics), indent=2)
         (target / "model_index.json").write_text(text + "\n")

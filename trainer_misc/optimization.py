@@ -108,13 +108,13 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             by_shape.setdefault(p.shape, []).append(p)
         for shape, same in by_shape.items():
-            updates = []
-            for p in same:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - beta)
-                updates.append(p.grad.lerp(momentum, beta))
+            gradients = torch.stack([p.grad for p in same if p.grad is not None])
+            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
+            for momentum, gradient in zip(momenta, gradients, strict=True):
+                momentum.lerp_(gradient, 1 - beta)
+            updates = gradients.lerp(torch.stack(momenta), beta)
             scale = 0.2 * max(shape) ** 0.5
-            for p, update in zip(same, orthogonalize(torch.stack(updates)), strict=True):
+            for p, update in zip(same, orthogonalize(updates), strict=True):
                 p.add_(update, alpha=-group["lr"] * scale)
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:

@@ -95,18 +95,19 @@ def initialize(vae: CausalVideoVAE) -> None:
     """
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
+            for parameter in module.parameters():
+                parameter.zero_()
             taps = module.weight[:, :, -1]
-            module.weight.zero_()
             taps.normal_(std=taps[0].numel() ** -0.5)
-            module.bias.zero_()
     for half in (vae.encoder, vae.decoder):
-        half.conv_in.conv.bias.normal_()
+        _, bias = half.conv_in.parameters()
+        bias.normal_()
     for module in vae.modules():
         if isinstance(module, ResnetBlock):
             module.conv2.conv.weight.zero_()
         elif isinstance(module, SpatialAttention):
-            module.to_out[0].weight.zero_()
-            module.to_out[0].bias.zero_()
+            for parameter in module.to_out.parameters():
+                parameter.zero_()
 
 
 @torch.no_grad()
@@ -123,8 +124,9 @@ def inflate(vae: CausalVideoVAE) -> None:
 def fix_posterior(vae: CausalVideoVAE, std: float) -> None:
     """Make the posterior's standard deviation the constant that the training used."""
     channels = vae.config["encoder_out_channels"]
-    vae.quant_conv.conv.weight[channels:] = 0.0
-    vae.quant_conv.conv.bias[channels:] = 2.0 * float(np.log(std))
+    weight, bias = vae.quant_conv.parameters()
+    weight[channels:] = 0.0
+    bias[channels:] = 2.0 * float(np.log(std))
 
 
 def coarsen(latents: Tensor, rng: torch.Generator, shares: tuple[float, float]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -111,7 +112,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         blocks = len(encoder_block_out_channels)
-        for name, value in (
+        per_block: tuple[tuple[str, Sequence[Any]], ...] = (
             ("encoder_layers_per_block", encoder_layers_per_block),
             ("encoder_spatial_down_sample", encoder_spatial_down_sample),
             ("encoder_temporal_down_sample", encoder_temporal_down_sample),
@@ -121,12 +122,13 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             ("decoder_spatial_up_sample", decoder_spatial_up_sample),
             ("decoder_temporal_up_sample", decoder_temporal_up_sample),
             ("decoder_block_dropout", decoder_block_dropout),
-        ):
+        )
+        for name, value in per_block:
             if len(value) != blocks:
                 raise ValueError(
                     f"{name} is {list(value)}; {blocks} values are wanted, one a block"
                 )
-        for name, value, only in (
+        fixed: tuple[tuple[str, Any, Any], ...] = (
             ("encoder_act_fn", encoder_act_fn, "silu"),
             ("decoder_act_fn", decoder_act_fn, "silu"),
             ("encoder_type", encoder_type, "causal_vae_conv"),
@@ -134,9 +136,10 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             ("encoder_double_z", encoder_double_z, True),
             ("encoder_down_block_types", set(encoder_down_block_types), {DOWN_BLOCK}),
             ("decoder_up_block_types", set(decoder_up_block_types), {UP_BLOCK}),
-        ):
-            if value != only:
-                raise ValueError(f"{name} is {value!r}; only {only!r} is supported")
+        )
+        for option, given, only in fixed:
+            if given != only:
+                raise ValueError(f"{option} is {given!r}; only {only!r} is supported")
         self.encoder = Encoder(
             encoder_in_channels,
             2 * encoder_out_channels,
