@@ -167,9 +167,11 @@ def _load(options: Namespace) -> tuple[PyramidDiTForVideoGeneration, CheckpointF
         os.environ.setdefault(f"{library}_VERBOSITY", "info" if options.verbose else "error")
     import torch
 
+    from .cpu import keep_freed_memory
     from .folder import CheckpointFolder
     from .hub import download_checkpoint
 
+    keep_freed_memory()
     device = _device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .latent_codec import RELEASED_STATISTICS, FrameStatistics, LatentStatistics
 
@@ -27,6 +27,8 @@ INDEX_NAME = "model_index.json"
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+
+_HALF_PRECISIONS = {"BF16": "bf16", "F16": "fp16"}
 
 Steps = int | Sequence[int]
 
@@ -64,7 +66,7 @@ class CheckpointFolder:
     model_name: str
     """`pyramid_flux` or `pyramid_mmdit`."""
     model_dtype: str | None
-    """`bf16`, `fp16` or `fp32` where `model_index.json` says so."""
+    """What `model_index.json` says, else the half precision that the weights are stored in."""
     statistics: LatentStatistics
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
@@ -98,7 +100,7 @@ class CheckpointFolder:
             path=folder,
             variant=chosen,
             model_name=model_name,
-            model_dtype=index.get("model_dtype"),
+            model_dtype=index.get("model_dtype") or _stored_half_precision(folder / chosen),
             statistics=_read_statistics(index, model_name, folder / INDEX_NAME),
             defaults=_read_defaults(index),
         )
@@ -207,18 +209,41 @@ def _check_weights(path: Path) -> None:
 
 
 def _is_complete_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says: 8 bytes of length, JSON, the tensors."""
-    size = path.stat().st_size
+    """Whether the file is as long as its header says."""
+    header = _safetensors_header(path)
+    return header is not None and path.stat().st_size == header.end
+
+
+class _SafetensorsHeader(NamedTuple):
+    """What a safetensors file says of itself."""
+
+    dtypes: frozenset[str]
+    """Dtypes of the tensors, `F32`, `BF16`, ..."""
+    end: int
+    """Length of a complete file: 8 bytes of length, JSON, the tensors."""
+
+
+def _safetensors_header(path: Path) -> _SafetensorsHeader | None:
+    """The header of the file, None where it is cut off or damaged."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 + length:
-            return False
+        if path.stat().st_size < 8 + length:
+            return None
         try:
             header = json.loads(file.read(length))
-            ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            ends = [entry["data_offsets"][1] for entry in tensors]
+            dtypes = frozenset(entry["dtype"] for entry in tensors)
         except (ValueError, AttributeError, KeyError, TypeError):
-            return False
-    return size == 8 + length + max(ends, default=0)
+            return None
+    return _SafetensorsHeader(dtypes, 8 + length + max(ends, default=0))
+
+
+def _stored_half_precision(folder: Path) -> str | None:
+    """`bf16` or `fp16` where all weights in `folder` are stored so, else None."""
+    headers = [_safetensors_header(path) for path in folder.glob("*.safetensors")]
+    dtypes = {dtype for header in headers if header for dtype in header.dtypes}
+    return _HALF_PRECISIONS.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 
 def _is_complete_pickle(path: Path) -> bool:

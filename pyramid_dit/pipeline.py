@@ -179,7 +179,8 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             variant: `diffusion_transformer_768p`, or in short `768p`; by default what
                 `model_index.json` names, else `768p`, else the only one there is.
             model_dtype: `bf16`, `fp16`, `fp32` or a dtype; by default what `model_index.json`
-                names, else `bf16` for an accelerator and `fp32` for the CPU.
+                names, else the half precision that the weights are stored in, else `bf16` for
+                an accelerator and `fp32` for the CPU.
             device: Where to put the models, by default the CPU.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where to keep what is fetched from the hub.

@@ -30,11 +30,6 @@ steps=${STEPS:-20000}
 count='import os, torch; print(torch.cuda.device_count() or os.cpu_count())'
 processes=${PROCESSES:-$("$python" -c "$count")}
 
-# glibc gives memory back after every step and takes it again with page faults, which on a CPU
-# costs more than the arithmetic; let it keep what it has.
-export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
-export MALLOC_TOP_PAD_=268435456
-
 "$python" -m trainer_misc.vae_trainer --output "$output/vae"
 vae="$output/vae/causal_video_vae"
 if [ ! -f "$output/bank.safetensors" ]; then

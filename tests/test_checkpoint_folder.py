@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import QUICK_INDEX, VAE_CONFIG, write_tiny_checkpoint
 
-from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFluxTransformer
 from pyramid_dit.folder import CheckpointFolder
 from pyramid_dit.hub import download_checkpoint, is_repo_id
 from pyramid_dit.latent_codec import RELEASED_STATISTICS
@@ -277,6 +277,13 @@ def test_detection(folder: Path) -> None:
     )
     with pytest.raises(FileNotFoundError, match="no/such/folder"):
         open_it("no/such/folder")
+
+
+def test_weights_stored_in_half_precision_are_loaded_so(folder: Path) -> None:
+    PyramidFluxTransformer.from_pretrained(folder / DIT).bfloat16().save_pretrained(folder / DIT)
+    assert CheckpointFolder.open(folder).model_dtype == "bf16"
+    (folder / "model_index.json").write_text('{"model_dtype": "fp32"}')
+    assert CheckpointFolder.open(folder).model_dtype == "fp32"
 
 
 # ---- the hub ----------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class DitRecipe:
     first_columns: tuple[int, int, int] = (1, 2, 2)
     later_columns: tuple[int, int, int] = (1, 2, 1)
     per_column: int = 16
-    first_frame_share: float = 0.45
+    first_frame_share: float = 0.6
     drop: float = 0.1
 
 
@@ -187,7 +187,7 @@ class DitObjective:
         if share < self.recipe.first_frame_share:
             return 1
         # Short histories cost less and come first, so they are seen more often.
-        return 2 + int(length**1.5 * (self.max_units - 1))
+        return 2 + int(length**2 * (self.max_units - 1))
 
     def _draw(self, units: int, columns: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Normalized latents [b, c, t, h, w] and caption numbers [b]."""

@@ -332,6 +332,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure a model; tables go to standard output, progress to the log."""
+    keep_freed_memory()
     options = _arguments(argv)
     modes = MODES if options.mode == "all" else (options.mode,)
     results: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from pyramid_dit.cpu import keep_freed_memory
 from pyramid_dit.latent_codec import FrameStatistics, LatentStatistics
 from video_vae.autoencoder import CausalVideoVAE
 
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=16_000, help="first frames")
     parser.add_argument("--clips", type=int, default=1_000, help="clips of 97 frames")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
     encode_bank(vae, images=options.images, clips=options.clips).save(options.output)
 

@@ -17,6 +17,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyramid_dit.cpu import keep_freed_memory
+
 from .checkpoints import newest_checkpoint, thin_checkpoints, write_folder
 from .optimization import learning_rate_factor, parameter_groups
 
@@ -88,6 +90,7 @@ class TrainingLoop:
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
+        keep_freed_memory()
         self.config = config
         config.output.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(
