@@ -41,8 +41,6 @@ setup(
     ],
     extras_require={
         "test": ["mypy>=2.4,<2.5", "pytest>=8", "ruff>=0.17,<0.18"],
-        "app": ["gradio>=6,<7"],
-        "train": ["tensorboard>=2.15,<3"],
     },
     entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.cli:main"]},
 )

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from pyramid_dit.cpu import keep_freed_memory
 from trainer_misc.data.moving_shapes import (
     MAX_FRAMES,
     SPLITS,
