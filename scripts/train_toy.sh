@@ -40,3 +40,5 @@ fi
     --output "$output/dit" --steps "$steps"
 "$python" -m trainer_misc.evaluation --model "$output/dit/checkpoint" --mode all \
     --output "$output/scores.json" --contact-sheet "$output/sheet.png"
+"$python" -m trainer_misc.model_card --checkpoint "$output/dit/checkpoint" \
+    --scores "$output/scores.json"
