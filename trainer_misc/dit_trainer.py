@@ -91,6 +91,7 @@ class TrainableDit(nn.Module):
             self.text.get_submodule("text_encoder"),
             self.text.get_submodule("text_encoder_2"),
         )
+        captions = captions.to(self.clip_ids.device)
         pooled = clip(self.clip_ids[captions]).pooler_output
         mask = self.t5_mask[captions]
         states = t5(self.t5_ids[captions], attention_mask=mask)
@@ -136,6 +137,7 @@ class DitObjective:
         rank: Of this process.
         world: Number of processes.
         seed: Of the draws.
+        device: Where the bank is kept and the loss computed.
     """
 
     def __init__(
@@ -148,11 +150,12 @@ class DitObjective:
         rank: int,
         world: int,
         seed: int,
+        device: torch.device,
     ) -> None:
         self.model, self.recipe = model, recipe
         self.rank, self.world, self.seed = rank, world, seed
-        self.images = statistics.first_frame.normalize(bank.images.float())
-        self.clips = statistics.normalize(bank.clips.float())
+        self.images = statistics.first_frame.normalize(bank.images.to(device, torch.float32))
+        self.clips = statistics.normalize(bank.clips.to(device, torch.float32))
         self.image_combinations, self.clip_combinations = (
             bank.image_combinations,
             bank.clip_combinations,
@@ -196,7 +199,7 @@ class DitObjective:
         if units > 1:
             source, combinations = self.clips, self.clip_combinations
         chosen = torch.randint(len(source), (batch,), generator=rng)
-        return source[chosen, :, :units], combinations[chosen]
+        return source[chosen.to(source.device), :, :units], combinations[chosen]
 
 
 def model_index(statistics: LatentStatistics) -> dict[str, Any]:
@@ -293,6 +296,7 @@ def train_dit(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         seed=config.seed,
+        device=accelerator.device,
     )
     sheet = functools.partial(sample_sheet, model, vae, statistics)
     loop.run(objective, draw_sheet=sheet)
@@ -315,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--per-column", type=int, default=16, help="samples a column and process")
     parser.add_argument("--max-minutes", type=float, default=0.0, help="stop after so long")
+    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -326,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cooldown=options.cooldown,
         weight_decay=0.01,
         seed=options.seed,
+        mixed_precision=options.mixed_precision,
         max_minutes=options.max_minutes,
         save_every=200,
         sheet_every=500,

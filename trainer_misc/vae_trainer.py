@@ -216,10 +216,10 @@ class TrainableVae(nn.Module):
         return (output - pixels).square().mean(dim=(1, 2, 3, 4)), scale
 
 
-def train_phase(vae: CausalVideoVAE, phase: Phase, output: Path, *, seed: int) -> bool:
-    """Train `vae` in place through one phase; False if it was stopped before its end."""
-    if phase.frames > 1:
-        inflate(vae)
+def train_phase(
+    vae: CausalVideoVAE, phase: Phase, output: Path, *, seed: int, mixed_precision: str
+) -> None:
+    """Train `vae` in place through one phase."""
     trainable = TrainableVae(vae, phase.coarse)
     loop = TrainingLoop(
         LoopConfig(
@@ -228,6 +228,7 @@ def train_phase(vae: CausalVideoVAE, phase: Phase, output: Path, *, seed: int) -
             learning_rate=phase.learning_rate,
             weight_decay=0.0,
             seed=seed,
+            mixed_precision=mixed_precision,
             betas=(0.9, 0.99),
             save_every=250,
             sheet_every=250,
@@ -243,11 +244,8 @@ def train_phase(vae: CausalVideoVAE, phase: Phase, output: Path, *, seed: int) -
         world=accelerator.num_processes,
         device=accelerator.device,
     )
-    finished = loop.run(
-        objective, draw_sheet=functools.partial(reconstruction_sheet, vae, phase.frames)
-    )
+    loop.run(objective, draw_sheet=functools.partial(reconstruction_sheet, vae, phase.frames))
     loop.adopt_average()
-    return finished
 
 
 @torch.no_grad()
@@ -264,10 +262,22 @@ def reconstruction_sheet(vae: CausalVideoVAE, frames: int, path: Path) -> None:
     save_contact_sheet(rows, path)
 
 
-def train_vae(output: Path, *, phases: Sequence[Phase] = TOY_PHASES, seed: int = 0) -> None:
+def train_vae(
+    output: Path,
+    *,
+    phases: Sequence[Phase] = TOY_PHASES,
+    seed: int = 0,
+    mixed_precision: str = "no",
+) -> None:
     """Train from nothing through all phases; finished ones are not done again.
 
     The result is `output/causal_video_vae`, in the released layout.
+
+    Args:
+        output: Folder of the run.
+        phases: What to train on, one after another.
+        seed: Of weights and data.
+        mixed_precision: "no", "bf16" or "fp16".
     """
     torch.manual_seed(seed)
     vae = CausalVideoVAE(**TOY_VAE)
@@ -277,8 +287,15 @@ def train_vae(output: Path, *, phases: Sequence[Phase] = TOY_PHASES, seed: int =
         if done.is_dir():
             vae = CausalVideoVAE.from_pretrained(done)
             continue
-        if not train_phase(vae, phase, output / phase.name, seed=seed + number):
-            return
+        if phase.frames > 1 and (number == 0 or phases[number - 1].frames == 1):
+            inflate(vae)
+        train_phase(
+            vae,
+            phase,
+            output / phase.name,
+            seed=seed + number,
+            mixed_precision=mixed_precision,
+        )
         write_folder(done, vae.save_pretrained)
     fix_posterior(vae, LatentPrior.noise)
     write_folder(output / "causal_video_vae", vae.save_pretrained)
@@ -288,10 +305,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train_vae(options.output, seed=options.seed)
+    train_vae(options.output, seed=options.seed, mixed_precision=options.mixed_precision)
 
 
 if __name__ == "__main__":
