@@ -62,10 +62,10 @@ class DitRecipe:
         drop: Share of the prompts replaced by the empty one.
     """
 
-    first_columns: tuple[int, int, int] = (1, 2, 2)
+    first_columns: tuple[int, int, int] = (1, 4, 2)
     later_columns: tuple[int, int, int] = (1, 2, 1)
     per_column: int = 16
-    first_frame_share: float = 0.6
+    first_frame_share: float = 0.7
     drop: float = 0.1
 
 

@@ -43,6 +43,9 @@ def learning_rate_factor(
     raise ValueError(f"schedule is {schedule!r}; allowed are 'constant', 'cosine' and 'trapezoid'")
 
 
+UPDATE_RMS = 0.5
+
+
 def orthogonalize(matrices: Tensor, *, iterations: int = 5) -> Tensor:
     """Bring the singular values of `matrices` [..., m, n] near 1 (quintic Newton-Schulz).
 
@@ -64,8 +67,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum for the matrices of hidden layers, AdamW for all else.
 
     A group of parameters with `"muon": True` (2-D ones) takes Nesterov momentum whose update is
-    orthogonalized and scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of an AdamW
-    update, so that one learning rate serves both (Liu et al., arXiv 2502.16982).
+    orthogonalized and brought to a root mean square of `UPDATE_RMS` times the learning rate, so
+    that one learning rate serves both kinds (after Liu et al., arXiv 2502.16982, who take 0.2).
 
     Args:
         groups: Parameter groups; `muon` and `weight_decay` are read from each.
@@ -113,7 +116,7 @@ class Muon(torch.optim.Optimizer):
             for momentum, gradient in zip(momenta, gradients, strict=True):
                 momentum.lerp_(gradient, 1 - beta)
             updates = gradients.lerp(torch.stack(momenta), beta)
-            scale = 0.2 * max(shape) ** 0.5
+            scale = UPDATE_RMS * max(shape) ** 0.5
             for p, update in zip(same, orthogonalize(updates), strict=True):
                 p.add_(update, alpha=-group["lr"] * scale)
 
