@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from pyramid_dit.flow_objective import FlowObjective
 from pyramid_dit.flux import PyramidFluxTransformer
+from pyramid_dit.folder import GenerationDefaults
+from pyramid_dit.generation import VideoGenerator
 from pyramid_dit.latent_codec import LatentStatistics
 from pyramid_dit.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from pyramid_dit.text_encoder import FluxTextEncoderWithMask
@@ -48,6 +50,17 @@ TOY_DIT = {
     "axes_dims_rope": (8, 12, 12),
 }
 DROPPED = NUM_COMBINATIONS  # the row of the empty prompt
+DEFAULTS = GenerationDefaults(
+    prompt_suffix="",
+    negative_prompt="",
+    height=128,
+    width=128,
+    num_frames=97,
+    num_inference_steps=(8, 8, 8),
+    video_num_inference_steps=(6, 6, 6),
+    guidance_scale=3.0,
+    video_guidance_scale=2.0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,16 +223,7 @@ def model_index(statistics: LatentStatistics) -> dict[str, Any]:
         "model_variant": VARIANT,
         "model_dtype": "fp32",
         "latent_statistics": asdict(statistics),
-        "prompt_suffix": "",
-        "negative_prompt": "",
-        "height": 128,
-        "width": 128,
-        "num_frames": 97,
-        "frames_per_second": 24,
-        "num_inference_steps": [8, 8, 8],
-        "video_num_inference_steps": [6, 6, 6],
-        "guidance_scale": 3.0,
-        "video_guidance_scale": 2.0,
+        **asdict(DEFAULTS),
     }
 
 
@@ -242,20 +246,21 @@ def write_checkpoint(
 
 
 def sample_sheet(
-    model: TrainableDit,
-    vae: CausalVideoVAE,
-    statistics: LatentStatistics,
-    path: Path,
+    model: TrainableDit, vae: CausalVideoVAE, statistics: LatentStatistics, path: Path
 ) -> None:
     """Generate short videos of fixed prompts with the weights as they are."""
-    from pyramid_dit import PyramidDiTForVideoGeneration
-
-    folder = path.parent / "sample"
-    write_checkpoint(folder, model, vae, statistics)
-    pipe = PyramidDiTForVideoGeneration.from_pretrained(folder)
+    generator = VideoGenerator(
+        model.dit,
+        PyramidFlowMatchEulerDiscreteScheduler(),
+        statistics,
+        vae=vae,
+        text_encoder=model.text,
+        defaults=DEFAULTS,
+    )
+    generator.set_progress_bar_config(disable=True)
     prompts = [caption_of(number) for number in range(3, NUM_COMBINATIONS, 42)]
-    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    videos = pipe.generate(prompts, temp=3, generator=generators, output_type="pt")
+    seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    videos = generator.generate(prompts, temp=3, generator=seeds, output_type="pt")
     save_contact_sheet([v.transpose(0, 1) * 2 - 1 for v in videos], path, frames=4)
 
 
