@@ -317,9 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
     parser.add_argument("--bank", type=Path, required=True, help="latents made by latent_bank")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument(
-        "--cooldown", type=int, default=1000, help="steps of the descent at the end"
+        "--cooldown", type=int, default=2000, help="steps of the descent at the end"
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--per-column", type=int, default=16, help="samples a column and process")
