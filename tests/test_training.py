@@ -12,7 +12,7 @@ from golden import PROJECT_ROOT
 from torch import nn
 
 from pyramid_dit import PyramidDiTForVideoGeneration
-from trainer_misc import dit_trainer, vae_trainer
+from trainer_misc import dit_trainer, model_card, vae_trainer
 from trainer_misc.checkpoints import newest_checkpoint, thin_checkpoints, write_folder
 from trainer_misc.data.moving_shapes import NUM_COMBINATIONS, caption_of
 from trainer_misc.dit_trainer import DitRecipe, train_dit
@@ -273,3 +273,24 @@ def test_two_processes_train_one_model(bank, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert Path(tmp_path / "run/checkpoint/model_index.json").is_file()
     assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+
+
+def test_the_model_card_tells_the_measured_figures(bank, tmp_path):
+    vae, _ = bank
+    vae.save_pretrained(tmp_path / "causal_video_vae")
+    rates = {"color": 1.0, "background": 0.99, "motion": 0.5, "shape": 0.25, "all": 0.125}
+    scores = {
+        "vae": {"psnr": 33.333, "lowest_psnr": 30.0, "clips": 7},
+        "t2v": {"rates": {"trained": rates}, "clips": [{}] * 3},
+    }
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    model_card.main(
+        ["--checkpoint", str(tmp_path), "--scores", str(tmp_path / "scores.json")]
+        + ["--training", "On a laptop."]
+    )
+    card = (tmp_path / "README.md").read_text()
+    assert "33.3 dB PSNR on 7 fresh clips" in card and "On a laptop." in card
+    assert "Text to video, 49 frames, 3 clips" in card
+    assert "| trained |" in card and " 25% |" in card and "12% |" in card
+    parameters = sum(p.numel() for p in vae.parameters()) / 1e6
+    assert f"| `causal_video_vae` | causal video VAE | {parameters:.2f} million |" in card

@@ -49,7 +49,8 @@ def scores_text(scores: dict[str, Any]) -> str:
         )
     for mode, title in TITLES.items():
         if mode in scores:
-            parts.append(f"{title}:\n\n{rates_table(scores[mode]['rates'])}")
+            count = len(scores[mode]["clips"])
+            parts.append(f"{title}, {count} clips:\n\n{rates_table(scores[mode]['rates'])}")
     return "\n\n".join(parts)
 
 
@@ -107,8 +108,8 @@ whose number is 3 modulo 10 are never trained on: they test whether the model co
 
 ## What was measured
 
-Judged from the frames alone by `python -m trainer_misc.evaluation --mode all`: 100 prompts, 50 of
-them held out, one sample each.
+Judged from the frames alone by `python -m trainer_misc.evaluation --mode all`, half of the prompts
+held out, one sample each.
 
 {scores_text(scores)}
 
