@@ -190,12 +190,25 @@ def test_the_vae_trainer_runs_stops_and_goes_on(tmp_path, monkeypatch):
     phases = [
         Phase(name="images", frames=1, crop=32, batch=2, steps=3, learning_rate=1e-3),
         Phase(name="clips", frames=9, crop=32, batch=1, steps=2, learning_rate=1e-3),
+        Phase(
+            name="decoder",
+            frames=9,
+            crop=32,
+            batch=1,
+            steps=2,
+            learning_rate=1e-3,
+            decoder_only=True,
+        ),
     ]
     train_vae(tmp_path, phases=phases[:1])
     assert (tmp_path / "images/causal_video_vae/config.json").is_file()
     train_vae(tmp_path, phases=phases)
     vae = CausalVideoVAE.from_pretrained(tmp_path / "causal_video_vae")
-    assert vae.encode(torch.zeros(1, 3, 9, 16, 16)).latent_dist.mode().shape == (1, 4, 2, 2, 2)
+    before = CausalVideoVAE.from_pretrained(tmp_path / "clips/causal_video_vae")
+    clip = torch.rand(1, 3, 9, 16, 16)
+    latents, same = (model.encode(clip).latent_dist.mode() for model in (vae, before))
+    assert latents.shape == (1, 4, 2, 2, 2) and torch.equal(latents, same)
+    assert not torch.equal(vae.decode(latents).sample, before.decode(latents).sample)
 
 
 # ---- text, latents, DiT ---------------------------------------------------------------------

@@ -56,6 +56,7 @@ class Phase:
         steps: Optimizer steps.
         learning_rate: Peak; cosine down to 0.
         coarse: Shares of the samples decoded from latents halved once, twice.
+        decoder_only: Leave the encoder as it is, and with it all latents.
     """
 
     name: str
@@ -65,11 +66,22 @@ class Phase:
     steps: int
     learning_rate: float
     coarse: tuple[float, float] = (0.35, 0.15)
+    decoder_only: bool = False
 
 
 TOY_PHASES = (
     Phase(name="1-crops", frames=1, crop=64, batch=16, steps=1800, learning_rate=2e-3),
     Phase(name="2-clips", frames=9, crop=64, batch=4, steps=500, learning_rate=3e-4),
+    Phase(
+        name="3-decoder",
+        frames=9,
+        crop=64,
+        batch=4,
+        steps=1200,
+        learning_rate=5e-4,
+        coarse=(0.0, 0.0),
+        decoder_only=True,
+    ),
 )
 
 
@@ -220,6 +232,10 @@ def train_phase(
     vae: CausalVideoVAE, phase: Phase, output: Path, *, seed: int, mixed_precision: str
 ) -> None:
     """Train `vae` in place through one phase."""
+    vae.requires_grad_(True)
+    if phase.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     trainable = TrainableVae(vae, phase.coarse)
     loop = TrainingLoop(
         LoopConfig(
