@@ -57,7 +57,7 @@ DEFAULTS = GenerationDefaults(
     width=128,
     num_frames=97,
     num_inference_steps=(8, 8, 8),
-    video_num_inference_steps=(6, 6, 6),
+    video_num_inference_steps=(4, 4, 4),
     guidance_scale=3.0,
     video_guidance_scale=2.0,
 )
