@@ -285,6 +285,8 @@ def test_two_processes_train_one_model(bank, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert Path(tmp_path / "run/checkpoint/model_index.json").is_file()
+    configs = list((tmp_path / "run/checkpoint").glob("*/config.json"))
+    assert configs and not any(str(tmp_path) in path.read_text() for path in configs)
     assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
 
 

@@ -234,6 +234,7 @@ def write_checkpoint(
 
     def write(target: Path) -> None:
         model.dit.save_pretrained(target / VARIANT)
+        vae.register_to_config(_name_or_path="")  # else the config names the trainer's folder
         vae.save_pretrained(target / "causal_video_vae")
         for name, tokenizer in model.text.tokenizers.items():
             encoder: Any = model.text.get_submodule(name)
