@@ -3,30 +3,51 @@
 Legend: B batch, L tokens of [text ; video], H heads, D channels of a head.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
+from .history_cache import HistoryCache
 from .normalization import RMSNorm
 from .rope import apply_rotations
 from .token_layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What every attention of a forward pass needs to know about the tokens.
+
+    Attributes:
+        layout: Segments of the whole sequence.
+        rotations: Of the tokens that pass through the blocks, complex64 `[L, head_dim / 2]`.
+        cache: Keys and values of text and history from an earlier step, or where to keep them.
+    """
+
+    layout: TokenLayout
+    rotations: Tensor
+    cache: HistoryCache | None = None
 
 
 def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, layout: TokenLayout) -> Tensor:
     """Block-causal attention over frames, exact, without a mask.
 
     Every span of queries (text with frame 0, then each later frame) attends to its prefix of the
-    keys; the last frame sees all of them. Padding tokens are left out of queries and keys, and
-    their outputs are 0.
+    keys; the last frame sees all of them. So any backend of diffusers' attention dispatch will
+    do, for none is asked for a mask. Padding tokens are left out of queries and keys, and their
+    outputs are 0.
 
     Args:
-        q_BLHD: queries of [text ; video], after norm and rotation.
-        k_BLHD: keys.
-        v_BLHD: values.
+        q_BLHD: queries of the last tokens of [text ; video], or of all, after norm and rotation.
+        k_BLHD: keys of all tokens.
+        v_BLHD: values of all tokens.
         layout: segments of the sequence.
 
     Returns:
-        `[B, L, H, D]`.
+        A tensor like `q_BLHD`.
     """
     if layout.dense:
         return dispatch_attention_fn(q_BLHD, k_BLHD, v_BLHD)
@@ -44,13 +65,14 @@ def _attend_by_parts(q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> Te
 
 
 def _attend_group(q: Tensor, k: Tensor, v: Tensor, padding: int, layout: TokenLayout) -> Tensor:
-    lengths = [span.stop - span.start for span in layout.spans]
-    lengths[0] -= padding
-    skipped, *queries = q.split([padding, *lengths], dim=1)
-    outputs = [torch.zeros_like(skipped)] if padding else []
-    for query, span in zip(queries, layout.spans, strict=True):
-        visible = slice(padding, span.visible)
-        outputs.append(dispatch_attention_fn(query, k[:, visible], v[:, visible]))
+    absent = k.shape[1] - q.shape[1]  # first tokens, whose queries nobody asks for
+    first = max(absent, padding)
+    outputs = [torch.zeros_like(q[:, : first - absent])] if first > absent else []
+    for span in layout.spans:
+        if span.stop > first:
+            query = q[:, max(span.start, first) - absent : span.stop - absent]
+            visible = slice(padding, span.visible)
+            outputs.append(dispatch_attention_fn(query, k[:, visible], v[:, visible]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
@@ -70,25 +92,27 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def _project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values `[B, L, H, D]`, not yet rotated."""
-        q = self.norm_q(self._heads(self.to_q(x_BLC)))
+    def _project(self, x_BLC: Tensor, keep: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the last `keep` tokens, keys and values `[B, L, H, D]`, not yet rotated."""
+        q = self.norm_q(self._heads(self.to_q(last_tokens(x_BLC, keep))))
         k = self.norm_k(self._heads(self.to_k(x_BLC)))
         return q, k, self._heads(self.to_v(x_BLC))
 
-    @staticmethod
-    def _attend(q: Tensor, k: Tensor, v: Tensor, rotations: Tensor, layout: TokenLayout) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """Rotate, attend, and put the heads side by side: `[B, L, C]`."""
-        q, k = apply_rotations(q, rotations), apply_rotations(k, rotations)
-        return attend(q, k, v, layout).flatten(-2)
+        q = apply_rotations(q, context.rotations[-q.shape[1] :])
+        k = apply_rotations(k, context.rotations)
+        if context.cache is not None:
+            k, v = context.cache.complete(self, k, v)
+        return attend(q, k, v, context.layout).flatten(-2)
 
 
 class SingleAttention(Attention):
     """Attention of a single block: text and video share all weights; no output projection."""
 
-    def forward(self, x_BLC: Tensor, rotations: Tensor, layout: TokenLayout) -> Tensor:
-        """Attend within the sequence [text ; video] `[B, L, C]`."""
-        return self._attend(*self._project(x_BLC), rotations, layout)
+    def forward(self, x_BLC: Tensor, context: AttentionContext, keep: int | None = None) -> Tensor:
+        """Attend within the sequence [text ; video]; outputs of the last `keep` tokens."""
+        return self._attend(*self._project(x_BLC, keep), context)
 
 
 class JointAttention(Attention):
@@ -118,17 +142,48 @@ class JointAttention(Attention):
 
     def _project_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         norm_q = self.get_submodule(f"{self.added_norm}_q")
-        norm_k = self.get_submodule(f"{self.added_norm}_k")
         q = norm_q(self._heads(self.add_q_proj(text)))
-        k = norm_k(self._heads(self.add_k_proj(text)))
-        return q, k, self._heads(self.add_v_proj(text))
+        return q, *self._text_keys(text)
+
+    def _text_keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        norm_k = self.get_submodule(f"{self.added_norm}_k")
+        return norm_k(self._heads(self.add_k_proj(text))), self._heads(self.add_v_proj(text))
 
     def forward(
-        self, text: Tensor, video: Tensor, rotations: Tensor, layout: TokenLayout
+        self,
+        video: Tensor,
+        text: Tensor | None,
+        context: AttentionContext,
+        keep: int | None = None,
     ) -> tuple[Tensor | None, Tensor]:
-        """Attend within [text ; video]; returns the outputs of text (or None) and video."""
-        pairs = zip(self._project_text(text), self._project(video), strict=True)
-        q, k, v = (torch.cat(pair, dim=1) for pair in pairs)
-        output = self._attend(q, k, v, rotations, layout)
-        text, video = output.split([text.shape[1], video.shape[1]], dim=1)
-        return self.to_add_out(text) if self.to_add_out else None, self.to_out[0](video)
+        """Attend within [text ; video].
+
+        Args:
+            video: `[B, V, C]`.
+            text: `[B, T, C]`; None where `context.cache` knows its keys and values.
+            context: what is where.
+            keep: only so many of the last outputs of the video are wanted, and none of the text.
+
+        Returns:
+            The outputs of text (or None) and video.
+        """
+        q, k, v = self._project(video, keep)
+        text_length = 0
+        if text is not None and keep is not None:
+            text_k, text_v = self._text_keys(text)
+            k, v = torch.cat([text_k, k], dim=1), torch.cat([text_v, v], dim=1)
+        elif text is not None:
+            pairs = zip(self._project_text(text), (q, k, v), strict=True)
+            q, k, v = (torch.cat(pair, dim=1) for pair in pairs)
+            text_length = text.shape[1]
+        output = self._attend(q, k, v, context)
+        text_output, output = output.split([text_length, q.shape[1] - text_length], dim=1)
+        output = self.to_out[0](output)
+        if self.to_add_out is None or not text_length:
+            return None, output
+        return self.to_add_out(text_output), output
+
+
+def last_tokens(x: Tensor, keep: int | None) -> Tensor:
+    """The last `keep` tokens of `x` `[B, L, C]`, or all."""
+    return x if keep is None else x[:, -keep:]

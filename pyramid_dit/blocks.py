@@ -1,15 +1,15 @@
 """Transformer blocks: joint (two streams, one attention) and single (one stream).
 
-Legend: B batch, L tokens, D width; rotations are complex `[L, head_dim / 2]` over [text ; video].
+Legend: B batch, T text tokens, V video tokens, L = T + V, D width. The names of the arguments are
+those by which diffusers' caches know a block's inputs.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import JointAttention, SingleAttention
+from .attention import AttentionContext, JointAttention, SingleAttention, last_tokens
 from .normalization import AdaLayerNorm, AdaLayerNormContinuous, modulate
-from .token_layout import TokenLayout
 
 MLP_RATIO = 4
 
@@ -73,26 +73,39 @@ class JointBlock(nn.Module):
 
     def forward(
         self,
-        text: Tensor,
-        video: Tensor,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
         conditioning: Tensor,
-        rotations: Tensor,
-        layout: TokenLayout,
-    ) -> tuple[Tensor, Tensor]:
-        """One block; text `[B, T, D]`, video `[B, V, D]`, conditioning SiLU(temb) `[B, D]`."""
+        context: AttentionContext,
+        keep: int | None = None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """One block.
+
+        Args:
+            hidden_states: video `[B, V, D]`.
+            encoder_hidden_states: text `[B, T, D]`; None where the cache of `context` serves.
+            conditioning: SiLU(temb) `[B, D]`.
+            context: what is where in the sequence.
+            keep: only so many of the last video tokens are wanted, and nothing of the text.
+
+        Returns:
+            Text (as it came, where it is not updated) and video.
+        """
+        video, text = hidden_states, encoder_hidden_states
         shift, scale, gate, *mlp = self.norm1(conditioning)
         normed = modulate(video, shift, scale)
-        if self.context_pre_only:
+        normed_text = None
+        if text is not None and self.context_pre_only:
             normed_text = self.norm1_context(text, conditioning)
-        else:
+        elif text is not None:
             text_shift, text_scale, text_gate, *text_mlp = self.norm1_context(conditioning)
             normed_text = modulate(text, text_shift, text_scale)
 
-        text_update, update = self.attn(normed_text, normed, rotations, layout)
+        text_update, update = self.attn(normed, normed_text, context, keep)
 
-        video = torch.addcmul(video, gate, update)
+        video = torch.addcmul(last_tokens(video, keep), gate, update)
         video = _mlp_update(video, self.ff, *mlp)
-        if self.ff_context is not None:
+        if text is not None and text_update is not None and self.ff_context is not None:
             text = torch.addcmul(text, text_gate, text_update)
             text = _mlp_update(text, self.ff_context, *text_mlp)
         return text, video
@@ -114,11 +127,36 @@ class SingleBlock(nn.Module):
         self.proj_out = nn.Linear((1 + MLP_RATIO) * dim, dim)
 
     def forward(
-        self, x: Tensor, conditioning: Tensor, rotations: Tensor, layout: TokenLayout
-    ) -> Tensor:
-        """One block; `x` `[B, L, D]`, conditioning SiLU(temb) `[B, D]`."""
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        conditioning: Tensor,
+        context: AttentionContext,
+        keep: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One block.
+
+        Args:
+            hidden_states: [text ; video] `[B, L, D]`, or the video alone where the text is given
+                apart or where the cache of `context` serves.
+            encoder_hidden_states: text `[B, T, D]`, for caches that keep the streams apart.
+            conditioning: SiLU(temb) `[B, D]`.
+            context: what is where in the sequence.
+            keep: only so many of the last tokens are wanted.
+
+        Returns:
+            What was given, updated: one tensor, or text and video.
+        """
+        x = hidden_states
+        if encoder_hidden_states is not None:
+            x = torch.cat([encoder_hidden_states, x], dim=1)
         shift, scale, gate = self.norm(conditioning)
         normed = modulate(x, shift, scale)
-        attention = self.attn(normed, rotations, layout)
-        mlp = F.gelu(self.proj_mlp(normed), approximate="tanh")
-        return torch.addcmul(x, gate, self.proj_out(torch.cat([attention, mlp], dim=-1)))
+        attention = self.attn(normed, context, keep)
+        mlp = F.gelu(self.proj_mlp(last_tokens(normed, keep)), approximate="tanh")
+        update = self.proj_out(torch.cat([attention, mlp], dim=-1))
+        x = torch.addcmul(last_tokens(x, keep), gate, update)
+        if encoder_hidden_states is None:
+            return x
+        text, video = x.tensor_split([encoder_hidden_states.shape[1]], dim=1)
+        return text, video

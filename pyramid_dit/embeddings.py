@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .token_layout import PATCH, Grid, clip_grid
+from .token_layout import PATCH, Grid
 
 SINUSOID_WIDTH = 256
 
@@ -34,7 +34,7 @@ class EmbedderMLP(nn.Module):
 
 
 class TimestepTextEmbedding(nn.Module):
-    """temb = MLP(sinusoid(timestep)) + MLP(pooled text)."""
+    """The two parts of temb = MLP(sinusoid(timestep)) + MLP(pooled text)."""
 
     def __init__(self, dim: int, pooled_dim: int) -> None:
         """Make both MLPs."""
@@ -42,10 +42,9 @@ class TimestepTextEmbedding(nn.Module):
         self.timestep_embedder = EmbedderMLP(SINUSOID_WIDTH, dim)
         self.text_embedder = EmbedderMLP(pooled_dim, dim)
 
-    def forward(self, timestep: Tensor, pooled: Tensor) -> Tensor:
-        """Timesteps `[B]` (0..1000) and pooled text `[B, P]` → `[B, D]`."""
-        sinusoid = timestep_sinusoid(timestep).to(pooled.dtype)
-        return self.timestep_embedder(sinusoid) + self.text_embedder(pooled)
+    def embed_timestep(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """Timesteps `[B]` (0..1000) → `[B, D]`; the sinusoid is computed in float32."""
+        return self.timestep_embedder(timestep_sinusoid(timestep).to(dtype))
 
 
 def sincos_table(dim: int, size: int, base_size: int) -> Tensor:
@@ -99,7 +98,7 @@ class PatchEmbed3D(nn.Module):
         self.register_buffer("pos_embed", table, persistent=True)
 
     def positions(self, grid: Grid, last: Grid) -> Tensor:
-        """Positions `[1, 1, h·w, D]` of a clip's grid, beside a last clip of grid `last`."""
+        """Positions `[1, t·h·w, D]` of a clip's grid, beside a last clip of grid `last`."""
         source = last if self.interpolate else grid
         if max(source.height, source.width) > self.max_size:
             raise ValueError(
@@ -115,12 +114,10 @@ class PatchEmbed3D(nn.Module):
             planes = crop.permute(0, 3, 1, 2).float()
             resized = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
             crop = resized.permute(0, 2, 3, 1).to(table.dtype)
-        return crop.flatten(1, 2)[:, None]
+        return crop.flatten(1, 2).repeat(1, grid.frames, 1)
 
-    def forward(self, clip: Tensor, last: Grid) -> Tensor:
-        """Clip `[b, C, t, h, w]` → tokens `[b, t·h/2·w/2, D]`."""
+    def forward(self, clip: Tensor) -> Tensor:
+        """Clip `[b, C, t, h, w]` → tokens `[b, t·h/2·w/2, D]`, without positions."""
         b, _, t, _, _ = clip.shape
-        grid = clip_grid(clip)
         frames = self.proj(clip.transpose(1, 2).flatten(0, 1))  # [(b t), D, h/2, w/2]
-        tokens = frames.flatten(2).transpose(1, 2).unflatten(0, (b, t))
-        return (tokens + self.positions(grid, last)).flatten(1, 2)
+        return frames.flatten(2).transpose(1, 2).unflatten(0, (b, t)).flatten(1, 2)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from . import inputs
 from .conditioning import Prompts, TextCondition
+from .fast_mode import EXACT, FastMode
 from .flux import PyramidFluxTransformer
 from .folder import GenerationDefaults
 from .latent_codec import LatentStatistics, decode_latents, to_output
@@ -98,6 +99,7 @@ class GenerationEngine:
         self.text_encoder = text_encoder
         self.defaults = defaults or GenerationDefaults()
         self.frame_per_unit = frame_per_unit
+        self.fast_mode = EXACT
         self._offloaded_sequentially = False
         self._progress_bar_config: dict[str, Any] = {"disable": None}  # shown on a terminal
         if vae is not None and vae.config.decoder_in_channels != self.latent_channels:
@@ -134,6 +136,29 @@ class GenerationEngine:
         """Arguments of the `tqdm` bar over all Euler steps, for example `disable=True`."""
         self._progress_bar_config = kwargs
 
+    def enable_fast_mode(self, **options: Any) -> None:
+        """Trade some quality for speed, as the arguments of `FastMode` say.
+
+        Raises:
+            TypeError: There is no such option.
+            ValueError: A value is outside its range.
+        """
+        self.fast_mode = FastMode(**options)
+
+    def disable_fast_mode(self) -> None:
+        """Compute everything exactly (the default)."""
+        self.fast_mode = EXACT
+
+    def compile(self, **options: Any) -> None:
+        """Compile the transformer's repeated blocks, for all shapes of a video at once.
+
+        The first video takes the time to compile, the following ones are faster.
+
+        Args:
+            options: Arguments of `torch.compile`; `dynamic=True` is set for you.
+        """
+        self.dit.compile_repeated_blocks(**{"dynamic": True} | options)
+
     def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> None:
         """Keep all weights in the CPU's memory and bring each layer over only while it runs.
 
@@ -168,6 +193,7 @@ class GenerationEngine:
                 negative=negative,
                 frame_per_unit=self.frame_per_unit,
                 generator=generator,
+                fast_mode=self.fast_mode,
                 on_step=bar.update,
             )
             latents = sampler.run(

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from .attention import AttentionContext
 from .blocks import JointBlock, SingleBlock
 from .rope import axis_rotations, grid_rotations
-from .token_layout import PATCH, Grid, TokenLayout, patchify
+from .token_layout import PATCH, Grid, patchify
 from .transformer import PyramidTransformer
 
 RMS_EPS = 1e-6
@@ -84,7 +85,7 @@ class PyramidFluxTransformer(PyramidTransformer):
         )
         self._finish()
 
-    def _embed_clip(self, clip: Tensor, last: Grid) -> Tensor:
+    def _embed_clip(self, clip: Tensor) -> Tensor:
         return self.x_embedder(patchify(clip))
 
     def _clip_rotations(self, grid: Grid, first_frame: int, last: Grid) -> Tensor:
@@ -99,19 +100,25 @@ class PyramidFluxTransformer(PyramidTransformer):
 
     def _run_blocks(
         self,
-        text: Tensor,
+        text: Tensor | None,
         video: Tensor,
         conditioning: Tensor,
-        rotations: Tensor,
-        layout: TokenLayout,
+        context: AttentionContext,
+        keep: int | None,
     ) -> Tensor:
-        context = (conditioning, rotations, layout)
-        for index, block in enumerate(self.transformer_blocks):
-            text, video = self._run(index, block, text, video, *context)
-        x = torch.cat([text, video], dim=1)
-        for index, block in enumerate(self.single_transformer_blocks, len(self.transformer_blocks)):
-            x = self._run(index, block, x, *context)
-        return x[:, layout.text_length :]
+        joint, single = self.transformer_blocks, self.single_transformer_blocks
+        final = len(joint) + len(single) - 1
+        for index, block in enumerate(joint):
+            wanted = keep if index == final else None
+            text, video = self._run(index, block, video, text, conditioning, context, wanted)
+        apart = self.is_cache_enabled  # then the blocks take and give text and video
+        if text is not None and not apart and len(single):
+            video, text = torch.cat([text, video], dim=1), None
+        for index, block in enumerate(single, len(joint)):
+            wanted = keep if index == final else None
+            output = self._run(index, block, video, text, conditioning, context, wanted)
+            text, video = output if apart else (None, output)
+        return video
 
 
 def axis_positions(size: int, reference: int) -> Tensor:

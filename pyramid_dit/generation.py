@@ -12,8 +12,9 @@ from . import inputs
 from .conditioning import Prompts
 from .engine import Callback, GenerationEngine, Generators, Request
 from .folder import Steps
+from .guidance import GuidanceSchedule
 from .latent_codec import images_to_pixels
-from .sampler import GuidanceSchedule, plan_units
+from .sampler import plan_units
 
 if TYPE_CHECKING:
     from PIL.Image import Image

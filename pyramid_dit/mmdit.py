@@ -5,10 +5,11 @@ import torch.nn as nn
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from .attention import AttentionContext
 from .blocks import JointBlock
 from .embeddings import PatchEmbed3D
 from .rope import axis_rotations
-from .token_layout import PATCH, Grid, TokenLayout
+from .token_layout import PATCH, Grid
 from .transformer import PyramidTransformer
 
 RMS_EPS = 1e-5
@@ -108,8 +109,11 @@ class PyramidDiffusionMMDiT(PyramidTransformer):
         )
         self._finish()
 
-    def _embed_clip(self, clip: Tensor, last: Grid) -> Tensor:
-        return self.pos_embed(clip, last)
+    def _embed_clip(self, clip: Tensor) -> Tensor:
+        return self.pos_embed(clip)
+
+    def _clip_positions(self, grid: Grid, last: Grid) -> Tensor | None:
+        return self.pos_embed.positions(grid, last)
 
     def _clip_rotations(self, grid: Grid, first_frame: int, last: Grid) -> Tensor:
         frames = torch.arange(first_frame, first_frame + grid.frames, dtype=torch.float64)
@@ -118,14 +122,18 @@ class PyramidDiffusionMMDiT(PyramidTransformer):
 
     def _run_blocks(
         self,
-        text: Tensor,
+        text: Tensor | None,
         video: Tensor,
         conditioning: Tensor,
-        rotations: Tensor,
-        layout: TokenLayout,
+        context: AttentionContext,
+        keep: int | None,
     ) -> Tensor:
+        # In training the last block makes its text queries all the same: distributed training
+        # wants a gradient for every weight.
+        final = None if torch.is_grad_enabled() else len(self.transformer_blocks) - 1
         for index, block in enumerate(self.transformer_blocks):
-            text, video = self._run(index, block, text, video, conditioning, rotations, layout)
+            wanted = keep if index == final else None
+            text, video = self._run(index, block, video, text, conditioning, context, wanted)
         return video
 
 

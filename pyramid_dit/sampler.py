@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .conditioning import TextCondition
+from .fast_mode import EXACT, FastMode
+from .guidance import GuidanceSchedule, StageVelocity
 from .latent_pyramid import latent_pyramid, noise_pyramid
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from .temporal_pyramid import gather_history, history_plan
+from .transformer import PyramidTransformer
 
 Generator = torch.Generator | list[torch.Generator] | None
 
@@ -29,32 +32,6 @@ class Unit:
     """Euler steps of each stage."""
     guidance_scale: float
     """Scale of the guidance; 1 is the prompt alone."""
-
-
-@dataclass(frozen=True)
-class GuidanceSchedule:
-    """How strongly each unit is guided."""
-
-    first: float
-    """Scale of unit 0; there is guidance at all where it is above 0."""
-    later: float
-    """Scale of the other units."""
-    slope: float | None = None
-    """With a slope, linear guidance: unit i has max(first - slope i, lower_bound)."""
-    lower_bound: float = 2.0
-
-    @property
-    def on(self) -> bool:
-        """Whether there is guidance."""
-        return self.first > 0
-
-    def scale(self, index: int) -> float:
-        """Scale of unit `index`, 1 without guidance."""
-        if not self.on:
-            return 1.0
-        if self.slope is not None:
-            return max(self.first - self.slope * index, self.lower_bound)
-        return self.later if index else self.first
 
 
 def plan_units(
@@ -97,26 +74,32 @@ class UnitSampler:
         negative: What to guide away from; None without guidance.
         frame_per_unit: Latent frames a unit.
         generator: Source of the noise at the jumps, one for all or one a sample.
+        batched_guidance: Compute the branches of the guidance as one batch, not in two passes.
+        fast_mode: Approximations to make.
         on_step: Called after every Euler step.
     """
 
     def __init__(
         self,
-        dit: nn.Module,
+        dit: PyramidTransformer,
         scheduler: PyramidFlowMatchEulerDiscreteScheduler,
         *,
         prompt: TextCondition,
         negative: TextCondition | None,
         frame_per_unit: int,
         generator: Generator = None,
+        batched_guidance: bool = True,
+        fast_mode: FastMode = EXACT,
         on_step: Callable[[], object] = lambda: None,
     ) -> None:
         self.dit = dit
         self.scheduler = scheduler
         self.prompt = prompt
-        self.guided = prompt if negative is None else negative.followed_by(prompt)
+        self.negative = negative
         self.frame_per_unit = frame_per_unit
         self.generator = generator
+        self.batched_guidance = batched_guidance
+        self.fast_mode = fast_mode
         self.on_step = on_step
 
     def run(
@@ -152,21 +135,27 @@ class UnitSampler:
 
     def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
         """One unit, from noise at the lowest resolution to clean latents at the highest."""
-        # at a scale of 1 the guided velocity is that of the prompt, at half the price
-        scale = unit.guidance_scale
-        text = self.prompt if scale == 1 else self.guided
+        history = self.fast_mode.seen_history(history, self.frame_per_unit)
         past_frames = history[-1].shape[2] if history else 0
+        guided_steps = iter(self.fast_mode.guided_steps(sum(unit.steps)))
         for stage, steps in enumerate(unit.steps):
             if stage > 0:
                 latents = self._jump(latents, stage)
             plan = history_plan(past_frames, stage, frame_per_unit=self.frame_per_unit)
-            past = [_model_input(clip, text) for clip in gather_history(history, plan)]
-            self.scheduler.set_timesteps(steps, stage, latents.device)
+            velocity_at = StageVelocity(
+                self.dit,
+                gather_history(history, plan),
+                latents.shape,
+                prompt=self.prompt,
+                negative=self.negative,
+                scale=unit.guidance_scale,
+                batched=self.batched_guidance,
+                refresh_history=self.fast_mode.history_cache,
+            )
+            # on the CPU, where reading a timestep waits for nothing
+            self.scheduler.set_timesteps(steps, stage, "cpu")
             for timestep in self.scheduler.timesteps:
-                velocity = self._predict([*past, _model_input(latents, text)], timestep, text)
-                if scale != 1:
-                    negative, positive = velocity.chunk(2)
-                    velocity = negative + scale * (positive - negative)
+                velocity = velocity_at(latents, float(timestep), guided=next(guided_steps))
                 (latents,) = self.scheduler.step(velocity, timestep, latents, return_dict=False)
                 self.on_step()
         return latents
@@ -180,19 +169,3 @@ class UnitSampler:
             dtype=latents.dtype,
         )
         return self.scheduler.jump(latents, stage, noise)
-
-    def _predict(self, clips: list[Tensor], timestep: Tensor, text: TextCondition) -> Tensor:
-        prediction = self.dit(
-            sample=[clips],
-            encoder_hidden_states=text.embeds,
-            encoder_attention_mask=text.mask,
-            pooled_projections=text.pooled,
-            timestep_ratio=timestep.expand(text.batch),
-        )
-        return prediction[0].float()
-
-
-def _model_input(clip: Tensor, text: TextCondition) -> Tensor:
-    """`clip` once for each half, negative and positive, of `text`, in the model's dtype."""
-    copies = text.batch // clip.shape[0]
-    return torch.cat([clip] * copies).to(text.embeds.dtype)

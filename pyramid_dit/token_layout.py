@@ -62,6 +62,16 @@ class TokenLayout:
     row_groups: tuple[RowGroup, ...]
     dense: bool
 
+    @property
+    def last_tokens(self) -> int:
+        """Tokens of the last clip, the one that is predicted."""
+        return self.grids[-1].tokens
+
+    @property
+    def history_tokens(self) -> int:
+        """Tokens of all clips before the last."""
+        return sum(grid.tokens for grid in self.grids[:-1])
+
 
 def make_layout(
     grids: Sequence[Grid], text_length: int, paddings: Sequence[int], *, temporal_causal: bool
@@ -114,9 +124,15 @@ def pack_text(states: Tensor, mask: Tensor) -> tuple[Tensor, list[int]]:
     return packed.masked_fill(padded[..., None], 0), paddings
 
 
+def grid_of(shape: Sequence[int]) -> Grid:
+    """Grid of a clip of the shape `[b, C, t, h, w]`."""
+    _, _, frames, height, width = shape
+    return Grid(frames, height // PATCH, width // PATCH)
+
+
 def clip_grid(clip: Tensor) -> Grid:
     """Grid of a clip `[b, C, t, h, w]`."""
-    return Grid(clip.shape[2], clip.shape[3] // PATCH, clip.shape[4] // PATCH)
+    return grid_of(clip.shape)
 
 
 def patchify(clip: Tensor) -> Tensor:

@@ -1,21 +1,28 @@
 """What the two diffusion transformers share: the forward contract and the way through it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from .attention import AttentionContext
 from .embeddings import TimestepTextEmbedding
+from .history_cache import HistoryCache
 from .normalization import AdaLayerNorm, AdaLayerNormContinuous
 from .token_layout import (
     PATCH,
     Grid,
     TokenLayout,
     clip_grid,
+    grid_of,
     make_layout,
     pack_text,
     unpatchify,
@@ -24,16 +31,38 @@ from .token_layout import (
 Clips = Sequence[Tensor]
 
 
-class PyramidTransformer(ModelMixin, ConfigMixin):
+@dataclass(frozen=True)
+class StageContext:
+    """What stays the same over the Euler steps of a stage; made by `prepare`, for `denoise`.
+
+    Attributes:
+        attention: Layout and rotations of all tokens.
+        text: Packed and projected text `[B, T, D]`.
+        pooled: Embedding of the pooled text `[B, D]`.
+        history: Embedded history `[B, H, D]`, H may be 0.
+        positions: What is added to the tokens of the last clip, if there is anything.
+        order: The rows in which the batch is worked on; rows of equal text length are neighbors.
+    """
+
+    attention: AttentionContext
+    text: Tensor
+    pooled: Tensor
+    history: Tensor
+    positions: Tensor | None
+    order: list[int] | None
+
+
+class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
     """Backbone of both transformers.
 
     Subclasses make `transformer_blocks` (and what else they have) between `_make_stem` and
     `_finish`, and say how clips become tokens (`_embed_clip`), where tokens are
-    (`_clip_rotations`) and what the blocks do (`_run_blocks`).
+    (`_clip_positions`, `_clip_rotations`) and what the blocks do (`_run_blocks`).
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["JointBlock", "SingleBlock"]
+    _repeated_blocks = ["JointBlock", "SingleBlock"]
 
     transformer_blocks: nn.ModuleList
     gradient_checkpointing: bool
@@ -60,20 +89,25 @@ class PyramidTransformer(ModelMixin, ConfigMixin):
         if self.config.use_gradient_checkpointing:
             self.enable_gradient_checkpointing()
 
-    def _embed_clip(self, clip: Tensor, last: Grid) -> Tensor:
+    def _embed_clip(self, clip: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _clip_positions(self, grid: Grid, last: Grid) -> Tensor | None:
+        """What to add to the tokens of a clip `[1, tokens, D]`, if anything."""
+        return None
 
     def _clip_rotations(self, grid: Grid, first_frame: int, last: Grid) -> Tensor:
         raise NotImplementedError
 
     def _run_blocks(
         self,
-        text: Tensor,
+        text: Tensor | None,
         video: Tensor,
         conditioning: Tensor,
-        rotations: Tensor,
-        layout: TokenLayout,
+        context: AttentionContext,
+        keep: int | None,
     ) -> Tensor:
+        """The last `keep` video tokens, or all of them, after all blocks."""
         raise NotImplementedError
 
     def forward(
@@ -113,43 +147,117 @@ class PyramidTransformer(ModelMixin, ConfigMixin):
         for entries in _entries_of_equal_shape(sample):
             clips = [_concat(column) for column in zip(*(sample[p] for p in entries), strict=True)]
             rows = [_concat([x[p::count] for p in entries]) for x in conditions.values()]
-            predictions = self._predict(clips, *rows).chunk(len(entries))
+            *texts, timestep = rows
+            context = self.prepare(clips[:-1], clips[-1].shape, *texts)
+            predictions = self.denoise(clips[-1], timestep, context).chunk(len(entries))
             velocities.update(zip(entries, predictions, strict=True))
         return [velocities[p] for p in range(count)]
 
-    def _predict(
-        self, clips: Clips, text: Tensor, mask: Tensor, pooled: Tensor, timestep: Tensor
-    ) -> Tensor:
-        """Velocity of the last of `clips`, for a batch of equal shapes."""
+    def prepare(
+        self,
+        history: Clips,
+        shape: Sequence[int],
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        pooled_projections: Tensor,
+        *,
+        refresh_history: int = 1,
+    ) -> StageContext:
+        """Compute what does not change between the steps of a stage.
+
+        Args:
+            history: clips `[b, C, t, h, w]`, oldest first.
+            shape: shape of the clip to predict, `[b, C, t, h, w]`.
+            encoder_hidden_states: `[b, L, joint]`.
+            encoder_attention_mask: `[b, L]`, 1 for real tokens.
+            pooled_projections: `[b, P]`.
+            refresh_history: steps between two computations of text and history. With 1 the
+                result is exact, with more it is approximate and cheaper.
+
+        Returns:
+            What `denoise` takes.
+
+        Raises:
+            ValueError: `refresh_history` is below 1, or above it without temporal causality.
+        """
+        text, mask = encoder_hidden_states, encoder_attention_mask
         if not self.config.get("use_t5_mask", True):
             mask = torch.ones_like(mask)
         text, paddings = pack_text(text, mask)
-        order = sorted(range(len(paddings)), key=paddings.__getitem__)
-        if order != list(range(len(order))):  # rows of equal text length become neighbors
-            clips, text = [clip[order] for clip in clips], text[order]
-            timestep, pooled = timestep[order], pooled[order]
-            velocity = self._predict_sorted(clips, text, sorted(paddings), pooled, timestep)
-            return velocity[_inverse(order)]
-        return self._predict_sorted(clips, text, paddings, pooled, timestep)
-
-    def _predict_sorted(
-        self, clips: Clips, text: Tensor, paddings: list[int], pooled: Tensor, timestep: Tensor
-    ) -> Tensor:
-        grids = [clip_grid(clip) for clip in clips]
-        layout = make_layout(
-            grids, text.shape[1], paddings, temporal_causal=self.config.use_temporal_causal
+        order: list[int] | None = sorted(range(len(paddings)), key=paddings.__getitem__)
+        if order == list(range(len(paddings))):
+            order = None
+        else:
+            paddings.sort()
+        last = grid_of(shape)
+        grids = [*map(clip_grid, history), last]
+        causal = self.config.use_temporal_causal
+        layout = make_layout(grids, text.shape[1], paddings, temporal_causal=causal)
+        if refresh_history > 1 and not causal:
+            raise ValueError("without temporal causality the history sees the clip being made")
+        clips = [
+            self._position(self._embed_clip(clip.to(self.dtype)), self._clip_positions(grid, last))
+            for clip, grid in zip(history, grids, strict=False)
+        ]
+        pooled = self.time_text_embed.text_embedder(pooled_projections.to(self.dtype))
+        text = self.context_embedder(text.to(self.dtype))
+        past = _concat(clips, dim=1) if clips else text[:, :0]
+        cache = None
+        if clips and refresh_history != 1:
+            cache = HistoryCache(every=refresh_history, last_tokens=last.tokens)
+        if self.is_cache_enabled:
+            self._reset_stateful_cache()
+        return StageContext(
+            attention=AttentionContext(layout, self._rotations(layout).to(text.device), cache),
+            text=_reorder(text, order),
+            pooled=_reorder(pooled, order),
+            history=_reorder(past, order),
+            positions=self._clip_positions(last, last),
+            order=order,
         )
-        rotations = self._rotations(layout).to(text.device)
 
-        conditioning = F.silu(self.time_text_embed(timestep, pooled.to(self.dtype)))
-        text_tokens = self.context_embedder(text.to(self.dtype))
-        video = _concat([self._embed_clip(c.to(self.dtype), grids[-1]) for c in clips], dim=1)
+    def denoise(self, latents: Tensor, timestep: Tensor, context: StageContext) -> Tensor:
+        """Velocity of a clip at one step.
 
-        video = self._run_blocks(text_tokens, video, conditioning, rotations, layout)
+        Args:
+            latents: the noisy clip `[b, C, t, h, w]`.
+            timestep: `[b]`, 0..1000.
+            context: what `prepare` made for this stage.
 
-        last = video[:, -grids[-1].tokens :]
-        velocity = self.proj_out(self.norm_out(last, conditioning))
-        return unpatchify(velocity, grids[-1]).to(clips[-1].dtype)
+        Returns:
+            `[b, C, t, h, w]`, in the dtype of `latents`.
+        """
+        timestep = _reorder(timestep, context.order)
+        tokens = self._embed_clip(_reorder(latents, context.order).to(self.dtype))
+        tokens = self._position(tokens, context.positions)
+        embed = self.time_text_embed
+        conditioning = F.silu(embed.embed_timestep(timestep, self.dtype) + context.pooled)
+
+        attention = context.attention
+        text: Tensor | None = context.text
+        keep: int | None = tokens.shape[1]
+        if attention.cache is not None:
+            attention.cache.begin_step()
+        if attention.cache is not None and attention.cache.reusing:
+            text = None
+            attention = replace(attention, rotations=attention.rotations[-tokens.shape[1] :])
+        else:
+            tokens = _concat([context.history, tokens], dim=1)
+        if self.is_cache_enabled:
+            keep = None  # diffusers' caches take differences of the blocks' inputs and outputs
+            with self.cache_context("stage"):
+                tokens = self._run_blocks(text, tokens, conditioning, attention, keep)
+        else:
+            tokens = self._run_blocks(text, tokens, conditioning, attention, keep)
+
+        grid = attention.layout.grids[-1]
+        velocity = self.proj_out(self.norm_out(tokens[:, -grid.tokens :], conditioning))
+        velocity = unpatchify(velocity, grid).to(latents.dtype)
+        return velocity if context.order is None else velocity[_inverse(context.order)]
+
+    @staticmethod
+    def _position(tokens: Tensor, positions: Tensor | None) -> Tensor:
+        return tokens if positions is None else tokens + positions
 
     def _rotations(self, layout: TokenLayout) -> Tensor:
         """Rotations of [text ; clips], complex64 `[L, head_dim / 2]`; text stays at 0."""
@@ -198,6 +306,10 @@ def _check_inputs(sample: Sequence[Clips], conditions: dict[str, Tensor]) -> Non
 def _concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """`torch.cat` that copies nothing when there is only one."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
+
+
+def _reorder(rows: Tensor, order: list[int] | None) -> Tensor:
+    return rows if order is None else rows[order]
 
 
 def _inverse(order: list[int]) -> list[int]:

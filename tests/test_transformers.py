@@ -125,15 +125,17 @@ def test_fresh_weights(model_class):
 
 
 def hidden_states(model, inputs):
-    """Text and video tokens after the last block, and the velocity."""
+    """Tokens before the last block (of flux text and video, of the MMDiT video), and the velocity.
+
+    The last block only computes the tokens of the last clip.
+    """
     seen = []
     blocks = getattr(model, "single_transformer_blocks", model.transformer_blocks)
-    hook = blocks[-1].register_forward_hook(lambda module, args, output: seen.append(output))
+    hook = blocks[-1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
         velocity = model(**inputs)
     hook.remove()
-    output = seen[0]
-    return output if isinstance(output, torch.Tensor) else output[1], velocity
+    return seen[0], velocity
 
 
 @both_models

@@ -66,9 +66,10 @@ def orthogonalize(matrices: Tensor, *, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum for the matrices of hidden layers, AdamW for all else.
 
-    A group of parameters with `"muon": True` (2-D ones) takes Nesterov momentum whose update is
-    orthogonalized and brought to a root mean square of `UPDATE_RMS` times the learning rate, so
-    that one learning rate serves both kinds (after Liu et al., arXiv 2502.16982, who take 0.2).
+    A group of parameters with `"muon": True` takes Nesterov momentum whose update is orthogonalized
+    and brought to a root mean square of `UPDATE_RMS` times the learning rate, so that one learning
+    rate serves both kinds (after Liu et al., arXiv 2502.16982, who take 0.2). Its parameters are
+    matrices, and kernels of convolutions: matrices with a row for each output channel.
 
     Args:
         groups: Parameter groups; `muon` and `weight_decay` are read from each.
@@ -115,10 +116,10 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
             for momentum, gradient in zip(momenta, gradients, strict=True):
                 momentum.lerp_(gradient, 1 - beta)
-            updates = gradients.lerp(torch.stack(momenta), beta)
-            scale = UPDATE_RMS * max(shape) ** 0.5
+            updates = gradients.lerp(torch.stack(momenta), beta).flatten(2)
+            scale = UPDATE_RMS * max(updates.shape[1:]) ** 0.5
             for p, update in zip(same, orthogonalize(updates), strict=True):
-                p.add_(update, alpha=-group["lr"] * scale)
+                p.add_(update.view(shape), alpha=-group["lr"] * scale)
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from video_vae.autoencoder import CausalVideoVAE
@@ -27,6 +28,7 @@ from video_vae.blocks import ResnetBlock, SpatialAttention, TemporalUpsample
 from .checkpoints import write_folder
 from .data.moving_shapes import MAX_FRAMES, MovingShapes
 from .loop import LoopConfig, TrainingLoop
+from .optimization import Muon, muon_groups
 from .sheets import save_contact_sheet
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ TOY_VAE = {
     "encoder_block_out_channels": (8, 16, 32, 64),
     "encoder_norm_num_groups": 1,
     "decoder_in_channels": 8,
-    "decoder_layers_per_block": (1, 1, 1, 1),
+    "decoder_layers_per_block": (2, 3, 4, 1),
     "decoder_block_out_channels": (16, 16, 32, 64),
     "decoder_norm_num_groups": 1,
     "sample_size": 128,
@@ -57,6 +59,7 @@ class Phase:
         learning_rate: Peak; cosine down to 0.
         coarse: Shares of the samples decoded from latents halved once, twice.
         decoder_only: Leave the encoder as it is, and with it all latents.
+        muon: Take Muon for the kernels inside the decoder, AdamW for the rest.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Phase:
     learning_rate: float
     coarse: tuple[float, float] = (0.35, 0.15)
     decoder_only: bool = False
+    muon: bool = False
 
 
 TOY_PHASES = (
@@ -75,12 +79,13 @@ TOY_PHASES = (
     Phase(
         name="3-decoder",
         frames=9,
-        crop=64,
-        batch=4,
-        steps=1200,
-        learning_rate=5e-4,
+        crop=96,
+        batch=2,
+        steps=1500,
+        learning_rate=2e-4,
         coarse=(0.0, 0.0),
         decoder_only=True,
+        muon=True,
     ),
 )
 
@@ -250,6 +255,7 @@ def train_phase(
             sheet_every=250,
         ),
         {"vae": trainable},
+        _muon(vae, phase) if phase.muon else None,
     )
     accelerator = loop.accelerator
     objective = VaeObjective(
@@ -262,6 +268,13 @@ def train_phase(
     )
     loop.run(objective, draw_sheet=functools.partial(reconstruction_sheet, vae, phase.frames))
     loop.adopt_average()
+
+
+def _muon(vae: CausalVideoVAE, phase: Phase) -> Muon:
+    """Muon for the kernels between the decoder's first and last convolution."""
+    blocks = (vae.decoder.mid_block, vae.decoder.up_blocks)
+    hidden = [p for block in blocks for p in block.parameters() if p.ndim > 1]
+    return Muon(muon_groups(hidden, [vae], weight_decay=0.0), phase.learning_rate)
 
 
 @torch.no_grad()
@@ -312,9 +325,16 @@ def train_vae(
             seed=seed + number,
             mixed_precision=mixed_precision,
         )
-        write_folder(done, vae.save_pretrained)
+        _write(vae, done)
     fix_posterior(vae, LatentPrior.noise)
-    write_folder(output / "causal_video_vae", vae.save_pretrained)
+    _write(vae, output / "causal_video_vae")
+
+
+def _write(vae: CausalVideoVAE, folder: Path) -> None:
+    """Write the folder once, by the first of the processes."""
+    with PartialState().main_process_first():
+        if PartialState().is_main_process:
+            write_folder(folder, vae.save_pretrained)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

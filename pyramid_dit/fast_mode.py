@@ -1,0 +1,61 @@
+"""Approximations that trade some quality for speed; all are off by default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastMode:
+    """What to approximate. What each costs in quality is measured in `benchmarks/README.md`.
+
+    Attributes:
+        history_cache: Compute the tokens of text and history only at every so many steps of a
+            stage and keep their keys and values in between; 1 is exact.
+        guidance_interval: Share of a unit's steps, from and to, within 0 to 1, that are guided;
+            the others follow the prompt alone, at half the price.
+        history_window: Let a unit see only so many units before it, so that the price of a unit
+            stops growing with the length of the video; None shows it all.
+
+    Raises:
+        ValueError: A value is outside its range.
+    """
+
+    history_cache: int = 1
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    history_window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.history_cache < 1:
+            raise ValueError(f"history_cache must be at least 1, got {self.history_cache}")
+        start, stop = self.guidance_interval
+        if not 0 <= start <= stop <= 1:
+            raise ValueError(
+                f"guidance_interval must ascend within 0 to 1, got {self.guidance_interval}"
+            )
+        if self.history_window is not None and self.history_window < 1:
+            raise ValueError(f"history_window must be at least 1, got {self.history_window}")
+
+    def guided_steps(self, total: int) -> list[bool]:
+        """Whether each of the `total` steps of a unit, all stages together, is guided."""
+        start, stop = self.guidance_interval
+        return [start <= step / total < stop for step in range(total)]
+
+    def seen_history(self, pyramid: Sequence[Tensor], frame_per_unit: int) -> Sequence[Tensor]:
+        """The end of the history that a unit may see.
+
+        Args:
+            pyramid: Clean latents `[b, c, t, h_k, w_k]`, lowest resolution first; may be empty.
+            frame_per_unit: Latent frames of every unit but unit 0.
+        """
+        if self.history_window is None or not pyramid:
+            return pyramid
+        # the first unit is a frame alone; so is, for the plan, the first that is seen
+        frames = 1 + (self.history_window - 1) * frame_per_unit
+        return [level[:, :, -frames:] for level in pyramid]
+
+
+EXACT = FastMode()
