@@ -167,10 +167,20 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         self.spatial_factor = 2 ** sum(encoder_spatial_down_sample)
         self.temporal_factor = 2 ** sum(encoder_temporal_down_sample)
         self.use_tiling = False
+        self.force_tiling = False
 
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Work in overlapping tiles where a picture exceeds the tile's extent: less memory."""
+    def enable_tiling(self, use_tiling: bool = True, *, force: bool = False) -> None:
+        """Work in overlapping tiles where a picture exceeds the tile's extent: less memory.
+
+        `encode` and `decode` obey. A pipeline takes it for a permission, and works on whole
+        pictures where they fit in the memory that is free: faster, and without seams.
+
+        Args:
+            use_tiling: Whether to work in tiles.
+            force: A pipeline has to obey too.
+        """
         self.use_tiling = use_tiling
+        self.force_tiling = use_tiling and force
 
     def disable_tiling(self) -> None:
         """Work on whole pictures (the default)."""
@@ -201,18 +211,16 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If a size does not fit.
         """
-        self._check_pixels(x, is_init_image)
-        if temporal_chunk and window_size % self.temporal_factor:
-            raise ValueError(
-                f"window_size is {window_size}; it must be a multiple of {self.temporal_factor}"
-            )
+        self.check_pixels(x, is_init_image)
+        if temporal_chunk:
+            self.latent_window(window_size)
 
         def run(tile: Tensor) -> Tensor:
             return self._run(
                 self.encode_chunk, tile, is_init_image, window_size if temporal_chunk else None
             )
 
-        tile = self._tile_extent(tile_sample_min_size)
+        tile = self.tile_extent(tile_sample_min_size)
         if self.use_tiling and max(x.shape[-2:]) > tile:
             moments = map_tiles(x, run, tile=tile, out_tile=tile // self.spatial_factor)
         else:
@@ -245,19 +253,14 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             ValueError: If `z` has the wrong number of axes or channels, or a window or tile does
                 not fit.
         """
-        channels = self.config["decoder_in_channels"]
-        if z.ndim != 5 or z.shape[1] != channels or not z.numel():
-            raise ValueError(
-                f"latents have shape {list(z.shape)}; [batch, {channels}, frames, height, width] "
-                "is wanted"
-            )
+        self.check_latents(z)
 
         def run(tile: Tensor) -> Tensor:
             return self._run(
                 self.decode_chunk, tile, is_init_image, window_size if temporal_chunk else None
             )
 
-        out_tile = self._tile_extent(tile_sample_min_size)
+        out_tile = self.tile_extent(tile_sample_min_size)
         tile = out_tile // self.spatial_factor
         if self.use_tiling and max(z.shape[-2:]) > tile:
             return DecoderOutput(sample=map_tiles(z, run, tile=tile, out_tile=out_tile))
@@ -322,8 +325,14 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             start, stop = stop, stop + window
         return torch.cat(chunks, dim=2)
 
-    def _tile_extent(self, tile_sample_min_size: int) -> int:
-        """Check the tile's extent: a quarter of it must be a whole number of latents."""
+    # ---- checks of what is handed in ------------------------------------------------------
+
+    def tile_extent(self, tile_sample_min_size: int) -> int:
+        """The extent of a tile in pixels, of which a quarter must be a whole number of latents.
+
+        Raises:
+            ValueError: It is not.
+        """
         quarter = 4 * self.spatial_factor
         if tile_sample_min_size < quarter or tile_sample_min_size % quarter:
             raise ValueError(
@@ -332,7 +341,24 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             )
         return tile_sample_min_size
 
-    def _check_pixels(self, x: Tensor, is_init_image: bool) -> None:
+    def latent_window(self, window_size: int) -> int:
+        """Latents that a window of `window_size` frames is.
+
+        Raises:
+            ValueError: It is no multiple of 8.
+        """
+        if window_size % self.temporal_factor:
+            raise ValueError(
+                f"window_size is {window_size}; it must be a multiple of {self.temporal_factor}"
+            )
+        return window_size // self.temporal_factor
+
+    def check_pixels(self, x: Tensor, is_init_image: bool = True) -> None:
+        """Check the shape of a video that is to be encoded.
+
+        Raises:
+            ValueError: It does not fit.
+        """
         channels = self.config["encoder_in_channels"]
         if x.ndim != 5 or x.shape[1] != channels:
             raise ValueError(
@@ -347,3 +373,16 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             )
         if frames < 1 or (is_init_image and (frames - 1) % self.temporal_factor):
             raise ValueError(f"the video has {frames} frames; {self.temporal_factor}n+1 are wanted")
+
+    def check_latents(self, z: Tensor) -> None:
+        """Check the shape of latents that are to be decoded.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+        channels = self.config["decoder_in_channels"]
+        if z.ndim != 5 or z.shape[1] != channels or not z.numel():
+            raise ValueError(
+                f"latents have shape {list(z.shape)}; [batch, {channels}, frames, height, width] "
+                "is wanted"
+            )

@@ -6,7 +6,11 @@ modules, so any number of videos can be encoded or decoded in turn by one networ
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,4 +66,102 @@ class Stream:
         self.starts_video = False
 
 
-TemporalContext = WholeClip | Stream
+class Neighbours:
+    """A clip whose frames are split over the ranks of a process group (context parallelism).
+
+    The clip is worked off in rounds. In each round the first ranks have some of the next frames
+    each, in the order of the ranks, and all run the network at the same time: every convolution
+    sends its last frames to the rank behind and gets those before its own from the rank in front.
+    The last rank of a round sends to rank 0, which keeps the frames for the next round. Call
+    `advance()` after each round. A rank without frames in a round does not run the network then.
+
+    The clip starts a video, whose first frame stands alone. So the ranks in front of a rank have
+    an odd number of frames together, and a convolution of stride s needs the last `kernel - s`
+    of them. Gradients do not cross the ranks.
+
+    Args:
+        group: The ranks; None is all of them.
+        workers: How many ranks have frames in each round.
+    """
+
+    carries = True
+
+    def __init__(self, group: dist.ProcessGroup | None, workers: Sequence[int]) -> None:
+        self._group = group
+        self._rank = dist.get_rank(group)
+        self._workers = workers
+        self._round = 0
+        self._carried: dict[nn.Module, Tensor] = {}
+
+    @property
+    def starts_video(self) -> bool:
+        """As in `WholeClip`: only rank 0 has the first frame, in the first round."""
+        return self._rank == 0 and self._round == 0
+
+    def extend(self, conv: nn.Module, frames: Tensor, *, kernel: int, stride: int) -> Tensor:
+        """Put the frames before this rank's (zeros where the video starts) in front of `frames`."""
+        reach = kernel - stride
+        goes_on = self._round + 1 < len(self._workers)
+        sends = goes_on or self._rank + 1 < self._workers[self._round]
+        if self._rank == 0:
+            before = self._carried.pop(conv, None)
+            if before is None:
+                before = _new_frames(frames, kernel - 1).zero_()
+            extended = torch.cat([before, frames], dim=2)
+            received = _new_frames(frames, reach) if goes_on else None
+            self._exchange(_last(extended, reach) if sends else None, received)
+            if received is not None:
+                self._carried[conv] = received
+            return extended
+        before = _new_frames(frames, reach)
+        if not sends or frames.shape[2] >= reach:
+            self._exchange(_last(frames, reach) if sends else None, before)
+            return torch.cat([before, frames], dim=2)
+        # What is to be sent has to be received in part.
+        self._exchange(None, before)
+        extended = torch.cat([before, frames], dim=2)
+        self._exchange(_last(extended, reach), None)
+        return extended
+
+    def advance(self) -> None:
+        """The round is done: what comes next continues the video."""
+        self._round += 1
+
+    def _exchange(self, sent: Tensor | None, received: Tensor | None) -> None:
+        """Send to the rank behind and fill `received` from the rank in front, at the same time."""
+        workers = self._workers[self._round]
+        if workers == 1:
+            if sent is not None and received is not None:
+                received.copy_(sent)
+            return
+        operations = []
+        if sent is not None:
+            behind = (self._rank + 1) % workers
+            operations.append(_transfer(dist.isend, sent, behind, self._group))
+        if received is not None:
+            front = (self._rank - 1) % workers
+            operations.append(_transfer(dist.irecv, received, front, self._group))
+        # A batch even of one: it is what decides which communicator NCCL takes.
+        for work in dist.batch_isend_irecv(operations) if operations else ():
+            work.wait()
+
+
+def _transfer(
+    operation: Callable[..., Any], frames: Tensor, peer: int, group: dist.ProcessGroup | None
+) -> dist.P2POp:
+    # Channels last they lie in one piece.
+    return dist.P2POp(operation, frames.movedim(1, -1), group=group, group_peer=peer)
+
+
+def _new_frames(like: Tensor, count: int) -> Tensor:
+    """Uninitialized `[b, c, count, h, w]`, channels last, in dtype and device as `like`."""
+    b, c, _, h, w = like.shape
+    return like.new_empty(b, count, h, w, c).movedim(-1, 1)
+
+
+def _last(frames: Tensor, count: int) -> Tensor:
+    """A copy of the last `count` frames of `[b, c, t, h, w]`, channels last."""
+    return _new_frames(frames, count).copy_(frames[:, :, frames.shape[2] - count :])
+
+
+TemporalContext = WholeClip | Stream | Neighbours
