@@ -1,0 +1,138 @@
+"""What each approximation saves and costs, on the bundled checkpoint.
+
+Every way makes the same videos from the same seeds. The latents are compared with the exact ones,
+and the frames are judged by the project's evaluation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.hooks import FirstBlockCacheConfig
+from torch import Tensor
+
+from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.cpu import keep_freed_memory
+from trainer_misc.evaluation import evaluate_frames, evaluation_prompts
+
+from .measure import device_name
+from .report import Report, finish, option_parser
+
+BATCH = 10
+
+
+@contextmanager
+def _approximately(pipeline: PyramidDiTForVideoGeneration, **options: Any) -> Iterator[None]:
+    pipeline.enable_fast_mode(**options)
+    try:
+        yield
+    finally:
+        pipeline.disable_fast_mode()
+
+
+@contextmanager
+def _first_block_cache(pipeline: PyramidDiTForVideoGeneration, threshold: float) -> Iterator[None]:
+    pipeline.dit.enable_cache(FirstBlockCacheConfig(threshold))
+    try:
+        yield
+    finally:
+        pipeline.dit.disable_cache()
+
+
+Way = Callable[[PyramidDiTForVideoGeneration], Any]
+EXACT = "exact"
+WAYS: dict[str, Way] = {
+    EXACT: _approximately,
+    "history_cache=2": partial(_approximately, history_cache=2),
+    "history_cache=4": partial(_approximately, history_cache=4),
+    "guidance_interval=(0, 0.67)": partial(_approximately, guidance_interval=(0.0, 0.67)),
+    "guidance_interval=(0, 0.34)": partial(_approximately, guidance_interval=(0.0, 0.34)),
+    "history_window=4": partial(_approximately, history_window=4),
+    "history_window=2": partial(_approximately, history_window=2),
+    "history_cache=4, guidance_interval=(0, 0.67)": partial(
+        _approximately, history_cache=4, guidance_interval=(0.0, 0.67)
+    ),
+    "FirstBlockCacheConfig(0.1)": partial(_first_block_cache, threshold=0.1),
+    "FirstBlockCacheConfig(0.3)": partial(_first_block_cache, threshold=0.3),
+}
+
+
+def make_latents(
+    pipeline: PyramidDiTForVideoGeneration, prompts: Sequence[str], temp: int
+) -> tuple[Tensor, float]:
+    """Latents of a video for every prompt, and the seconds that took."""
+    began, parts = time.perf_counter(), []
+    for start in range(0, len(prompts), BATCH):
+        batch = list(prompts[start : start + BATCH])
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
+        parts.append(
+            pipeline.generate(batch, temp=temp, generator=generators, output_type="latent")
+        )
+    return torch.cat(parts), time.perf_counter() - began
+
+
+@torch.no_grad()
+def decode(pipeline: PyramidDiTForVideoGeneration, latents: Tensor) -> Iterator[Any]:
+    """Frames `[t, h, w, 3]` of every video, in 0 to 1."""
+    assert pipeline.vae is not None
+    for row in pipeline.statistics.denormalize(latents).split(1):
+        video = pipeline.vae.decode(row.to(pipeline.vae.dtype)).sample[0]
+        yield (video.float().clamp(-1, 1) * 0.5 + 0.5).permute(1, 2, 3, 0).cpu().numpy()
+
+
+def measure(*, device: torch.device, count: int, temp: int) -> Report:
+    """Every way on `count` prompts, with videos of `temp` latent frames."""
+    keep_freed_memory()
+    pipeline = PyramidDiTForVideoGeneration.from_pretrained(device=device)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = evaluation_prompts(count)
+    make_latents(pipeline, prompts[:1], temp)
+    exact, exact_seconds = make_latents(pipeline, prompts, temp)
+    rows = []
+    for name, way in WAYS.items():
+        latents, seconds = exact, exact_seconds
+        if name != EXACT:
+            with way(pipeline):
+                latents, seconds = make_latents(pipeline, prompts, temp)
+        table = evaluate_frames(zip(decode(pipeline, latents), prompts, strict=True))
+        error = (latents - exact).square().mean().sqrt() / exact.std()
+        rows.append(
+            {
+                "way": name,
+                "transformer, s": seconds,
+                "speed-up": exact_seconds / seconds,
+                "latent error": float(error),
+                "shape, %": 100 * table.rate("all clips", "shape"),
+                "all four, %": 100 * table.rate("all clips", "all"),
+            }
+        )
+    steps = pipeline.defaults.video_num_inference_steps
+    return Report(
+        benchmark="fast_mode",
+        device=device_name(device),
+        settings=(
+            f"{count} videos of {8 * (temp - 1) + 1} frames, {steps} steps in the stages of a "
+            "unit; the latent error is a root mean square, relative to the latents' deviation"
+        ),
+        rows=rows,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = option_parser(__doc__, repeats=50)
+    options = parser.parse_args(arguments)
+    if options.tiny:
+        report = measure(device=options.device, count=1, temp=2)
+    else:
+        report = measure(device=options.device, count=options.repeats, temp=7)
+    finish(report, options)
+
+
+if __name__ == "__main__":
+    main()

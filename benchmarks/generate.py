@@ -1,0 +1,132 @@
+"""A whole run with the bundled checkpoint, from the prompt to the frames, the baseline's way and
+ours.
+
+Both use the checkpoint's own settings and start from the same seed. A round of its own tells
+where the time goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.cpu import keep_freed_memory
+from pyramid_dit.engine import GenerationEngine
+
+from .baseline.pipeline import BaselinePipeline
+from .measure import PhaseClock, alternate, device_name, speed_up, timed
+from .report import Bar, Cell, Report, finish, median, option_parser, rounds, spread
+
+BASELINE, OURS = "baseline", "ours"
+PROMPT = "a red circle moves left on a white background"
+CPU_BAR = 1.8
+PHASES = ("text", "transformer", "jump noise", "decoding")
+
+
+def watch_ours(clock: PhaseClock, pipeline: GenerationEngine) -> None:
+    """Count what our pipeline does."""
+    clock.watch(pipeline.text_encoder, ["forward"], "text")
+    clock.watch(pipeline.dit, ["prepare", "denoise"], "transformer")
+    clock.watch(pipeline.scheduler, ["sample_block_noise"], "jump noise")
+    clock.watch(pipeline.vae, ["decode_chunk"], "decoding")
+
+
+def watch_baseline(clock: PhaseClock, baseline: BaselinePipeline) -> None:
+    """Count what the baseline does."""
+    clock.watch(baseline, ["encode_text"], "text")
+    clock.watch(baseline.transformer, ["predict"], "transformer")
+    clock.watch(baseline, ["draw_block_noise"], "jump noise")
+    clock.watch(baseline.decoder, ["decode"], "decoding")
+
+
+def phases(
+    watch: Callable[[PhaseClock], None], run: Callable[[], object], device: torch.device
+) -> dict[str, Cell]:
+    """Seconds of each phase of `run`, and of what is left."""
+    with PhaseClock(device) as clock:
+        watch(clock)
+        total = timed(run, device)
+    seconds = {f"{phase}, s": clock.seconds[phase] for phase in PHASES}
+    return {**seconds, "rest, s": total - sum(clock.seconds.values())}
+
+
+def run_arguments(pipeline: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict[str, Any]:
+    """The settings of the checkpoint, written out."""
+    defaults = pipeline.defaults
+    frames = 9 if tiny else defaults.num_frames
+    steps = {
+        "num_inference_steps": defaults.num_inference_steps,
+        "video_num_inference_steps": defaults.video_num_inference_steps,
+    }
+    return {
+        "height": defaults.height,
+        "width": defaults.width,
+        "temp": (frames - 1) // 8 + 1,
+        **({name: [1, 1, 1] for name in steps} if tiny else steps),
+        "guidance_scale": defaults.guidance_scale,
+        "video_guidance_scale": defaults.video_guidance_scale,
+        "negative_prompt": defaults.negative_prompt,
+    }
+
+
+def measure(*, device: torch.device, repeats: int, tiny: bool = False) -> Report:
+    """Time of the run and of its phases."""
+    pipeline = PyramidDiTForVideoGeneration.from_pretrained(device=device)
+    pipeline.set_progress_bar_config(disable=True)
+    baseline = BaselinePipeline(pipeline)
+    if device.type == "cpu":
+        keep_freed_memory()  # for both
+    arguments = run_arguments(pipeline, tiny=tiny)
+
+    def run(generate: Callable[..., object]) -> object:
+        return generate(PROMPT, generator=torch.Generator().manual_seed(0), **arguments)
+
+    runs = {
+        BASELINE: partial(run, baseline.generate),
+        OURS: partial(run, pipeline.generate),
+    }
+    watches = {
+        BASELINE: partial(watch_baseline, baseline=baseline),
+        OURS: partial(watch_ours, pipeline=pipeline),
+    }
+    times = alternate(runs, repeats=repeats, device=device)
+    rows: list[dict[str, Cell]] = [
+        {
+            "way": way,
+            "median, s": median(times[way]),
+            "range, s": spread(times[way]),
+            "speed-up": speed_up(times, BASELINE, way),
+            **phases(watches[way], runs[way], device),
+        }
+        for way in runs
+    ]
+    frames = 8 * (arguments["temp"] - 1) + 1
+    return Report(
+        benchmark="generate",
+        device=device_name(device),
+        settings=(
+            f"Bundled checkpoint, {frames} frames of {arguments['width']}x{arguments['height']}, "
+            f"{arguments['num_inference_steps']} steps for the first unit and "
+            f"{arguments['video_num_inference_steps']} for the others, {rounds(repeats)}; "
+            "phases from one more run"
+        ),
+        rows=rows,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    options = option_parser(__doc__, repeats=5).parse_args(arguments)
+    report = measure(device=options.device, repeats=options.repeats, tiny=options.tiny)
+    if options.device.type == "cpu":
+        value = float(str(report.rows[1]["speed-up"]))
+        report.bars = [Bar("speed-up of the whole run", value, CPU_BAR, "x")]
+    finish(report, options)
+
+
+if __name__ == "__main__":
+    main()
