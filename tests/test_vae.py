@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden import PROJECT_ROOT, golden_dir
 from torch import nn
 
 from video_vae import CausalVideoVAE
+from video_vae.causal_conv import CausalConv3d
 from video_vae.posterior import DiagonalGaussian
-from video_vae.temporal_context import Stream
+from video_vae.temporal_context import Stream, WholeClip
 from video_vae.tiling import map_tiles
 
 SMALL = {
@@ -146,6 +148,16 @@ def test_tiling_is_left_alone_where_everything_fits(vae):
         vae.disable_tiling()
 
 
+def test_tiling_is_forced_only_while_enabled(vae):
+    for arguments, expected in (((), (True, False)), ((False,), (False, False))):
+        vae.enable_tiling(*arguments)
+        assert (vae.use_tiling, vae.force_tiling) == expected
+    vae.enable_tiling(force=True)
+    assert (vae.use_tiling, vae.force_tiling) == (True, True)
+    vae.disable_tiling()
+    assert (vae.use_tiling, vae.force_tiling) == (False, False)
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for enabled in (False, True):
@@ -158,6 +170,26 @@ def test_gradient_checkpointing_changes_no_gradient():
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [(3, (1, 1, 1)), (3, (2, 1, 1)), (3, (1, 2, 2)), (1, (1, 1, 1))]
+)
+def test_gradients_of_a_lone_clip_are_those_of_a_plain_convolution(frames, kernel, stride):
+    torch.manual_seed(0)
+    conv = CausalConv3d(3, 4, kernel_size=kernel, stride=stride)
+    clip = torch.randn(1, 3, frames, 6, 8, requires_grad=True)
+    weight, bias = conv.conv.weight, conv.conv.bias
+    extended = F.pad(clip, (0, 0, 0, 0, kernel - 1, 0))
+    expected = F.conv3d(extended, weight, bias, stride, (0, kernel // 2, kernel // 2))
+    out = conv(clip, WholeClip())
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    direction = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * direction).sum(), (clip, weight, bias))
+    plain = torch.autograd.grad((expected * direction).sum(), (clip, weight, bias))
+    for gradient, reference in zip(gradients, plain, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
