@@ -18,7 +18,15 @@ from .conditioning import Prompts, TextCondition
 from .fast_mode import EXACT, FastMode
 from .flux import PyramidFluxTransformer
 from .folder import GenerationDefaults
-from .latent_codec import LatentStatistics, decode_latents, to_output
+from .latent_codec import (
+    DecodeSizes,
+    FrameDecoder,
+    LatentStatistics,
+    can_stream,
+    decode_latents,
+    encode_image,
+    to_output,
+)
 from .mmdit import PyramidDiffusionMMDiT
 from .offload import accelerator_device, module_device, moved_to, offload_sequentially
 from .sampler import Generator, Unit, UnitSampler
@@ -196,10 +204,18 @@ class GenerationEngine:
                 fast_mode=self.fast_mode,
                 on_step=bar.update,
             )
+            decoder = self._frame_decoder(request)
             latents = sampler.run(
-                noise, request.units, first_frame=first_frame, on_unit=_unit_callback(request)
+                noise,
+                request.units,
+                first_frame=first_frame,
+                on_unit=_unit_callback(request),
+                on_latents=_nothing if decoder is None else decoder.push,
             )
-        return latents if request.output_type == "latent" else self._decode(latents, request)
+        if request.output_type == "latent":
+            return latents
+        video = self._decode(latents, request) if decoder is None else decoder.video()
+        return _output(video, request)
 
     def _check(self, request: Request) -> None:
         """Check what takes the models to check, and the parts of the request together.
@@ -249,8 +265,7 @@ class GenerationEngine:
         elif request.pixels is not None:
             assert self.vae is not None  # checked at the door
             with self._at_work(self.vae, request) as vae_device:
-                pixels = request.pixels.to(vae_device, self.vae.dtype)
-                posterior = self.vae.encode(pixels).latent_dist
+                posterior = encode_image(self.vae, request.pixels, device=vae_device)
             mean = _one_a_video(posterior.mean.to(device, torch.float32), request)
             std = _one_a_video(posterior.std.to(device, torch.float32), request)
             noise = randn_tensor(
@@ -264,7 +279,8 @@ class GenerationEngine:
     def _encode_text(
         self, request: Request, device: torch.device
     ) -> tuple[TextCondition, TextCondition | None]:
-        with self._at_work(self.text_encoder, request):
+        encoder = self.text_encoder
+        with nullcontext() if encoder is None else self._at_work(encoder, request):
             prompt, negative = request.prompts.encode(self.text_encoder)
 
         def for_the_model(text: TextCondition) -> TextCondition:
@@ -272,15 +288,28 @@ class GenerationEngine:
 
         return for_the_model(prompt), None if negative is None else for_the_model(negative)
 
-    def _decode(self, latents: Tensor, request: Request) -> Any:
+    def _frame_decoder(self, request: Request) -> FrameDecoder | None:
+        """What decodes while the transformer works; None where that waits for the end.
+
+        It waits where there is but one unit, where weights are moved for each part of the work,
+        and where memory is short.
+        """
+        if self.vae is None or request.output_type == "latent" or request.num_units < 2:
+            return None
+        device = self._working_device(self.vae, request)
+        if self._offloaded_sequentially or device != module_device(self.vae):
+            return None
+        sizes = DecodeSizes.of(save_memory=request.save_memory)
+        if not can_stream(self.vae, self._noise_shape(request), device=device, sizes=sizes):
+            return None
+        return FrameDecoder(self.vae, self.statistics, device=device, window=sizes.window)
+
+    def _decode(self, latents: Tensor, request: Request) -> Tensor:
+        """Bytes `[b, t, h, w, 3]` of normalized latents."""
         assert self.vae is not None  # checked at the door
+        sizes = DecodeSizes.of(save_memory=request.save_memory)
         with self._at_work(self.vae, request) as device:
-            latents = self.statistics.denormalize(latents).to(device, self.vae.dtype)
-            video = decode_latents(self.vae, latents, save_memory=request.save_memory)
-        output = to_output(video, request.output_type)
-        if isinstance(output, list) and len(output) == 1 and not request.nested:
-            return output[0]
-        return output
+            return decode_latents(self.vae, self.statistics, latents, device=device, sizes=sizes)
 
     # ---- where the work is done -----------------------------------------------------------
 
@@ -289,16 +318,24 @@ class GenerationEngine:
         moves = request.cpu_offloading and not self._offloaded_sequentially
         return (accelerator_device() if moves else None) or module_device(module)
 
-    def _at_work(
-        self, module: nn.Module | None, request: Request
-    ) -> AbstractContextManager[torch.device | None]:
-        if module is None:
-            return nullcontext()
+    def _at_work(self, module: nn.Module, request: Request) -> AbstractContextManager[torch.device]:
         return moved_to(module, self._working_device(module, request))
 
     def _progress_bar(self, request: Request) -> tqdm:
         total = sum(sum(unit.steps) for unit in request.units)
         return tqdm(total=total, **self._progress_bar_config)
+
+
+def _nothing(latents: Tensor) -> None:
+    """What is done with the latents of a unit where they are decoded at the end."""
+
+
+def _output(video: Tensor, request: Request) -> Any:
+    """What the caller asked for, of bytes `[b, t, h, w, 3]`."""
+    output = to_output(video, request.output_type)
+    if isinstance(output, list) and len(output) == 1 and not request.nested:
+        return output[0]
+    return output
 
 
 def _unit_callback(request: Request) -> Callable[[int], object]:

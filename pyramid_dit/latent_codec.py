@@ -7,12 +7,19 @@ first frame, which the VAE encodes as an image, and for all later ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from video_vae.memory import decode_memory, encode_memory
+from video_vae.posterior import DiagonalGaussian
+from video_vae.temporal_context import Stream, WholeClip
+
+from .memory import free_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,16 +88,134 @@ def images_to_pixels(images: Sequence[Image]) -> Tensor:
     return (pixels.float() / 127.5 - 1).permute(0, 3, 1, 2).unsqueeze(2)
 
 
-def decode_latents(vae: CausalVideoVAE, latents: Tensor, *, save_memory: bool) -> Tensor:
-    """Decode VAE latents `[b, c, t, h, w]` to bytes `[b, 8(t-1)+1, 8h, 8w, 3]`.
+@dataclass(frozen=True)
+class DecodeSizes:
+    """How much of a video is decoded at a time."""
 
-    With `save_memory` one latent frame at a time and, where tiling is enabled, in tiles of 256
-    pixels; else two frames and 512 pixels.
+    window: int
+    """Latent frames."""
+    tile: int
+    """Extent of a tile in pixels, where tiles are needed."""
+
+    @classmethod
+    def of(cls, *, save_memory: bool) -> DecodeSizes:
+        """One latent frame and tiles of 256 pixels to save memory, else two and 512."""
+        return cls(window=1, tile=256) if save_memory else cls(window=2, tile=512)
+
+
+class FrameDecoder:
+    """Decodes a video while it is made: latents go in as they come, frames come out.
+
+    Pictures are decoded whole, whether tiling is enabled or not. All frames are kept, as bytes,
+    for `video`.
+
+    Args:
+        vae: The VAE.
+        statistics: The normalization of its latents.
+        device: What the VAE computes on.
+        window: Most latent frames to decode at a time.
     """
-    windows = {"window_size": 1, "tile_sample_min_size": 256}
-    if not save_memory:
-        windows = {"window_size": 2, "tile_sample_min_size": 512}
-    return to_bytes(vae.decode(latents, temporal_chunk=True, **windows).sample)
+
+    def __init__(
+        self,
+        vae: CausalVideoVAE,
+        statistics: LatentStatistics,
+        *,
+        device: torch.device,
+        window: int,
+    ) -> None:
+        self.vae = vae
+        self.statistics = statistics
+        self.device = device
+        self.window = window
+        self._stream = Stream()
+        self._frames: list[Tensor] = []
+        _use_fast_layout(vae)
+
+    @torch.no_grad()
+    def push(self, latents: Tensor) -> Tensor:
+        """Decode the next normalized latents `[b, c, t, h, w]` to bytes `[b, t', 8h, 8w, 3]`.
+
+        The first latent frame of the video makes one frame, every other eight.
+        """
+        later = self.statistics.later_frames
+        normalization = later if self._frames else self.statistics
+        z = normalization.denormalize(latents).to(self.device, self.vae.dtype)
+        start = len(self._frames)
+        with _own_precision(self.vae, self.device):
+            for chunk in z.split(self.window, dim=2):
+                self._frames.append(to_bytes(self.vae.decode_chunk(chunk, self._stream)))
+                self._stream.advance()
+        return torch.cat(self._frames[start:], dim=1)
+
+    def video(self) -> Tensor:
+        """All frames so far, bytes `[b, t, 8h, 8w, 3]`."""
+        return torch.cat(self._frames, dim=1)
+
+
+def can_stream(
+    vae: CausalVideoVAE, latents: Sequence[int], *, device: torch.device, sizes: DecodeSizes
+) -> bool:
+    """Whether a video may be decoded by a `FrameDecoder` while the transformer is at work.
+
+    That takes no tiles. Between units the decoder keeps no more than the frames that it carries
+    over, so the two take turns with the rest of the memory; a third of what is free is left for
+    the transformer's growing history.
+
+    Args:
+        vae: The VAE.
+        latents: Shape `(b, c, t, h, w)` of the latents of the video.
+        device: What the VAE computes on.
+        sizes: How much is to be decoded at a time.
+    """
+    if vae.force_tiling and _exceeds(vae, latents[-2:], sizes.tile):
+        return False
+    return _fits(_decode_bytes(vae, latents, sizes.window), device, share=2 / 3)
+
+
+@torch.no_grad()
+def decode_latents(
+    vae: CausalVideoVAE,
+    statistics: LatentStatistics,
+    latents: Tensor,
+    *,
+    device: torch.device,
+    sizes: DecodeSizes,
+) -> Tensor:
+    """Decode normalized latents `[b, c, t, h, w]` to bytes `[b, 8(t-1)+1, 8h, 8w, 3]`.
+
+    Enabled tiling is a permission: tiles are blended over their borders and cost almost twice the
+    work, so pictures are decoded whole where the memory suffices. Forced tiling is obeyed.
+    """
+    _use_fast_layout(vae)
+    need = _decode_bytes(vae, latents.shape, sizes.window)
+    if not _tiles_needed(vae, latents.shape[-2:], sizes.tile, need, device):
+        decoder = FrameDecoder(vae, statistics, device=device, window=sizes.window)
+        return decoder.push(latents)
+    z = statistics.denormalize(latents).to(device, vae.dtype)
+    with _own_precision(vae, device):
+        pixels = vae.decode(
+            z, temporal_chunk=True, window_size=sizes.window, tile_sample_min_size=sizes.tile
+        ).sample
+    return to_bytes(pixels)
+
+
+@torch.no_grad()
+def encode_image(
+    vae: CausalVideoVAE, pixels: Tensor, *, device: torch.device, tile: int = 256
+) -> DiagonalGaussian:
+    """Posterior of images `[b, 3, 1, h, w]` in [-1, 1], in tiles as for `decode_latents`."""
+    _use_fast_layout(vae)
+    b, _, frames, height, width = pixels.shape
+    need = encode_memory(
+        vae.config, frames=frames, height=height, width=width, batch=b, dtype=vae.dtype
+    )
+    latent_size = [side // vae.spatial_factor for side in (height, width)]
+    pixels = pixels.to(device, vae.dtype)
+    with _own_precision(vae, device):
+        if _tiles_needed(vae, latent_size, tile, need, device):
+            return vae.encode(pixels, tile_sample_min_size=tile).latent_dist
+        return DiagonalGaussian(vae.encode_chunk(pixels, WholeClip()))
 
 
 def to_bytes(video: Tensor) -> Tensor:
@@ -117,3 +242,46 @@ def to_output(video: Tensor, output_type: str) -> list[list[Image]] | np.ndarray
     from PIL import Image
 
     return [[Image.fromarray(frame) for frame in sample] for sample in frames]
+
+
+def _decode_bytes(vae: CausalVideoVAE, latents: Sequence[int], window: int) -> int:
+    """Memory to decode a window of latents of shape `(b, c, t, h, w)` whole."""
+    batch, _, frames, height, width = latents
+    return decode_memory(
+        vae.config,
+        latents=min(window, frames),
+        height=height,
+        width=width,
+        batch=batch,
+        dtype=vae.dtype,
+    )
+
+
+def _tiles_needed(
+    vae: CausalVideoVAE, latent_size: Sequence[int], tile: int, need: int, device: torch.device
+) -> bool:
+    if not vae.use_tiling or not _exceeds(vae, latent_size, tile):
+        return False
+    return vae.force_tiling or not _fits(need, device, share=0.8)
+
+
+def _exceeds(vae: CausalVideoVAE, latent_size: Sequence[int], tile: int) -> bool:
+    return max(latent_size) * vae.spatial_factor > tile
+
+
+def _fits(need: int, device: torch.device, *, share: float) -> bool:
+    """Whether `need` bytes are within a share of what is free."""
+    return need <= share * free_memory(device)
+
+
+def _own_precision(vae: CausalVideoVAE, device: torch.device) -> AbstractContextManager[object]:
+    """Keep a caller's autocast from widening the activations of weights in half precision."""
+    if vae.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _use_fast_layout(vae: CausalVideoVAE) -> None:
+    """Have weights on a GPU lie channels last, as activations do: no copies at convolutions."""
+    if next(vae.parameters()).is_cuda:
+        vae.to(memory_format=torch.channels_last_3d)

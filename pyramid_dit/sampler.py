@@ -109,6 +109,7 @@ class UnitSampler:
         *,
         first_frame: Tensor | None = None,
         on_unit: Callable[[int], object] = lambda index: None,
+        on_latents: Callable[[Tensor], object] = lambda latents: None,
     ) -> Tensor:
         """Generate the units one after another.
 
@@ -117,6 +118,8 @@ class UnitSampler:
             units: What to generate, in order.
             first_frame: Normalized latents `[b, c, 1, h, w]` of an image that starts the video.
             on_unit: Called with the index of each unit before it is generated.
+            on_latents: Called with the latents of each unit as soon as they are there, and first
+                with `first_frame`.
 
         Returns:
             Normalized latents `[b, c, t, h, w]`, the first frame included, float32.
@@ -124,9 +127,12 @@ class UnitSampler:
         stages = self.scheduler.config.stages
         lowest_noise = noise_pyramid(noise, stages)[0]
         history = [] if first_frame is None else latent_pyramid(first_frame, stages)
+        if first_frame is not None:
+            on_latents(first_frame)
         for unit in units:
             on_unit(unit.index)
             latents = self._generate(lowest_noise[:, :, unit.start : unit.stop], history, unit)
+            on_latents(latents)
             levels = latent_pyramid(latents, stages)
             if history:
                 levels = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_checkpoint import LATENT_CHANNELS, VAE_CONFIG
+from torch import Tensor
 
 from pyramid_dit.inputs import (
     check_size,
@@ -17,11 +22,19 @@ from pyramid_dit.inputs import (
 )
 from pyramid_dit.latent_codec import (
     RELEASED_STATISTICS,
+    DecodeSizes,
+    FrameDecoder,
     FrameStatistics,
     LatentStatistics,
+    can_stream,
+    decode_latents,
+    encode_image,
     images_to_pixels,
     to_bytes,
 )
+from pyramid_dit.memory import free_memory
+from video_vae import CausalVideoVAE
+from video_vae.memory import decode_memory
 
 PER_CHANNEL = LatentStatistics(
     FrameStatistics(shift=[0.0, 1.0, -2.0], scale=2.0),
@@ -99,3 +112,132 @@ def test_fitting_an_image() -> None:
     turned = Image.new("RGB", (64, 128))
     turned.getexif()[0x0112] = 6  # the camera was held upright
     assert fit_image(turned, 128, 64).size == (128, 64)
+
+
+# ---- decoding ---------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+STATISTICS = RELEASED_STATISTICS["pyramid_flux"]
+SMALL = DecodeSizes(window=1, tile=64)
+
+
+@pytest.fixture
+def vae() -> CausalVideoVAE:
+    torch.manual_seed(0)
+    return CausalVideoVAE(**VAE_CONFIG).eval().requires_grad_(False)
+
+
+def normalized(frames: int, height: int = 4, width: int = 4, *, batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(frames)
+    return torch.randn(batch, LATENT_CHANNELS, frames, height, width, generator=generator)
+
+
+def whole(vae: CausalVideoVAE, latents: Tensor) -> Tensor:
+    return to_bytes(vae.decode(STATISTICS.denormalize(latents)).sample)
+
+
+def assert_same_bytes(got: Tensor, expected: Tensor) -> None:
+    assert got.shape == expected.shape and got.dtype == torch.uint8
+    difference = (got.int() - expected.int()).abs()
+    assert difference.max() <= 1 and (difference == 0).float().mean() > 0.999
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """What is said to be free, in bytes."""
+    said = [0.0]
+    monkeypatch.setattr("pyramid_dit.latent_codec.free_memory", lambda device: said[0])
+    yield said
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("units", [[1, 1, 1, 1], [1, 3, 3], [2, 1], [5]], ids=str)
+def test_frames_come_as_latents_go(vae: CausalVideoVAE, units: list[int], window: int) -> None:
+    latents = normalized(sum(units), batch=2)
+    copy = latents.clone()
+    decoder = FrameDecoder(vae, STATISTICS, device=CPU, window=window)
+    pieces = [decoder.push(unit) for unit in latents.split(units, dim=2)]
+    assert [piece.shape[1] for piece in pieces] == [
+        8 * unit - 7 * (index == 0) for index, unit in enumerate(units)
+    ]
+    assert torch.equal(torch.cat(pieces, dim=1), decoder.video())
+    assert_same_bytes(decoder.video(), whole(vae, latents))
+    assert torch.equal(latents, copy)
+
+
+def test_tiling_is_a_permission(vae: CausalVideoVAE, free: list[float]) -> None:
+    latents = normalized(2, 12, 10)
+    need = decode_memory(vae.config, latents=1, height=12, width=10)
+    pictures = whole(vae, latents)
+    vae.enable_tiling()
+    tiles = to_bytes(vae.decode(STATISTICS.denormalize(latents), tile_sample_min_size=64).sample)
+    assert not torch.equal(pictures, tiles)
+
+    def decode() -> Tensor:
+        return decode_latents(vae, STATISTICS, latents, device=CPU, sizes=SMALL)
+
+    free[0] = 2 * need
+    assert_same_bytes(decode(), pictures)
+    free[0] = need
+    assert_same_bytes(decode(), tiles)
+    vae.enable_tiling(force=True)
+    free[0] = 2 * need
+    assert_same_bytes(decode(), tiles)
+    vae.disable_tiling()
+    free[0] = 0
+    assert_same_bytes(decode(), pictures)
+
+
+def test_images_are_encoded_whole_where_they_fit(vae: CausalVideoVAE, free: list[float]) -> None:
+    image = torch.rand(1, 3, 1, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    picture = vae.encode(image).latent_dist.parameters
+    vae.enable_tiling()
+    tiles = vae.encode(image, tile_sample_min_size=64).latent_dist.parameters
+    assert not torch.allclose(picture, tiles)
+    for bytes, force, expected in (
+        (1 << 40, False, picture),
+        (0, False, tiles),
+        (1 << 40, True, tiles),
+    ):
+        free[0] = bytes
+        vae.enable_tiling(force=force)
+        moments = encode_image(vae, image, device=CPU, tile=64).parameters
+        torch.testing.assert_close(moments, expected)
+
+
+def test_when_to_decode_beside_the_transformer(vae: CausalVideoVAE, free: list[float]) -> None:
+    shape = (2, LATENT_CHANNELS, 9, 12, 10)
+    need = decode_memory(vae.config, latents=1, height=12, width=10, batch=2)
+    for bytes, streams in ((2 * need, True), (1.4 * need, False)):
+        free[0] = bytes
+        assert can_stream(vae, shape, device=CPU, sizes=SMALL) == streams
+    free[0] = 2 * need
+    vae.enable_tiling()
+    assert can_stream(vae, shape, device=CPU, sizes=SMALL)
+    vae.enable_tiling(force=True)
+    assert not can_stream(vae, shape, device=CPU, sizes=SMALL)
+    assert can_stream(vae, shape, device=CPU, sizes=DecodeSizes(window=1, tile=96))
+
+
+def test_weights_in_half_precision_are_not_widened_by_autocast(vae: CausalVideoVAE) -> None:
+    vae.to(torch.bfloat16)
+    latents = normalized(2)
+    seen = set()
+    for module in vae.modules():
+        module.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    with torch.autocast("cpu", dtype=torch.float16):
+        decode_latents(vae, STATISTICS, latents, device=CPU, sizes=SMALL)
+    assert seen == {torch.bfloat16}
+
+
+def test_free_memory_of_the_system_and_of_a_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pyramid_dit.memory.MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("pyramid_dit.memory.CONTROL_GROUP", tmp_path)
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:   5000 kB\n")
+    assert free_memory(CPU) == 5000 * 1024
+    (tmp_path / "memory.current").write_text("1000\n")
+    for limit, free in (("max", 5000 * 1024), ("4000", 3000), ("900", 0)):
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        assert free_memory(CPU) == free

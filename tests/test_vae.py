@@ -203,6 +203,19 @@ def test_saved_weights_come_back(vae, tmp_path, saving):
         assert torch.equal(back.state_dict()[name], tensor.bfloat16()), name
 
 
+@torch.no_grad()
+def test_weights_may_lie_channels_last(vae, tmp_path):
+    vae.save_pretrained(tmp_path)
+    model = CausalVideoVAE.from_pretrained(tmp_path)
+    model.to(memory_format=torch.channels_last_3d)
+    assert model.decoder.conv_in.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    z = latents(3)
+    torch.testing.assert_close(model.decode(z).sample, vae.decode(z).sample, rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path / "again")
+    again = CausalVideoVAE.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in vae.state_dict().items())
+
+
 def test_weights_may_be_offloaded_for_images_too(vae, tmp_path):
     """accelerate swaps the weights of each layer in; the shortcut of a lone frame must not
     read them from outside."""

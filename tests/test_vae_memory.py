@@ -1,0 +1,88 @@
+"""The estimate of memory against what a process really takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from golden import PROJECT_ROOT
+
+from video_vae.memory import decode_memory, encode_memory
+
+SMALL = {
+    "encoder_in_channels": 3,
+    "encoder_out_channels": 4,
+    "encoder_layers_per_block": [1, 1, 1, 1],
+    "encoder_block_out_channels": [16, 16, 32, 32],
+    "encoder_norm_num_groups": 4,
+    "encoder_spatial_down_sample": [True, True, True, False],
+    "encoder_temporal_down_sample": [True, True, True, False],
+    "decoder_in_channels": 4,
+    "decoder_out_channels": 3,
+    "decoder_layers_per_block": [1, 1, 1, 2],
+    "decoder_block_out_channels": [16, 16, 32, 32],
+    "decoder_norm_num_groups": 4,
+    "decoder_spatial_up_sample": [True, True, True, False],
+    "decoder_temporal_up_sample": [True, True, True, False],
+}
+SIDE = 192
+MEASURE = f"""
+import sys
+import torch
+from video_vae import CausalVideoVAE
+from video_vae.temporal_context import Stream
+
+def status(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+
+torch.set_num_threads(1)
+vae = CausalVideoVAE(**{SMALL}).requires_grad_(False)
+z, x = torch.randn(1, 4, 1, {SIDE // 8}, {SIDE // 8}), torch.randn(1, 3, 8, {SIDE}, {SIDE})
+for chunk, run in ((z, vae.decode_chunk), (x, vae.encode_chunk)):
+    run(chunk[..., :8, :8], Stream())  # what is set up once
+    stream = Stream(starts_video=False)
+    before = status("VmRSS")
+    run(chunk, stream)
+    open("/proc/self/clear_refs", "w").write("5")  # the peak is reset
+    run(chunk, stream)
+    print(status("VmHWM") - before)
+    del stream
+"""
+
+
+@pytest.mark.parametrize(
+    ("estimate", "sizes"),
+    [(decode_memory, {"latents": 2}), (encode_memory, {"frames": 16})],
+    ids=["decode", "encode"],
+)
+def test_estimates_grow_with_pictures_videos_and_bytes(
+    estimate: Callable[..., int], sizes: dict[str, int]
+) -> None:
+    one = estimate(SMALL, height=64, width=64, **sizes)
+    assert estimate(SMALL, height=128, width=192, **sizes) == 6 * one
+    assert estimate(SMALL, height=64, width=64, batch=3, **sizes) == 3 * one
+    assert estimate(SMALL, height=64, width=64, dtype=torch.bfloat16, **sizes) == one // 2
+    (name, frames), *_ = sizes.items()
+    longer = estimate(SMALL, height=64, width=64, **{name: 2 * frames})
+    assert one < longer < 2 * one  # what is carried over does not grow
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux"
+)
+def test_estimates_are_what_is_taken_to_within_a_quarter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE], cwd=PROJECT_ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    decoding, encoding = map(int, done.stdout.split())
+    estimate = decode_memory(SMALL, latents=1, height=SIDE // 8, width=SIDE // 8)
+    assert 0.8 < decoding / estimate < 1.25
+    estimate = encode_memory(SMALL, frames=8, height=SIDE, width=SIDE)
+    assert 0.8 < encoding / estimate < 1.25
