@@ -14,6 +14,7 @@ import torch
 
 from pyramid_dit import PyramidFluxTransformer
 from pyramid_dit.cpu import keep_freed_memory
+from pyramid_dit.transformer import StageContext
 
 from .baseline.transformer import baseline_transformer
 from .flops import baseline_step_flops, step_flops
@@ -27,7 +28,7 @@ from .measure import (
     speed_up,
     timed,
 )
-from .report import Bar, Cell, Report, finish, median, option_parser, rounds, spread
+from .report import Bar, Cell, Report, finish, median, number, option_parser, rounds, spread
 from .setups import FLUX_CONFIGS, SIZES, TINY_SIZES, StepInputs, random_flux, step_inputs
 
 BASELINE, OURS = "baseline", "ours"
@@ -56,7 +57,7 @@ def step_function(
     return lambda: dit.denoise(inputs.guided_latents, inputs.timestep, context)
 
 
-def prepare(dit: PyramidFluxTransformer, inputs: StepInputs) -> object:
+def prepare(dit: PyramidFluxTransformer, inputs: StepInputs) -> StageContext:
     """What we compute once a stage."""
     text, shape = inputs.text, inputs.guided_latents.shape
     return dit.prepare(inputs.history, shape, text.embeds, text.mask, text.pooled)
@@ -171,9 +172,9 @@ def cpu_bars(report: Report) -> list[Bar]:
     bars = []
     for before, after in zip(report.rows[::2], report.rows[1::2], strict=True):
         name = str(after["layout"])
-        bars.append(Bar(f"speed-up at {name}", float(after["speed-up"]), CPU_BARS[name], "x"))
+        bars.append(Bar(f"speed-up at {name}", number(after, "speed-up"), CPU_BARS[name], "x"))
         if name == "768p":
-            share = float(after["peak memory, MB"]) / max(float(before["peak memory, MB"]), 1)
+            share = number(after, "peak memory, MB") / max(number(before, "peak memory, MB"), 1)
             bars.append(
                 Bar(
                     "peak memory at 768p, of the baseline's",

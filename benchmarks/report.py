@@ -111,6 +111,18 @@ def _text(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
+def number(row: dict[str, Cell], heading: str) -> float:
+    """A figure of a row.
+
+    Raises:
+        TypeError: There is none.
+    """
+    cell = row[heading]
+    if not isinstance(cell, int | float):
+        raise TypeError(f"{heading} is {cell!r}, no number")
+    return float(cell)
+
+
 def spread(seconds: Sequence[float]) -> str:
     """Fastest to slowest, in seconds."""
     return f"{min(seconds):.3g} to {max(seconds):.3g}"

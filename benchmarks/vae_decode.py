@@ -2,7 +2,8 @@
 
 The decoder has 32, 64, 128 and 128 channels on a CPU, and the released ones on an accelerator.
 The baseline's way is the reference's low-memory one, tiles of 256 pixels and one latent at a time.
-Beside it stands the same way with our convolutions, which tells apart what the tiles cost.
+With `--tiled` there is the same way with our convolutions too, which tells apart what the tiles
+cost. A round takes minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from collections.abc import Sequence
 import torch
 
 from pyramid_dit.cpu import keep_freed_memory
-from pyramid_dit.latent_codec import to_bytes
+from pyramid_dit.latent_codec import (
+    DecodeSizes,
+    FrameStatistics,
+    LatentStatistics,
+    decode_latents,
+    to_bytes,
+)
 
 from .baseline.vae import TILE, BaselineDecoder
 from .flops import decoder_flops
 from .measure import alternate, device_name, matmul_peak, speed_up
-from .report import Bar, Report, finish, median, option_parser, rounds, spread
+from .report import Bar, Report, finish, median, number, option_parser, rounds, spread
 from .setups import VAE_CONFIGS, random_vae
 
 BASELINE, TILED, OURS = "baseline", "our kernels, its tiles", "ours"
 CPU_BAR = 2.0
+NOT_NORMALIZED = LatentStatistics(FrameStatistics(), FrameStatistics())
 
 
 @torch.no_grad()
@@ -34,6 +42,7 @@ def measure(
     device: torch.device,
     dtype: torch.dtype,
     repeats: int,
+    tiled: bool = False,
 ) -> Report:
     """Time of decoding `frames` frames to bytes."""
     vae = random_vae(model, device, dtype)
@@ -57,11 +66,13 @@ def measure(
         vae.disable_tiling()
         return video
 
-    ways = {
-        BASELINE: lambda: to_bytes(baseline.decode(latents)),
-        TILED: decode_tiled,
-        OURS: lambda: to_bytes(vae.decode(latents, temporal_chunk=True, window_size=1).sample),
-    }
+    def decode_ours() -> torch.Tensor:
+        sizes = DecodeSizes.of(save_memory=True)
+        return decode_latents(vae, NOT_NORMALIZED, latents, device=device, sizes=sizes)
+
+    ways = {BASELINE: lambda: to_bytes(baseline.decode(latents))}
+    ways |= {TILED: decode_tiled} if tiled else {}
+    ways[OURS] = decode_ours
     for way in ways.values():  # a small warm-up: a whole one takes as long as a round
         whole, latents = latents, latents[:, :, :2, :8, :8]
         way()
@@ -95,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = option_parser(__doc__, repeats=5)
     parser.add_argument("--model", choices=VAE_CONFIGS, help="default: by the device")
+    parser.add_argument("--tiled", action="store_true", help="our convolutions in tiles too")
     options = parser.parse_args(arguments)
     on_cpu = options.device.type == "cpu"
     model = options.model or ("narrow" if on_cpu else "released")
@@ -107,9 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=options.device,
         dtype=torch.float32 if on_cpu else torch.bfloat16,
         repeats=options.repeats,
+        tiled=options.tiled,
     )
     if on_cpu and model == "narrow":
-        value = float(str(report.rows[-1]["speed-up"]))
+        value = number(report.rows[-1], "speed-up")
         report.bars = [Bar("speed-up of decoding", value, CPU_BAR, "x")]
     finish(report, options)
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from golden import relative_error
+from golden import PROJECT_ROOT, relative_error
+from PIL import Image
 from tiny_checkpoint import DIT_CONFIGS, VAE_CONFIG, write_tiny_checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import dit_step, generate, gpu, noise, run_all, scaling, vae_decode
+from benchmarks import report as report_module
 from benchmarks.baseline.pipeline import BaselinePipeline, block_noise
 from benchmarks.baseline.transformer import attention_mask, baseline_transformer
 from benchmarks.baseline.vae import BaselineDecoder
-from benchmarks.dit_step import step_function
 from benchmarks.flops import baseline_step_flops, decoder_flops, step_flops, video_flops
 from benchmarks.measure import PhaseClock, alternate, in_fresh_process, peak_memory, speed_up
-from benchmarks.report import Bar, Report, fill
+from benchmarks.report import SECTION, Bar, Report, fill
 from benchmarks.setups import SIZES, random_flux, random_vae, step_inputs
 from pyramid_dit import (
     PyramidDiffusionMMDiT,
@@ -155,7 +160,7 @@ def test_operations_of_a_step() -> None:
         ("ours", step_flops(dit, inputs.rows)),
         ("baseline", baseline_step_flops(dit, inputs.padded_rows)),
     ):
-        function = step_function(way, dit, inputs)
+        function = dit_step.step_function(way, dit, inputs)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             function()
         assert counter.get_total_flops() == pytest.approx(operations, rel=0.05)
@@ -253,3 +258,50 @@ def test_readme_is_filled_between_its_marks(tmp_path: Path) -> None:
     report().save(results / "unknown.json")
     with pytest.raises(ValueError, match="no section for unknown"):
         fill(readme, results)
+
+
+# ---- the commands -----------------------------------------------------------------------------
+
+
+def test_scaling_fits_the_exponent() -> None:
+    points = [(1.0, 7.0), *((x, 3 * x**1.5) for x in (4.0, 8.0, 16.0))]
+    assert scaling.exponent(points) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("module", [dit_step, generate, noise, vae_decode, gpu])
+def test_command_runs(module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "found.json"
+    command = ["--tiny", "--repeats", "1", "--device", "cpu", "--json", str(path)]
+    module.main([*command, "--tiled"] if module is vae_decode else command)
+    found = Report.load(path)
+    assert found.benchmark == module.__name__.rpartition(".")[2]
+    assert found.rows
+    assert found.markdown() in capsys.readouterr().out
+    bars = {dit_step: 3, generate: 1, noise: 0, vae_decode: 1, gpu: 7}
+    assert len(found.bars) == bars[module]
+
+
+def test_all_at_once_fill_the_readme(tmp_path: Path) -> None:
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text(report_module.README.read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.run_all", "--tiny", "--repeats", "1"]
+    command += ["--only", "scaling", "--readme", str(readme), "--results", str(results)]
+    subprocess.run(command, cwd=PROJECT_ROOT, check=True, capture_output=True)
+    found = Report.load(results / "scaling.json")
+    assert found.markdown() in readme.read_text(encoding="utf-8")
+    with Image.open(results / "scaling.png") as chart:
+        assert chart.format == "PNG"
+        assert len(chart.getcolors(1 << 24)) > 2
+
+
+def test_tiny_runs_do_not_touch_the_real_readme(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        run_all.main(["--tiny"])
+    assert "--tiny measures nothing" in capsys.readouterr().err
+
+
+def test_the_readme_has_a_section_for_every_benchmark() -> None:
+    sections = {match[2] for match in SECTION.finditer(report_module.README.read_text())}
+    assert sections == {*run_all.CPU_BENCHMARKS, "gpu"}
+    for path in report_module.RESULTS.glob("*.json"):
+        assert Report.load(path).markdown() in report_module.README.read_text(encoding="utf-8")

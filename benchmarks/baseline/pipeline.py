@@ -22,6 +22,8 @@ from .vae import BaselineDecoder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Text = tuple[Tensor, Tensor, Tensor]
+"""Token embeddings, mask and pooled embedding."""
 BlockNoise = Callable[[Sequence[int]], Tensor]
 RIDGE = 1e-6
 """Added to the diagonal of the covariance: at gamma 1/3 it is singular and has no Cholesky
@@ -101,7 +103,7 @@ class BaselinePipeline:
         latents = torch.cat(units, dim=2)
         return latents if output_type == "latent" else self.decode(latents)
 
-    def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
+    def encode_text(self, texts: Sequence[str]) -> Text:
         """Token embeddings `[2, T, d]`, mask `[2, T]` and pooled `[2, p]`."""
         pipeline = self.pipeline
         assert pipeline.text_encoder is not None
@@ -113,7 +115,7 @@ class BaselinePipeline:
         self,
         latents: Tensor,
         history: Sequence[Tensor],
-        text: tuple[Tensor, ...],
+        text: Text,
         steps: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
@@ -144,4 +146,6 @@ class BaselinePipeline:
         vae = self.pipeline.vae
         assert vae is not None
         latents = self.pipeline.statistics.denormalize(latents).to(vae.device, vae.dtype)
-        return to_output(to_bytes(self.decoder.decode(latents)), "pil")[0]
+        frames = to_output(to_bytes(self.decoder.decode(latents)), "pil")
+        assert isinstance(frames, list)
+        return frames[0]

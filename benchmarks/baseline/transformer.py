@@ -116,7 +116,8 @@ class BaselineTransformer:
             self._project(attention, normed, "to_{}", "norm_{}"),
             strict=True,
         )
-        mixed = _attend(*(torch.cat(pair, dim=1) for pair in parts), rotations, visible)
+        q, k, v = (torch.cat(pair, dim=1) for pair in parts)
+        mixed = _attend(q, k, v, rotations, visible)
         update = attention.linear("to_out.0", mixed[:, text.shape[1] :])
         video = video + gate * update
         video = _feed_forward(block.at("ff"), video, *mlp)
@@ -206,7 +207,7 @@ class BaselineMMDiT(BaselineTransformer):
     added_norm = "norm_add"
 
     def _embed(self, clip: Tensor, last: Tensor) -> Tensor:
-        embed, grid, size = self.weights.at("pos_embed"), clip_grid(clip), clip.shape[-2:]
+        embed, grid = self.weights.at("pos_embed"), clip_grid(clip)
         frames = clip.transpose(1, 2).flatten(0, 1)
         frames = F.conv2d(frames, embed["proj.weight"], embed["proj.bias"], stride=2)
         source = clip_grid(last if self.config.interp_condition_pos else clip)
