@@ -1,0 +1,191 @@
+"""One process a GPU: starting them, and being one of them.
+
+What torchrun does for a script the command line does for itself, with the same agent of
+PyTorch's, so that whatever ends one process ends all of them, with one message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Environment variable of PyTorch's agents: where a process leaves the reason of its failure."""
+
+
+class Place(NamedTuple):
+    """One process among those that a launcher started."""
+
+    rank: int
+    """Among all."""
+    local_rank: int
+    """On this machine."""
+    processes: int
+    """All of them."""
+    local_processes: int
+    """Those on this machine."""
+
+
+class ProcessesFailed(RuntimeError):
+    """The processes were ended because one of them failed.
+
+    Attributes:
+        status: The exit status of the one that failed, 1 where a signal killed it.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came while the processes ran; they were ended.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
+def place() -> Place | None:
+    """This process's place, None where no launcher started it.
+
+    Raises:
+        ValueError: The launcher's environment variables are incomplete or no numbers.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    try:
+        rank, local_rank, processes = (int(os.environ[name]) for name in names)
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"the environment has no proper {', '.join(names)}: {error}") from error
+    if not 0 <= rank < processes:
+        raise ValueError(f"RANK={rank} does not fit WORLD_SIZE={processes}")
+    return Place(rank, local_rank, processes, local_processes)
+
+
+def run_processes(arguments: Sequence[str], count: int) -> None:
+    """Run `python ARGUMENTS` in `count` processes on this machine until all have ended.
+
+    Each has the environment variables that torchrun sets. When one fails or a signal comes, all
+    are ended.
+
+    Raises:
+        ProcessesFailed: One failed.
+        Stopped: A signal came.
+    """
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory(prefix="pyramid-flow-") as folder, _silence():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(config, sys.executable)(*arguments)
+        except SignalException as stop:
+            raise Stopped(int(stop.sigval)) from None
+        except ChildFailedError as error:
+            raise _explained(error.failures, count) from None
+
+
+def leave_reason(message: str, status: int) -> bool:
+    """Leave it to the agent that started this process to tell why it fails.
+
+    Args:
+        message: One line.
+        status: What the process will exit with.
+
+    Returns:
+        Whether there is such an agent.
+    """
+    path = os.environ.get(ERROR_FILE)
+    if path is None:
+        return False
+    now = time.time()
+    reason = {
+        "message": {
+            "message": message,
+            "extraInfo": {"py_callstack": message, "timestamp": str(int(now))},
+        },
+        "time": now,  # to a fraction of a second, which tells cause from consequence
+        "status": status,
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(reason, file)
+    return True
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end this process at once, even while it waits for another one.
+
+    A handler written in Python would only run when the waiting is over.
+    """
+    former = {
+        signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No log of this process: what the agent has to say is said by the exceptions."""
+    former = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(former)
+
+
+def _explained(failures: dict[int, ProcessFailure], count: int) -> ProcessesFailed:
+    """The failure that the others follow from: a kill, else the earliest."""
+    killed = {
+        rank: failure
+        for rank, failure in failures.items()
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+    }
+    if killed:
+        rank, failure = next(iter(killed.items()))
+        name = failure.signal_name()
+        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        return ProcessesFailed(f"process {rank + 1} of {count} was ended by {name}{hint}", 1)
+    told = {rank: f for rank, f in failures.items() if "time" in f.error_file_data}
+    if not told:
+        rank, failure = next(iter(failures.items()))
+        text = f"process {rank + 1} of {count} ended with status {failure.exitcode}"
+        return ProcessesFailed(text, 1)
+    rank = min(told, key=lambda rank: told[rank].error_file_data["time"])
+    reason = told[rank].error_file_data
+    return ProcessesFailed(reason["message"]["message"], reason["status"])
