@@ -12,7 +12,7 @@ OUTPUT it goes on where it stopped.
 
 Settings, as environment variables:
   PROCESSES  processes of the DiT training (default: the number of GPUs, else of CPU cores)
-  STEPS      optimizer steps of the DiT training (default: 4000)
+  STEPS      optimizer steps of the DiT training (default: 4300)
   PYTHON     the Python to run (default: python)
 TEXT
 }
@@ -26,7 +26,7 @@ esac
 
 output=${1:-output/toy}
 python=${PYTHON:-python}
-steps=${STEPS:-4000}
+steps=${STEPS:-4300}
 count='import os, torch; print(torch.cuda.device_count() or os.cpu_count())'
 processes=${PROCESSES:-$("$python" -c "$count")}
 
