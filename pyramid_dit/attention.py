@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .history_cache import HistoryCache
 from .normalization import RMSNorm
+from .parallel import SERIAL, Serial
 from .rope import apply_rotations
 from .token_layout import TokenLayout
 
@@ -23,13 +24,18 @@ class AttentionContext:
 
     Attributes:
         layout: Segments of the whole sequence.
-        rotations: Of the tokens that pass through the blocks, complex64 `[L, head_dim / 2]`.
+        lengths: Tokens that pass through the blocks: of text, history and last clip, or of the
+            last clip alone.
+        rotations: Of these tokens, complex64 `[L, head_dim / 2]`.
         cache: Keys and values of text and history from an earlier step, or where to keep them.
+        parallel: Who has which of the tokens; each of `lengths` is split on its own.
     """
 
     layout: TokenLayout
+    lengths: tuple[int, ...]
     rotations: Tensor
     cache: HistoryCache | None = None
+    parallel: Serial = SERIAL
 
 
 def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, layout: TokenLayout) -> Tensor:
@@ -98,13 +104,27 @@ class Attention(nn.Module):
         k = self.norm_k(self._heads(self.to_k(x_BLC)))
         return q, k, self._heads(self.to_v(x_BLC))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
-        """Rotate, attend, and put the heads side by side: `[B, L, C]`."""
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, *, last_only: bool
+    ) -> Tensor:
+        """Rotate, attend, and put the heads side by side: `[B, L, C]`.
+
+        With `last_only` there are queries of the last clip alone.
+        """
+        parallel, lengths = context.parallel, context.lengths
+        wanted = lengths
+        if last_only:
+            wanted = lengths[-1:]
+            (q,) = parallel.to_heads([q], wanted)
+            k, v = parallel.to_heads([k, v], lengths)
+        else:
+            q, k, v = parallel.to_heads([q, k, v], lengths)
         q = apply_rotations(q, context.rotations[-q.shape[1] :])
         k = apply_rotations(k, context.rotations)
         if context.cache is not None:
             k, v = context.cache.complete(self, k, v)
-        return attend(q, k, v, context.layout).flatten(-2)
+        output = attend(q, k, v, context.layout)
+        return parallel.to_tokens(output, wanted, self.num_heads).flatten(-2)
 
 
 class SingleAttention(Attention):
@@ -112,7 +132,7 @@ class SingleAttention(Attention):
 
     def forward(self, x_BLC: Tensor, context: AttentionContext, keep: int | None = None) -> Tensor:
         """Attend within the sequence [text ; video]; outputs of the last `keep` tokens."""
-        return self._attend(*self._project(x_BLC, keep), context)
+        return self._attend(*self._project(x_BLC, keep), context, last_only=keep is not None)
 
 
 class JointAttention(Attention):
@@ -168,22 +188,20 @@ class JointAttention(Attention):
             The outputs of text (or None) and video.
         """
         q, k, v = self._project(video, keep)
-        text_length = 0
+        text_output = None
         if text is not None and keep is not None:
             text_k, text_v = self._text_keys(text)
             k, v = torch.cat([text_k, k], dim=1), torch.cat([text_v, v], dim=1)
         elif text is not None:
             pairs = zip(self._project_text(text), (q, k, v), strict=True)
             q, k, v = (torch.cat(pair, dim=1) for pair in pairs)
-            text_length = text.shape[1]
-        output = self._attend(q, k, v, context)
-        text_output, output = output.split([text_length, q.shape[1] - text_length], dim=1)
-        output = self.to_out[0](output)
-        if self.to_add_out is None or not text_length:
-            return None, output
-        return self.to_add_out(text_output), output
+        output = self._attend(q, k, v, context, last_only=keep is not None)
+        if text is not None and keep is None:
+            text_output, output = output.tensor_split([text.shape[1]], dim=1)
+            text_output = self.to_add_out(text_output) if self.to_add_out else None
+        return text_output, self.to_out[0](output)
 
 
 def last_tokens(x: Tensor, keep: int | None) -> Tensor:
     """The last `keep` tokens of `x` `[B, L, C]`, or all."""
-    return x if keep is None else x[:, -keep:]
+    return x if keep is None else x[:, x.shape[1] - keep :]

@@ -17,12 +17,21 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .cli_options import FRAME_MULTIPLE, SIZE_MULTIPLE, UsageError, parse_options
+from .launcher import (
+    Place,
+    ProcessesFailed,
+    Stopped,
+    ended_by_signals,
+    leave_reason,
+    place,
+    run_processes,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,21 +60,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbose = False
     with _signals_raise() as received:
         try:
+            arguments = sys.argv[1:] if arguments is None else arguments
             options = parse_options(arguments)
             verbose = options.verbose
-            _run(options)
+            _run(options, arguments)
         except SystemExit:  # --help and --version
             raise
         except BaseException as error:
             # An import that a signal breaks off may report something else in its stead.
+            if isinstance(error, Stopped):
+                received.append(error.signum)
             if received or isinstance(error, KeyboardInterrupt):
-                _complain("interrupted, no video was written")
-                return 128 + (received[0] if received else signal.SIGINT)
-            if verbose:
-                traceback.print_exc()
-            _complain(_one_line(error))
-            return BAD_INPUT if isinstance(error, _BAD_INPUT_ERRORS) else FAILED
+                message = "interrupted, no video was written"
+                status = 128 + (received[0] if received else signal.SIGINT)
+            else:
+                if verbose:
+                    traceback.print_exc()
+                message, status = _one_line(error), _status(error)
+            if not leave_reason(message, status):
+                _complain(message)
+            return status
     return 0
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, ProcessesFailed):
+        return error.status
+    return BAD_INPUT if isinstance(error, _BAD_INPUT_ERRORS) else FAILED
 
 
 @contextmanager
@@ -91,24 +112,44 @@ def _signals_raise() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _run(options: Namespace) -> None:
+def _run(options: Namespace, arguments: Sequence[str]) -> None:
     started = time.perf_counter()
+    here = place()
+    is_main = here is None or here.rank == 0
+    if options.shard and here is None and options.gpus == 1:
+        raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
     logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s"
+        level=logging.INFO if options.verbose and is_main else logging.WARNING, format="%(message)s"
     )
     from .video_io import check_writable, save_frames
 
     output = options.output or _free_name(options.prompt)
-    check_writable(output)
+    if is_main:
+        check_writable(output)
     image = None if options.image is None else _open_image(options.image)
     _check_model_name(options.model)
 
-    pipeline, folder = _load(options)
+    if here is None and options.gpus > 1:
+        _check_processes(options)
+        run_processes(["-m", "pyramid_dit", *arguments], options.gpus)
+        return
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    arguments = _generate_arguments(options, folder, image, seed)
-    pipeline.set_progress_bar_config(disable=options.quiet)
-    generate = pipeline.generate if image is None else pipeline.generate_i2v
-    frames = generate(options.prompt, **arguments)
+    with nullcontext() if here is None else ended_by_signals():
+        folder = _open_model(options)
+        pipeline = _load(options, folder, here)
+        pipeline.set_progress_bar_config(disable=options.quiet or not is_main)
+        generate = pipeline.generate if image is None else pipeline.generate_i2v
+        frames = generate(
+            options.prompt,
+            inference_multigpu=here is not None,
+            **_generate_arguments(options, folder, image, seed),
+        )
+        if here is not None:
+            from .parallel import leave_processes
+
+            leave_processes()
+    if not is_main:
+        return
 
     rate = folder.defaults.frames_per_second
     path = save_frames(frames, output, rate)
@@ -162,25 +203,55 @@ def _check_model_name(model: str | None) -> None:
         )
 
 
-def _load(options: Namespace) -> tuple[PyramidDiTForVideoGeneration, CheckpointFolder]:
+def _check_processes(options: Namespace) -> None:
+    """Find out whether `--gpus` processes can share the work before any is started.
+
+    Raises:
+        UsageError: There are too few devices.
+        ValueError: The model cannot be split so often.
+    """
+    from .folder import read_json
+    from .parallel import check_heads, mesh_shape
+
+    _device(options.device, Place(options.gpus - 1, options.gpus - 1, options.gpus, options.gpus))
+    folder = _open_model(options)
+    guidance = folder.defaults.guidance_scale if options.guidance is None else options.guidance
+    config = read_json(folder.path / folder.variant / "config.json")
+    _, parts = mesh_shape(options.gpus, guided=guidance > 0)
+    check_heads(config["num_attention_heads"], parts)
+
+
+def _open_model(options: Namespace) -> CheckpointFolder:
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "info" if options.verbose else "error")
-    import torch
-
-    from .cpu import keep_freed_memory
     from .folder import CheckpointFolder
     from .hub import download_checkpoint
 
-    keep_freed_memory()
-    device = _device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     path = options.model
     if path is None:
         path = Path(__file__).parent / "toy"
     elif not Path(path).is_dir():
         path = download_checkpoint(path, options.variant)
-    folder = CheckpointFolder.open(path, options.variant)
+    return CheckpointFolder.open(path, options.variant)
+
+
+def _load(
+    options: Namespace, folder: CheckpointFolder, here: Place | None
+) -> PyramidDiTForVideoGeneration:
+    """Load the model, and join the other processes if there are any."""
+    import torch
+
+    from .cpu import keep_freed_memory
+    from .parallel import join_processes
+
+    keep_freed_memory()
+    device = _device(options.device, here)
+    threads = options.threads
+    if here is not None:
+        join_processes(torch.device(device))
+        threads = threads or max(1, (os.cpu_count() or 1) // here.local_processes)
+    if threads:
+        torch.set_num_threads(threads)
 
     from transformers.utils.logging import disable_progress_bar
 
@@ -191,23 +262,36 @@ def _load(options: Namespace) -> tuple[PyramidDiTForVideoGeneration, CheckpointF
         folder.path,
         folder.variant,
         model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
-        device="cpu" if options.offload else device,
+        device="cpu" if options.offload or options.shard else device,
     )
     if options.offload == "layer":
         pipeline.enable_sequential_cpu_offload(device)
+    if options.shard:
+        pipeline.shard_weights(device)
     assert pipeline.vae is not None
     pipeline.vae.enable_tiling()
     logger.info("%s: %s, %s, on %s", folder.path, folder.variant, pipeline.dtype, device)
-    return pipeline, folder
+    return pipeline
 
 
-def _device(name: str) -> str:
-    """A device of this machine. Raises `UsageError` where there is none of that name."""
+def _device(name: str, here: Place | None) -> str:
+    """The device `name` of this machine, or the one of that kind for the process `here`.
+
+    Raises:
+        UsageError: There is none.
+    """
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto" and here is not None and accelerator is None:
+        raise UsageError(
+            "--gpus: there is no GPU here; --device cpu runs that many processes on the CPU, "
+            "which is no faster"
+        )
     if name == "auto":
-        return accelerator.type if accelerator else "cpu"
+        name = accelerator.type if accelerator else "cpu"
+    if here is not None and name != "cpu":
+        name = f"{name}:{here.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -217,8 +301,10 @@ def _device(name: str) -> str:
     if accelerator is None or device.type != accelerator.type:
         there = f"cpu and {accelerator.type}" if accelerator else "only cpu"
         raise UsageError(f"--device {name!r} is not available here, {there}")
-    if (device.index or 0) >= torch.accelerator.device_count():
-        raise UsageError(f"--device {name!r}: there are {torch.accelerator.device_count()} here")
+    count = torch.accelerator.device_count()
+    if (device.index or 0) >= count:
+        asked = f"--device {name!r}" if here is None else f"{here.local_processes} processes"
+        raise UsageError(f"{asked}: there are {count} GPUs here")
     return name
 
 

@@ -38,6 +38,7 @@ examples:
       "a side profile shot of a woman with fireworks exploding in the distance"
   pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 384p --offload model \\
       --image city.jpg "FPV flying over the city"
+  pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 768p --gpus 4 "a lighthouse"
 
 exit status: 0 done, 1 it could not be done, 2 wrong options or input, 130 interrupted (Ctrl-C)
 """
@@ -67,6 +68,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("the prompt is empty: say what the video should show")
     if options.image is not None and options.video_steps is not None:
         parser.error("--video-steps does not go with --image, where --steps serves all frames")
+    if options.gpus > 1 and ":" in options.device:
+        parser.error(f"--gpus {options.gpus} does not go with --device {options.device}, one GPU")
+    if options.shard and options.offload:
+        parser.error("--shard does not go with --offload, which keeps the weights elsewhere")
     return options
 
 
@@ -178,6 +183,20 @@ def _build_parser() -> argparse.ArgumentParser:
         choices=("model", "layer"),
         help="save GPU memory by keeping weights in the computer's and bringing over one model, "
         "or one layer (slow), at a time",
+    )
+    model.add_argument(
+        "--gpus",
+        type=_positive_integer,
+        default=1,
+        metavar="N",
+        help="share the work among N GPUs, one process each; with --device cpu, among N processes "
+        "on the CPU",
+    )
+    model.add_argument(
+        "--shard",
+        action="store_true",
+        help="with --gpus, keep only a part of the weights on each GPU, for models that do not "
+        "fit on one",
     )
     model.add_argument(
         "--threads", type=_positive_integer, metavar="N", help="CPU threads (default: all cores)"

@@ -27,10 +27,14 @@ from .latent_codec import (
     encode_image,
     to_output,
 )
+from .memory import free_memory, step_memory
 from .mmdit import PyramidDiffusionMMDiT
 from .offload import accelerator_device, module_device, moved_to, offload_sequentially
+from .parallel import SERIAL, Parallel, Serial, processes_at_work
 from .sampler import Generator, Unit, UnitSampler
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from .temporal_pyramid import history_plan
+from .token_layout import PATCH
 
 if TYPE_CHECKING:
     from video_vae import CausalVideoVAE
@@ -62,6 +66,7 @@ class Request:
     output_type: str
     save_memory: bool
     cpu_offloading: bool
+    inference_multigpu: bool
     callback: Callback | None
 
     @property
@@ -87,6 +92,11 @@ class GenerationEngine:
         text_encoder: The text encoder; without it, pass `prompt_embeds` and their twins.
         defaults: What to do where a caller does not say.
         frame_per_unit: Latent frames of an autoregressive unit.
+
+    Attributes:
+        fast_mode: Approximations, see `enable_fast_mode`.
+        batched_guidance: Whether both branches of the guidance are computed as one batch; None
+            decides by the memory that is free.
     """
 
     def __init__(
@@ -108,6 +118,7 @@ class GenerationEngine:
         self.defaults = defaults or GenerationDefaults()
         self.frame_per_unit = frame_per_unit
         self.fast_mode = EXACT
+        self.batched_guidance: bool | None = None
         self._offloaded_sequentially = False
         self._progress_bar_config: dict[str, Any] = {"disable": None}  # shown on a terminal
         if vae is not None and vae.config.decoder_in_channels != self.latent_channels:
@@ -184,16 +195,43 @@ class GenerationEngine:
                 offload_sequentially(module, target)
         self._offloaded_sequentially = True
 
+    def shard_weights(self, device: str | torch.device) -> None:
+        """Keep only a part of the weights of transformer and text encoders in each process.
+
+        Call it on all processes that `inference_multigpu` lets work on a video; from then on
+        they must all generate together. The numbers do not change.
+
+        Args:
+            device: What this process computes on; the models may still lie on the CPU.
+
+        Raises:
+            RuntimeError: There is only one process.
+        """
+        from .sharding import shard_weights
+
+        parallel = processes_at_work(guided=False)
+        if not isinstance(parallel, Parallel):
+            raise RuntimeError("weights are divided among processes, and this one is alone")
+        shard_weights(self.dit, parallel.line, torch.device(device), methods=("prepare", "denoise"))
+        if self.text_encoder is not None:
+            shard_weights(self.text_encoder, parallel.line, torch.device(device))
+        if self.vae is not None:
+            self.vae.to(device)
+
     # ---- from a request to a video --------------------------------------------------------
 
     def _run(self, request: Request) -> Any:
         self._check(request)
         generator = inputs.check_generator(request.generator, request.batch)
+        parallel = self._processes(request)
+        generator = parallel.common_generator(generator)
         device = self._working_device(self.dit, request)
-        noise = self._initial_noise(request, generator, device)
+        noise = parallel.common(self._initial_noise(request, generator, device))
         first_frame = self._first_frame(request, generator, device)
+        if first_frame is not None:
+            first_frame = parallel.common(first_frame)
         prompt, negative = self._encode_text(request, device)
-        with self._at_work(self.dit, request), self._progress_bar(request) as bar:
+        with self._at_work(self.dit, request), self._progress_bar(request, parallel) as bar:
             sampler = UnitSampler(
                 self.dit,
                 self.scheduler,
@@ -201,10 +239,12 @@ class GenerationEngine:
                 negative=negative,
                 frame_per_unit=self.frame_per_unit,
                 generator=generator,
+                batched_guidance=not parallel.any(not self._batches_guidance(request)),
                 fast_mode=self.fast_mode,
+                parallel=parallel,
                 on_step=bar.update,
             )
-            decoder = self._frame_decoder(request)
+            decoder = self._frame_decoder(request) if parallel.size == 1 else None
             latents = sampler.run(
                 noise,
                 request.units,
@@ -214,8 +254,22 @@ class GenerationEngine:
             )
         if request.output_type == "latent":
             return latents
-        video = self._decode(latents, request) if decoder is None else decoder.video()
-        return _output(video, request)
+        if decoder is None:
+            return _output(self._decode(latents, request, parallel), request)
+        return _output(decoder.video(), request)
+
+    def _processes(self, request: Request) -> Serial:
+        """The processes that make the video together.
+
+        Raises:
+            ValueError: There are more of them than the transformer has heads for.
+        """
+        if not request.inference_multigpu:
+            return SERIAL
+        scales = {unit.guidance_scale for unit in request.units}
+        parallel = processes_at_work(guided=scales != {1.0})
+        parallel.check_heads(self.dit.config.num_attention_heads)
+        return parallel
 
     def _check(self, request: Request) -> None:
         """Check what takes the models to check, and the parts of the request together.
@@ -288,6 +342,19 @@ class GenerationEngine:
 
         return for_the_model(prompt), None if negative is None else for_the_model(negative)
 
+    def _batches_guidance(self, request: Request) -> bool:
+        """Whether both branches of the guidance go in one batch, which takes more memory."""
+        if self.batched_guidance is not None:
+            return self.batched_guidance
+        *_, frames, height, width = self._noise_shape(request)
+        stage = self.scheduler.config.stages - 1
+        plan = history_plan(frames - 1, stage) if frames > 1 else ()
+        area = height * width // PATCH**2
+        tokens = area * self.frame_per_unit
+        tokens += sum((clip.stop - clip.start) * area // 4 ** (stage - clip.stage) for clip in plan)
+        needed = step_memory(self.dit, tokens=tokens, batch=2 * request.batch)
+        return needed <= free_memory(self._working_device(self.dit, request))
+
     def _frame_decoder(self, request: Request) -> FrameDecoder | None:
         """What decodes while the transformer works; None where that waits for the end.
 
@@ -304,12 +371,14 @@ class GenerationEngine:
             return None
         return FrameDecoder(self.vae, self.statistics, device=device, window=sizes.window)
 
-    def _decode(self, latents: Tensor, request: Request) -> Tensor:
+    def _decode(self, latents: Tensor, request: Request, parallel: Serial) -> Tensor:
         """Bytes `[b, t, h, w, 3]` of normalized latents."""
         assert self.vae is not None  # checked at the door
         sizes = DecodeSizes.of(save_memory=request.save_memory)
         with self._at_work(self.vae, request) as device:
-            return decode_latents(self.vae, self.statistics, latents, device=device, sizes=sizes)
+            return decode_latents(
+                self.vae, self.statistics, latents, device=device, sizes=sizes, parallel=parallel
+            )
 
     # ---- where the work is done -----------------------------------------------------------
 
@@ -321,9 +390,10 @@ class GenerationEngine:
     def _at_work(self, module: nn.Module, request: Request) -> AbstractContextManager[torch.device]:
         return moved_to(module, self._working_device(module, request))
 
-    def _progress_bar(self, request: Request) -> tqdm:
+    def _progress_bar(self, request: Request, parallel: Serial) -> tqdm:
         total = sum(sum(unit.steps) for unit in request.units)
-        return tqdm(total=total, **self._progress_bar_config)
+        options = self._progress_bar_config if parallel.is_main else {"disable": True}
+        return tqdm(total=total, **options)
 
 
 def _nothing(latents: Tensor) -> None:

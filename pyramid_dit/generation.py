@@ -84,8 +84,9 @@ class VideoGenerator(GenerationEngine):
             output_type: "pil", "np", "pt" or "latent".
             save_memory: Decode in small pieces: less memory, same frames.
             cpu_offloading: Move each model to the accelerator only for its part of the work.
-            inference_multigpu: Taken from the reference's scripts; every process computes the
-                whole video.
+            inference_multigpu: Share the work with the other processes that torchrun started
+                (docs/multi-gpu.md); all of them call this with the same arguments, and all get
+                the result. A process that is alone does all of it.
             callback: Called as `callback(unit_index, num_units)` before each unit.
             prompt_embeds: Encoded prompts `[b, L, d]`, instead of `prompt`.
             prompt_attention_mask: `[b, L]`, 1 at real tokens.
@@ -153,6 +154,7 @@ class VideoGenerator(GenerationEngine):
             output_type=output_type,
             save_memory=save_memory,
             cpu_offloading=cpu_offloading,
+            inference_multigpu=inference_multigpu,
             callback=callback,
         )
         return self._run(request)
@@ -268,6 +270,7 @@ class VideoGenerator(GenerationEngine):
             output_type=output_type,
             save_memory=save_memory,
             cpu_offloading=cpu_offloading,
+            inference_multigpu=inference_multigpu,
             callback=callback,
         )
         return self._run(request)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .conditioning import TextCondition
+from .parallel import SERIAL, Serial
 from .transformer import PyramidTransformer, StageContext
 
 
@@ -54,6 +55,7 @@ class StageVelocity:
         batched: Compute both branches as one batch, not in two passes.
         refresh_history: Steps between two computations of the history, see
             `PyramidTransformer.prepare`.
+        parallel: Processes that share the work.
     """
 
     def __init__(
@@ -67,10 +69,12 @@ class StageVelocity:
         scale: float,
         batched: bool = True,
         refresh_history: int = 1,
+        parallel: Serial = SERIAL,
     ) -> None:
         self.dit, self.history, self.shape = dit, history, shape
         self.prompt, self.negative, self.scale = prompt, negative, scale
         self.batched, self.refresh_history = batched, refresh_history
+        self.parallel = parallel
 
     def __call__(self, latents: Tensor, timestep: float, *, guided: bool = True) -> Tensor:
         """Velocity of `latents` `[b, c, t, h, w]` at `timestep` (0..1000), float32.
@@ -82,7 +86,10 @@ class StageVelocity:
         """
         if not guided or self.negative is None or self.scale == 1:
             return self._run(latents, timestep, self._positive)
-        if self.batched:
+        if self.parallel.cfg > 1:
+            both = self.parallel.join_branches(self._run(latents, timestep, self._branch))
+            negative, positive = both.chunk(2)
+        elif self.batched:
             both = self._run(torch.cat([latents, latents]), timestep, self._both)
             negative, positive = both.chunk(2)
         else:
@@ -97,19 +104,29 @@ class StageVelocity:
 
     @cached_property
     def _positive(self) -> StageContext:
-        return self._prepare(self.prompt)
+        return self._prepare(self.prompt, "prompt")
 
     @cached_property
     def _negative(self) -> StageContext:
         assert self.negative is not None
-        return self._prepare(self.negative)
+        return self._prepare(self.negative, "negative")
+
+    @cached_property
+    def _branch(self) -> StageContext:
+        """The branch of this process.
+
+        Not `_positive`, which unguided steps use: what a context keeps from step to step must
+        not depend on the process.
+        """
+        assert self.negative is not None
+        return self._prepare((self.negative, self.prompt)[self.parallel.cfg_rank], "branch")
 
     @cached_property
     def _both(self) -> StageContext:
         assert self.negative is not None
-        return self._prepare(self.negative.followed_by(self.prompt))
+        return self._prepare(self.negative.followed_by(self.prompt), "both")
 
-    def _prepare(self, text: TextCondition) -> StageContext:
+    def _prepare(self, text: TextCondition, name: str) -> StageContext:
         batch, *rest = self.shape
         copies = text.batch // batch
         return self.dit.prepare(
@@ -119,4 +136,6 @@ class StageVelocity:
             text.mask,
             text.pooled,
             refresh_history=self.refresh_history,
+            parallel=self.parallel,
+            name=name,
         )

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from video_vae.context_parallel import decode_over_ranks
 from video_vae.memory import decode_memory, encode_memory
 from video_vae.posterior import DiagonalGaussian
 from video_vae.temporal_context import Stream, WholeClip
 
 from .memory import free_memory
+from .parallel import SERIAL, Parallel, Serial
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -181,15 +183,30 @@ def decode_latents(
     *,
     device: torch.device,
     sizes: DecodeSizes,
+    parallel: Serial = SERIAL,
 ) -> Tensor:
     """Decode normalized latents `[b, c, t, h, w]` to bytes `[b, 8(t-1)+1, 8h, 8w, 3]`.
 
     Enabled tiling is a permission: tiles are blended over their borders and cost almost twice the
     work, so pictures are decoded whole where the memory suffices. Forced tiling is obeyed.
+    Processes that share the work each decode a part of the time, and all get all of it.
     """
     _use_fast_layout(vae)
     need = _decode_bytes(vae, latents.shape, sizes.window)
-    if not _tiles_needed(vae, latents.shape[-2:], sizes.tile, need, device):
+    tiled = parallel.any(_tiles_needed(vae, latents.shape[-2:], sizes.tile, need, device))
+    if isinstance(parallel, Parallel):
+        z = statistics.denormalize(latents).to(device, vae.dtype)
+        with _own_precision(vae, device):
+            video = decode_over_ranks(
+                vae,
+                z,
+                parallel.group,
+                window_size=sizes.window,
+                tile_sample_min_size=sizes.tile if tiled else None,
+                finish=lambda pixels: to_bytes(pixels).movedim(-1, 1),
+            )
+        return video.movedim(1, -1)
+    if not tiled:
         decoder = FrameDecoder(vae, statistics, device=device, window=sizes.window)
         return decoder.push(latents)
     z = statistics.denormalize(latents).to(device, vae.dtype)

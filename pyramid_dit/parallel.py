@@ -73,20 +73,20 @@ class Serial:
         """The whole, `length` long, of which every process has its part `x`; undoes `shard`."""
         return x
 
-    def to_heads(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """All tokens of this process's heads from all heads of its tokens.
+    def to_heads(self, tensors: Sequence[Tensor], lengths: Sequence[int]) -> Sequence[Tensor]:
+        """All tokens of this process's heads from all heads of its tokens, in one exchange.
 
         Args:
-            x: `[B, L_r, H, D]`, the process's parts of consecutive segments.
+            tensors: `[B, L_r, H, D]`, the process's parts of consecutive segments.
             lengths: Full lengths of the segments, each of which was split on its own.
 
         Returns:
-            `[B, L, H_r, D]`, the segments whole and in order.
+            Tensors `[B, L, H_r, D]`, the segments whole and in order.
         """
-        return x
+        return tensors
 
     def to_tokens(self, x: Tensor, lengths: Sequence[int], heads: int) -> Tensor:
-        """All `heads` heads of this process's tokens: undoes `to_heads`."""
+        """All `heads` heads of this process's tokens: undoes `to_heads` of one tensor."""
         return x
 
     def join_branches(self, velocity: Tensor) -> Tensor:
@@ -138,9 +138,10 @@ class Parallel(Serial):
         sizes = split_sizes(length, self.sequence)
         return _Gather.apply(x, dim, sizes, self.sequence_rank, self._sequence_group)
 
-    def to_heads(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    def to_heads(self, tensors: Sequence[Tensor], lengths: Sequence[int]) -> Sequence[Tensor]:
         if self.sequence == 1:
-            return x
+            return tensors
+        x = torch.cat(list(tensors), dim=-1)
         batch, _, heads, channels = x.shape
         head_counts = split_sizes(heads, self.sequence)
         parts = _segment_parts(lengths, self.sequence)
@@ -157,7 +158,7 @@ class Parallel(Serial):
             tokens = run.view(own_heads, sum(part), batch, channels)
             pieces.append(tokens.split(part, dim=1))
         in_order = [piece for segment in zip(*pieces, strict=True) for piece in segment]
-        return torch.cat(in_order, dim=1).permute(2, 1, 0, 3)
+        return torch.cat(in_order, dim=1).permute(2, 1, 0, 3).chunk(len(tensors), dim=-1)
 
     def to_tokens(self, x: Tensor, lengths: Sequence[int], heads: int) -> Tensor:
         if self.sequence == 1:

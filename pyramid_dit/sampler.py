@@ -12,6 +12,7 @@ from .conditioning import TextCondition
 from .fast_mode import EXACT, FastMode
 from .guidance import GuidanceSchedule, StageVelocity
 from .latent_pyramid import latent_pyramid, noise_pyramid
+from .parallel import SERIAL, Serial
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from .temporal_pyramid import gather_history, history_plan
 from .transformer import PyramidTransformer
@@ -76,6 +77,7 @@ class UnitSampler:
         generator: Source of the noise at the jumps, one for all or one a sample.
         batched_guidance: Compute the branches of the guidance as one batch, not in two passes.
         fast_mode: Approximations to make.
+        parallel: Processes that share the work.
         on_step: Called after every Euler step.
     """
 
@@ -90,6 +92,7 @@ class UnitSampler:
         generator: Generator = None,
         batched_guidance: bool = True,
         fast_mode: FastMode = EXACT,
+        parallel: Serial = SERIAL,
         on_step: Callable[[], object] = lambda: None,
     ) -> None:
         self.dit = dit
@@ -100,6 +103,7 @@ class UnitSampler:
         self.generator = generator
         self.batched_guidance = batched_guidance
         self.fast_mode = fast_mode
+        self.parallel = parallel
         self.on_step = on_step
 
     def run(
@@ -148,6 +152,7 @@ class UnitSampler:
             if stage > 0:
                 latents = self._jump(latents, stage)
             plan = history_plan(past_frames, stage, frame_per_unit=self.frame_per_unit)
+            self.dit.forget_cached()
             velocity_at = StageVelocity(
                 self.dit,
                 gather_history(history, plan),
@@ -157,6 +162,7 @@ class UnitSampler:
                 scale=unit.guidance_scale,
                 batched=self.batched_guidance,
                 refresh_history=self.fast_mode.history_cache,
+                parallel=self.parallel,
             )
             # on the CPU, where reading a timestep waits for nothing
             self.scheduler.set_timesteps(steps, stage, "cpu")

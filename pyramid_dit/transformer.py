@@ -13,10 +13,12 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from .attention import AttentionContext
+from .attention import AttentionContext, last_tokens
+from .blocks import JointBlock, SingleBlock
 from .embeddings import TimestepTextEmbedding
 from .history_cache import HistoryCache
 from .normalization import AdaLayerNorm, AdaLayerNormContinuous
+from .parallel import SERIAL, Serial
 from .token_layout import (
     PATCH,
     Grid,
@@ -37,11 +39,13 @@ class StageContext:
 
     Attributes:
         attention: Layout and rotations of all tokens.
-        text: Packed and projected text `[B, T, D]`.
+        text: Packed and projected text `[B, T, D]`; of this and of the history a process has its
+            part.
         pooled: Embedding of the pooled text `[B, D]`.
         history: Embedded history `[B, H, D]`, H may be 0.
         positions: What is added to the tokens of the last clip, if there is anything.
         order: The rows in which the batch is worked on; rows of equal text length are neighbors.
+        name: Tells the contexts of a stage apart for diffusers' caches.
     """
 
     attention: AttentionContext
@@ -50,6 +54,7 @@ class StageContext:
     history: Tensor
     positions: Tensor | None
     order: list[int] | None
+    name: str
 
 
 class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
@@ -117,6 +122,8 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
         encoder_attention_mask: Tensor,
         pooled_projections: Tensor,
         timestep_ratio: Tensor,
+        *,
+        parallel: Serial = SERIAL,
     ) -> list[Tensor]:
         """Velocity of the last clip of every stage entry.
 
@@ -128,6 +135,7 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
             encoder_attention_mask: `[b·S, L]`, 1 for real tokens.
             pooled_projections: `[b·S, P]`.
             timestep_ratio: `[b·S]`, 0..1000.
+            parallel: processes that share the tokens; all of them call this with equal arguments.
 
         Returns:
             A tensor `[b, C, t, h, w]` for each entry.
@@ -148,7 +156,8 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
             clips = [_concat(column) for column in zip(*(sample[p] for p in entries), strict=True)]
             rows = [_concat([x[p::count] for p in entries]) for x in conditions.values()]
             *texts, timestep = rows
-            context = self.prepare(clips[:-1], clips[-1].shape, *texts)
+            self.forget_cached()
+            context = self.prepare(clips[:-1], clips[-1].shape, *texts, parallel=parallel)
             predictions = self.denoise(clips[-1], timestep, context).chunk(len(entries))
             velocities.update(zip(entries, predictions, strict=True))
         return [velocities[p] for p in range(count)]
@@ -162,6 +171,8 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
         pooled_projections: Tensor,
         *,
         refresh_history: int = 1,
+        name: str = "stage",
+        parallel: Serial = SERIAL,
     ) -> StageContext:
         """Compute what does not change between the steps of a stage.
 
@@ -173,13 +184,20 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
             pooled_projections: `[b, P]`.
             refresh_history: steps between two computations of text and history. With 1 the
                 result is exact, with more it is approximate and cheaper.
+            name: tells the contexts of a stage apart for diffusers' caches.
+            parallel: processes that share the tokens; all of them call this with equal arguments.
 
         Returns:
             What `denoise` takes.
 
         Raises:
-            ValueError: `refresh_history` is below 1, or above it without temporal causality.
+            ValueError: `refresh_history` is below 1, or above it without temporal causality; or
+                there are more processes than heads, or they share tokens while one of diffusers'
+                caches is enabled, which each process would decide on by its own tokens.
         """
+        parallel.check_heads(self.config.num_attention_heads)
+        if parallel.sequence > 1 and self.is_cache_enabled:
+            raise ValueError("diffusers' caches do not work where processes share the tokens")
         text, mask = encoder_hidden_states, encoder_attention_mask
         if not self.config.get("use_t5_mask", True):
             mask = torch.ones_like(mask)
@@ -205,15 +223,20 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
         cache = None
         if clips and refresh_history != 1:
             cache = HistoryCache(every=refresh_history, last_tokens=last.tokens)
-        if self.is_cache_enabled:
-            self._reset_stateful_cache()
         return StageContext(
-            attention=AttentionContext(layout, self._rotations(layout).to(text.device), cache),
-            text=_reorder(text, order),
+            attention=AttentionContext(
+                layout,
+                (layout.text_length, layout.history_tokens, layout.last_tokens),
+                self._rotations(layout).to(text.device),
+                cache,
+                parallel,
+            ),
+            text=parallel.shard(_reorder(text, order)),
             pooled=_reorder(pooled, order),
-            history=_reorder(past, order),
+            history=parallel.shard(_reorder(past, order)),
             positions=self._clip_positions(last, last),
             order=order,
+            name=name,
         )
 
     def denoise(self, latents: Tensor, timestep: Tensor, context: StageContext) -> Tensor:
@@ -229,35 +252,61 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
         """
         timestep = _reorder(timestep, context.order)
         tokens = self._embed_clip(_reorder(latents, context.order).to(self.dtype))
-        tokens = self._position(tokens, context.positions)
+        parallel = context.attention.parallel
+        tokens = parallel.shard(self._position(tokens, context.positions))
         embed = self.time_text_embed
         conditioning = F.silu(embed.embed_timestep(timestep, self.dtype) + context.pooled)
 
         attention = context.attention
         text: Tensor | None = context.text
-        keep: int | None = tokens.shape[1]
+        own = tokens.shape[1]
+        keep: int | None = own
         if attention.cache is not None:
             attention.cache.begin_step()
         if attention.cache is not None and attention.cache.reusing:
             text = None
-            attention = replace(attention, rotations=attention.rotations[-tokens.shape[1] :])
+            last = attention.lengths[-1]
+            rotations = attention.rotations[-last:]
+            attention = replace(attention, lengths=(last,), rotations=rotations)
         else:
             tokens = _concat([context.history, tokens], dim=1)
         if self.is_cache_enabled:
             keep = None  # diffusers' caches take differences of the blocks' inputs and outputs
-            with self.cache_context("stage"):
+            with self.cache_context(context.name):
                 tokens = self._run_blocks(text, tokens, conditioning, attention, keep)
         else:
             tokens = self._run_blocks(text, tokens, conditioning, attention, keep)
 
         grid = attention.layout.grids[-1]
-        velocity = self.proj_out(self.norm_out(tokens[:, -grid.tokens :], conditioning))
+        velocity = self.proj_out(self.norm_out(last_tokens(tokens, own), conditioning))
+        velocity = parallel.gather(velocity, grid.tokens)
         velocity = unpatchify(velocity, grid).to(latents.dtype)
         return velocity if context.order is None else velocity[_inverse(context.order)]
 
     @staticmethod
     def _position(tokens: Tensor, positions: Tensor | None) -> Tensor:
         return tokens if positions is None else tokens + positions
+
+    def enable_cache(self, config: Any) -> None:
+        """Skip work from step to step as one of diffusers' caches does, for example
+        `FirstBlockCacheConfig`: approximate.
+
+        Raises:
+            ValueError: A cache is enabled already, or diffusers does not know the `config`.
+        """
+        from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+
+        for block in (JointBlock, SingleBlock):
+            outputs = TransformerBlockMetadata(
+                return_hidden_states_index=1, return_encoder_hidden_states_index=0
+            )
+            TransformerBlockRegistry.register(block, outputs)
+        super().enable_cache(config)
+
+    def forget_cached(self) -> None:
+        """Have diffusers' caches start anew, as each stage must."""
+        if self.is_cache_enabled:
+            self._reset_stateful_cache()
 
     def _rotations(self, layout: TokenLayout) -> Tensor:
         """Rotations of [text ; clips], complex64 `[L, head_dim / 2]`; text stays at 0."""

@@ -107,7 +107,8 @@ def test_help_explains_every_option() -> None:
     assert (status, errors) == (0, "")
     for option in (
         "--output --image --seconds --num-frames --size --seed --steps --video-steps --guidance "
-        "--video-guidance --negative-prompt --model --variant --device --dtype --offload --threads"
+        "--video-guidance --negative-prompt --model --variant --device --dtype --offload --threads "
+        "--gpus --shard"
     ).split():
         assert option in text
     assert "examples:" in text and PROMPT in text and "pyramid-flow-miniflux" in text

@@ -71,6 +71,7 @@ def write_tiny_checkpoint(
     *,
     variant: str = "diffusion_transformer_768p",
     index: dict[str, Any] | None = None,
+    dit_config: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Path:
     """Write DiT, VAE, text encoders and tokenizers to `folder` and return it.
@@ -80,6 +81,7 @@ def write_tiny_checkpoint(
         model_name: `pyramid_flux` or `pyramid_mmdit`.
         variant: Name of the transformer's folder.
         index: Contents of `model_index.json`; released folders have none.
+        dit_config: Entries that replace those of `DIT_CONFIGS`.
         seed: Of the weights.
     """
     from pyramid_dit import PyramidDiffusionMMDiT, PyramidFluxTransformer
@@ -92,7 +94,7 @@ def write_tiny_checkpoint(
             "pyramid_flux": PyramidFluxTransformer,
             "pyramid_mmdit": PyramidDiffusionMMDiT,
         }[model_name]
-        dit = dit_class(**DIT_CONFIGS[model_name])
+        dit = dit_class(**DIT_CONFIGS[model_name] | (dit_config or {}))
         for parameter in dit.parameters():  # what starts at zero would hide mistakes
             torch.nn.init.normal_(parameter, std=0.1)
         dit.save_pretrained(folder / variant)
