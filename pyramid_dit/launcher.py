@@ -25,6 +25,14 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Environment variable of PyTorch's agents: where a process leaves the reason of its failure."""
 
 
+AGENT_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    if hasattr(signal, name)  # Windows has two of them
+]
+"""What the agent handles, and leaves handled when it is done."""
+
+
 class Place(NamedTuple):
     """One process among those that a launcher started."""
 
@@ -107,12 +115,16 @@ def run_processes(arguments: Sequence[str], count: int) -> None:
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
+        former = {signum: signal.getsignal(signum) for signum in AGENT_SIGNALS}
         try:
             elastic_launch(config, sys.executable)(*arguments)
         except SignalException as stop:
             raise Stopped(int(stop.sigval)) from None
         except ChildFailedError as error:
             raise _explained(error.failures, count) from None
+        finally:
+            for signum, handler in former.items():
+                signal.signal(signum, handler)
 
 
 def leave_reason(message: str, status: int) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from PIL import Image
 from tiny_checkpoint import DIT_CONFIGS
 from torch import Tensor
 
+from benchmarks.cost_model import BYTES, Architecture, pass_cost
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.flux import PyramidFluxTransformer
 from pyramid_dit.parallel import (
@@ -27,8 +29,11 @@ from pyramid_dit.parallel import (
     processes_at_work,
     split_sizes,
 )
+from pyramid_dit.token_layout import clip_grid, make_layout
 from pyramid_dit.transformer import PyramidTransformer
 from trainer_misc import init_distributed_mode, init_sequence_parallel_group
+
+T = TypeVar("T")
 
 PROMPT = "a red circle moves left on a white background"
 
@@ -41,6 +46,13 @@ def summed(x: Tensor | None, like: Tensor) -> Tensor:
     total = torch.zeros_like(like) if x is None else x.clone()
     dist.all_reduce(total)
     return total
+
+
+def of_first(compute: Callable[[], T]) -> T:
+    """What process 0 computes, alone; the others wait, as the cores are few."""
+    results: list[Any] = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(results, src=0)
+    return results[0]
 
 
 def exchanges(parallel: Parallel) -> dict[str, float]:
@@ -92,11 +104,11 @@ def forward_and_gradients(dit: PyramidTransformer, parallel: Parallel) -> dict[s
         outputs = dit(**inputs, **kwargs)
         loss = sum((out * random(*out.shape, seed=1)).sum() for out in outputs)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        return outputs, dict(zip(parameters, gradients, strict=True))
+        return [out.detach() for out in outputs], dict(zip(parameters, gradients, strict=True))
 
-    alone, expected = run()
+    alone, expected = of_first(run)
     together, partial = run(parallel=parallel)
-    errors = [relative_error(a, b.detach()) for a, b in zip(together, alone, strict=True)]
+    errors = [relative_error(*pair) for pair in zip(together, alone, strict=True)]
     found = {"forward": max(errors), "gradients": 0.0}
     largest = max(float(g.abs().max()) for g in expected.values() if g is not None)
     for name, gradient in expected.items():
@@ -106,18 +118,51 @@ def forward_and_gradients(dit: PyramidTransformer, parallel: Parallel) -> dict[s
             scale = max(float(gradient.abs().max()), 1e-3 * largest)
             found["gradients"] = max(found["gradients"], float(difference.abs().max()) / scale)
     with torch.no_grad():  # the last block then works for the last clip alone
-        pairs = zip(dit(**inputs, parallel=parallel), dit(**inputs), strict=True)
+        pairs = zip(dit(**inputs, parallel=parallel), alone, strict=True)
         found["forward, no gradients"] = max(relative_error(*pair) for pair in pairs)
     return found
 
 
+@torch.no_grad()
+def exchanged(dit: PyramidTransformer, parallel: Parallel) -> dict[str, float]:
+    """The cost model counts the numbers that are really sent by process 0, which has the most."""
+    config, sent = dit.config, []
+    exchange = parallel._exchange
+
+    def counted(x: Tensor, received: list[int], counts: list[int]) -> Tensor:
+        sent.append(sum(counts) - counts[parallel.sequence_rank])
+        return exchange(x, received, counts)
+
+    inputs = dit_inputs(dit)
+    history, clip = (clip[:1] for clip in inputs.pop("sample")[0])
+    inputs = {name: value[:1] for name, value in inputs.items()}
+    parallel._exchange = counted  # type: ignore[method-assign]
+    try:
+        dit(sample=[[history, clip]], parallel=parallel, **inputs)
+    finally:
+        del parallel._exchange
+    layout = make_layout([clip_grid(history), clip_grid(clip)], 5, [0], temporal_causal=True)
+    width = config.num_attention_heads * config.attention_head_dim
+    model = Architecture(width, config.num_attention_heads, dit._num_blocks, 0, 0)
+    cost = pass_cost(layout, model, parallel.sequence)
+    return {
+        "numbers sent": abs(sum(sent) * BYTES / cost.sent - 1) if parallel.rank == 0 else 0.0,
+        "exchanges": float(len(sent) - cost.exchanges),
+    }
+
+
 def make_video(
-    pipeline: PyramidDiTForVideoGeneration, case: str, output_type: str, *, together: bool
+    pipeline: PyramidDiTForVideoGeneration,
+    case: str,
+    output_type: str,
+    *,
+    together: bool,
+    seed: int = 0,
 ) -> Tensor:
     settings = {
         "prompt": PROMPT,
         "num_inference_steps": [1, 2, 1],
-        "generator": torch.Generator().manual_seed(1),
+        "generator": torch.Generator().manual_seed(seed),
         "output_type": output_type,
         "inference_multigpu": together,
     }
@@ -129,21 +174,21 @@ def make_video(
     return torch.as_tensor(pipeline.generate(temp=3, guidance_scale=scale, **settings))
 
 
+def both_ways(pipeline: PyramidDiTForVideoGeneration, *which: str) -> tuple[Tensor, Tensor]:
+    """A video made together, and by one process alone."""
+    together = make_video(pipeline, *which, together=True)
+    return together, of_first(lambda: make_video(pipeline, *which, together=False))
+
+
 def videos(pipeline: PyramidDiTForVideoGeneration) -> dict[str, float]:
     """Whole videos: relative error of the latents, mean difference of the pixels within 0 to 1."""
     found = {}
     for case in ("text to video", "without guidance", "image to video"):
-        pair = [make_video(pipeline, case, "latent", together=many) for many in (True, False)]
-        found[f"{case}, latents"] = relative_error(*pair)
-    together, alone = (
-        make_video(pipeline, "text to video", "np", together=many) for many in (True, False)
-    )
+        found[f"{case}, latents"] = relative_error(*both_ways(pipeline, case, "latent"))
+    together, alone = both_ways(pipeline, "text to video", "np")
     pipeline.enable_fast_mode(history_cache=2, guidance_interval=(0.0, 0.7))
-    pair = [
-        make_video(pipeline, "text to video", "latent", together=many) for many in (True, False)
-    ]
+    found["fast mode, latents"] = relative_error(*both_ways(pipeline, "text to video", "latent"))
     pipeline.disable_fast_mode()
-    found["fast mode, latents"] = relative_error(*pair)
     # of the pixels the mean, as one may fall to the other side of where it is cut to a byte
     found["text to video, pixels"] = float((together - alone).abs().mean())
     return found
@@ -189,6 +234,18 @@ def same_everywhere(pipeline: PyramidDiTForVideoGeneration) -> dict[str, float]:
     return found
 
 
+def a_video_a_pair(pipeline: PyramidDiTForVideoGeneration) -> dict[str, float]:
+    """Four processes, two videos at a time."""
+    form_groups(2)
+    seed = dist.get_rank() // 2
+    together, alone = (
+        make_video(pipeline, "text to video", "np", together=many, seed=seed)
+        for many in (True, False)
+    )
+    form_groups()
+    return {"a video a pair, pixels": float((together - alone).abs().mean())}
+
+
 def refused() -> dict[str, float]:
     """Groups that cannot be: 0 where the error says what is wrong."""
     world = dist.get_world_size()
@@ -219,10 +276,13 @@ def main(folder: Path) -> None:
     for name in DIT_CONFIGS:
         pipeline = PyramidDiTForVideoGeneration(folder / name, "fp32", name)
         results = forward_and_gradients(pipeline.dit, parallel)
+        results |= exchanged(pipeline.dit, parallel)
         pipeline.dit.requires_grad_(False)
         results |= videos(pipeline)
         if name == "pyramid_flux":
             results |= same_everywhere(pipeline)
+            if args.world_size == 4:
+                results |= a_video_a_pair(pipeline)
         results |= sharded_weights(pipeline)
         found |= {f"{name}: {case}": error for case, error in results.items()}
     found |= refused()

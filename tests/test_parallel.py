@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,15 @@ from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit.cli import main
 from pyramid_dit.launcher import ProcessesFailed, Stopped, place, run_processes
-from pyramid_dit.parallel import SERIAL, check_heads, form_groups, mesh_shape, split_sizes
+from pyramid_dit.parallel import (
+    SERIAL,
+    check_heads,
+    form_groups,
+    mesh_shape,
+    processes_at_work,
+    split_sizes,
+)
+from trainer_misc import init_distributed_mode, init_sequence_parallel_group
 
 PROMPT = "a red circle moves left on a white background"
 HEADS = 5  # which no number of processes here divides
@@ -186,6 +195,7 @@ time.sleep(600)
         with ends_soon(2 * ALL_END), pytest.raises(Stopped) as stopped:
             run_code(code)
         assert stopped.value.signum == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_environments_that_are_no_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +209,19 @@ def test_environments_that_are_no_launchers(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="RANK=2 does not fit WORLD_SIZE=2"):
         place()
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    args = Namespace(sp_group_size=1)
+    init_distributed_mode(args)
+    init_sequence_parallel_group(args)
+    assert (args.distributed, args.rank, args.world_size, args.gpu) == (False, 0, 1, 0)
+    assert processes_at_work(guided=True) is SERIAL
+    args.sp_group_size = 2
+    with pytest.raises(RuntimeError, match="join a process group first"):
+        init_sequence_parallel_group(args)
 
 
 # ---- the command line -------------------------------------------------------------------------
@@ -223,10 +246,10 @@ def workers(parent: int) -> list[int]:
 
 
 def wait_for_progress(process: subprocess.Popen[str]) -> None:
-    """Wait until the progress bar has come to its first step."""
+    """Wait until the progress bar shows that steps have been made."""
     assert process.stderr is not None
     seen = ""
-    while "| 1/" not in seen:
+    while not re.search(r"\| [1-9]\d*/", seen):
         letter = process.stderr.read(1)
         assert letter, seen
         seen += letter
