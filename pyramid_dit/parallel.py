@@ -1,4 +1,4 @@
-"""Many processes at work on one video: the only file that knows process groups.
+"""Many processes at work on one video: the only file here that knows process groups.
 
 Two kinds of parallelism, the two axes of a `DeviceMesh` cfg x sequence. Guidance evaluates the
 transformer for a negative and a positive prompt; with cfg = 2 each half of the processes takes
@@ -223,8 +223,8 @@ class Parallel(Serial):
 class _AllToAll(torch.autograd.Function):
     """`all_to_all_single` of a vector; the gradients go the way back.
 
-    It is called a hundred times a step, so it does without the wrapped tensors of PyTorch's
-    functional collectives.
+    It is called twice a block, so it does without the wrapped tensors of PyTorch's functional
+    collectives.
     """
 
     @staticmethod
