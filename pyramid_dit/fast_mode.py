@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class FastMode:
-    """What to approximate. What each costs in quality is measured in `benchmarks/README.md`.
+    """What to approximate; `python -m benchmarks.fast_mode` measures what each saves and costs.
 
     Attributes:
         history_cache: Compute the tokens of text and history only at every so many steps of a
