@@ -346,11 +346,15 @@ class GenerationEngine:
         """Whether both branches of the guidance go in one batch, which takes more memory."""
         if self.batched_guidance is not None:
             return self.batched_guidance
-        *_, frames, height, width = self._noise_shape(request)
+        if not request.units:  # the video is its first image, and nothing is to be made
+            return True
+        last = request.units[-1]
+        past = last.index and 1 + (last.index - 1) * self.frame_per_unit
         stage = self.scheduler.config.stages - 1
-        plan = history_plan(frames - 1, stage) if frames > 1 else ()
+        plan = history_plan(past, stage, frame_per_unit=self.frame_per_unit)
+        *_, height, width = self._noise_shape(request)
         area = height * width // PATCH**2
-        tokens = area * self.frame_per_unit
+        tokens = area * (last.stop - last.start)
         tokens += sum((clip.stop - clip.start) * area // 4 ** (stage - clip.stage) for clip in plan)
         needed = step_memory(self.dit, tokens=tokens, batch=2 * request.batch)
         return needed <= free_memory(self._working_device(self.dit, request))
