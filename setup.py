@@ -40,7 +40,8 @@ setup(
         "transformers>=5.20,<6",
     ],
     extras_require={
-        "test": ["mypy>=2.4,<2.5", "pytest>=8", "ruff>=0.17,<0.18"],
+        "lora": ["peft>=0.20,<1"],
+        "test": ["mypy>=2.4,<2.5", "peft>=0.20,<1", "pytest>=8", "ruff>=0.17,<0.18"],
     },
     entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.cli:main"]},
 )

@@ -17,6 +17,7 @@ from .attention import AttentionContext, last_tokens
 from .blocks import JointBlock, SingleBlock
 from .embeddings import TimestepTextEmbedding
 from .history_cache import HistoryCache
+from .lora import LoraAdapters
 from .normalization import AdaLayerNorm, AdaLayerNormContinuous
 from .parallel import SERIAL, Serial
 from .token_layout import (
@@ -57,7 +58,7 @@ class StageContext:
     name: str
 
 
-class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin):
+class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
     """Backbone of both transformers.
 
     Subclasses make `transformer_blocks` (and what else they have) between `_make_stem` and

@@ -16,7 +16,7 @@ LAYERS = ["video_vae", "pyramid_dit", "trainer_misc"]
 """From the bottom up: each may import those before it. What is not here is above all of them."""
 ON_TOP = ["scripts", "app", "benchmarks"]
 LAZY = ["torch", "numpy", "PIL", "diffusers", "transformers", "accelerate", "huggingface_hub"]
-OPTIONAL = ["gradio", "imageio", "cv2"]
+OPTIONAL = ["gradio", "imageio", "cv2", "peft"]
 
 
 def imported_packages(source: str) -> Iterator[str]:
