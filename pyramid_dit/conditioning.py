@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ class TextCondition:
         Raises:
             ValueError: Some are given and some not, or their shapes do not fit each other.
         """
-        names = [f"{prefix}{name}" for name in _TENSOR_NAMES]
+        names = [f"{prefix}{name}" for name in TENSOR_NAMES]
         if embeds is None and mask is None and pooled is None:
             return None
         if embeds is None or mask is None or pooled is None:
@@ -85,8 +85,28 @@ class TextCondition:
         )
 
 
+@dataclass(frozen=True)
+class GuidedText:
+    """What to show and, with guidance, what to guide away from, encoded."""
+
+    prompt: TextCondition
+    negative: TextCondition | None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> GuidedText:
+        """On `device`, the embeddings in `dtype`."""
+        return self._map(lambda text: text.to(device, dtype))
+
+    def repeated(self, count: int) -> GuidedText:
+        """Every sample `count` times in a row."""
+        return self._map(lambda text: text.repeated(count))
+
+    def _map(self, change: Callable[[TextCondition], TextCondition]) -> GuidedText:
+        negative = None if self.negative is None else change(self.negative)
+        return GuidedText(change(self.prompt), negative)
+
+
 Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
-_TENSOR_NAMES = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+TENSOR_NAMES = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
 
 
 @dataclass(frozen=True)
@@ -173,8 +193,8 @@ class Prompts:
         """Whether any of them is still in words."""
         return isinstance(self.positive, list) or isinstance(self.negative, list)
 
-    def encode(self, text_encoder: nn.Module | None) -> tuple[TextCondition, TextCondition | None]:
-        """Encode what is in words; the second result is None without guidance."""
+    def encode(self, text_encoder: nn.Module | None) -> GuidedText:
+        """Encode what is in words."""
 
         def condition(texts: list[str] | TextCondition) -> TextCondition:
             if isinstance(texts, TextCondition):
@@ -183,4 +203,4 @@ class Prompts:
             return TextCondition(*text_encoder(texts))
 
         positive = condition(self.positive)
-        return positive, None if self.negative is None else condition(self.negative)
+        return GuidedText(positive, None if self.negative is None else condition(self.negative))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import inputs
-from .conditioning import Prompts, TextCondition
+from .conditioning import GuidedText
 from .fast_mode import EXACT, FastMode
 from .flux import PyramidFluxTransformer
 from .folder import GenerationDefaults
@@ -24,61 +23,21 @@ from .latent_codec import (
     LatentStatistics,
     can_stream,
     decode_latents,
-    encode_image,
+    encode_clip,
     to_output,
 )
-from .memory import free_memory, step_memory
+from .memory import free_memory, step_memory, unit_tokens
 from .mmdit import PyramidDiffusionMMDiT
 from .offload import accelerator_device, module_device, moved_to, offload_sequentially
 from .parallel import SERIAL, Parallel, Serial, processes_at_work
-from .sampler import Generator, Unit, UnitSampler
+from .request import Progress, Request
+from .sampler import Generators, Interrupted, UnitSampler
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
-from .temporal_pyramid import history_plan
-from .token_layout import PATCH
 
 if TYPE_CHECKING:
     from video_vae import CausalVideoVAE
 
 logger = logging.getLogger(__name__)
-
-Generators = torch.Generator | Sequence[torch.Generator]
-Callback = Callable[[int, int], object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One call of `generate` or `generate_i2v`, whose documentation says what is what."""
-
-    prompts: Prompts
-    units: Sequence[Unit]
-    height: int
-    width: int
-    temp: int
-    pixels: Tensor | None = None
-    """Images `[b or 1, 3, 1, h, w]` that start the videos."""
-    image_latents: Tensor | None = None
-    """The same as VAE latents `[b or 1, c, 1, h/8, w/8]`."""
-    nested: bool
-    """Whether a single video comes as a list of one."""
-    samples_each: int
-    generator: Generators | None
-    latents: Tensor | None
-    output_type: str
-    save_memory: bool
-    cpu_offloading: bool
-    inference_multigpu: bool
-    callback: Callback | None
-
-    @property
-    def batch(self) -> int:
-        """Number of videos."""
-        return self.prompts.batch * self.samples_each
-
-    @property
-    def num_units(self) -> int:
-        """Units of the video, an image that starts it among them."""
-        images = (self.pixels, self.image_latents)
-        return len(self.units) + any(image is not None for image in images)
 
 
 class GenerationEngine:
@@ -119,6 +78,7 @@ class GenerationEngine:
         self.frame_per_unit = frame_per_unit
         self.fast_mode = EXACT
         self.batched_guidance: bool | None = None
+        self._interrupt = False
         self._offloaded_sequentially = False
         self._progress_bar_config: dict[str, Any] = {"disable": None}  # shown on a terminal
         if vae is not None and vae.config.decoder_in_channels != self.latent_channels:
@@ -154,6 +114,18 @@ class GenerationEngine:
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Arguments of the `tqdm` bar over all Euler steps, for example `disable=True`."""
         self._progress_bar_config = kwargs
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the work on the video being made is to end, in diffusers' convention."""
+        return self._interrupt
+
+    def stop(self) -> None:
+        """Have the work on the video being made end after the step that is being computed.
+
+        `generate` then returns what is complete. Callbacks may call this, and other threads.
+        """
+        self._interrupt = True
 
     def enable_fast_mode(self, **options: Any) -> None:
         """Trade some quality for speed, as the arguments of `FastMode` say.
@@ -220,43 +192,96 @@ class GenerationEngine:
 
     # ---- from a request to a video --------------------------------------------------------
 
+    @torch.no_grad()
     def _run(self, request: Request) -> Any:
+        """The whole result; of an interrupted run what is complete."""
         self._check(request)
-        generator = inputs.check_generator(request.generator, request.batch)
         parallel = self._processes(request)
+        decoder = self._frame_decoder(request) if parallel.size == 1 else None
+        progress, frames = Progress(), []
+        for latents in self._latents(request, progress, parallel):
+            if decoder is not None:
+                frames.append(decoder.push(latents))
+        made = progress.latents
+        if made is None:  # interrupted before a unit was complete
+            made = torch.empty((*self._noise_shape(request)[:2], 0, *self._latent_size(request)))
+        if request.output_type == "latent":
+            return made
+        if made.shape[2] == 0:
+            video = made.new_empty((request.batch, 0, request.height, request.width, 3))
+            return output_of(video.to(torch.uint8), request)
+        if decoder is not None:
+            video = torch.cat(frames, dim=1)
+        else:
+            video = self._decode(made, request, parallel)
+        return output_of(video[:, given_frames(request) :], request)
+
+    @torch.no_grad()
+    def _latents(
+        self, request: Request, progress: Progress, parallel: Serial
+    ) -> Generator[Tensor, None, None]:
+        """Normalized latents `[b, c, t, h, w]` of each unit, first of all those that are given.
+
+        The iteration ends early when `stop` was called here or on `progress`.
+        """
+        self._interrupt = False
+        generator = inputs.check_generator(request.generator, request.batch)
         generator = parallel.common_generator(generator)
         device = self._working_device(self.dit, request)
-        noise = parallel.common(self._initial_noise(request, generator, device))
-        first_frame = self._first_frame(request, generator, device)
-        if first_frame is not None:
-            first_frame = parallel.common(first_frame)
-        prompt, negative = self._encode_text(request, device)
+        noise = progress.noise = parallel.common(self._initial_noise(request, generator, device))
+        past = self._past(request, generator, device)
+        texts = self._encode_texts(request, device)
+        if past is not None:
+            past = parallel.common(past)
+            progress.add(past)
+        progress.generator_states = generator_states(generator, device)
+        if past is not None:
+            yield past
         with self._at_work(self.dit, request), self._progress_bar(request, parallel) as bar:
+
+            def on_step(timestep: float, latents: Tensor) -> Tensor:
+                bar.update()
+                latents = self._step_callback(request, progress, timestep, latents)
+                progress.steps_done += 1
+                if parallel.any(self._interrupt or progress.stopped):
+                    raise Interrupted
+                return latents
+
+            def on_unit(index: int) -> None:
+                if request.callback is not None:
+                    request.callback(index, request.num_units)
+                if parallel.any(self._interrupt or progress.stopped):
+                    raise Interrupted
+
             sampler = UnitSampler(
                 self.dit,
                 self.scheduler,
-                prompt=prompt,
-                negative=negative,
+                texts=texts,
                 frame_per_unit=self.frame_per_unit,
                 generator=generator,
                 batched_guidance=not parallel.any(not self._batches_guidance(request)),
                 fast_mode=self.fast_mode,
                 parallel=parallel,
-                on_step=bar.update,
+                on_step=on_step,
             )
-            decoder = self._frame_decoder(request) if parallel.size == 1 else None
-            latents = sampler.run(
-                noise,
-                request.units,
-                first_frame=first_frame,
-                on_unit=_unit_callback(request),
-                on_latents=_nothing if decoder is None else decoder.push,
-            )
-        if request.output_type == "latent":
+            units = sampler.run(noise, request.units, past=past, on_unit=on_unit)
+            try:
+                for latents in units:
+                    progress.add(latents)
+                    progress.frames_made += latents.shape[2]
+                    progress.generator_states = generator_states(generator, device)
+                    yield latents
+            except Interrupted:
+                return
+
+    def _step_callback(
+        self, request: Request, progress: Progress, timestep: float, latents: Tensor
+    ) -> Tensor:
+        if request.callback_on_step_end is None:
             return latents
-        if decoder is None:
-            return _output(self._decode(latents, request, parallel), request)
-        return _output(decoder.video(), request)
+        tensors = {"latents": latents}
+        changed = request.callback_on_step_end(self, progress.steps_done, timestep, tensors)
+        return (changed or tensors)["latents"]
 
     def _processes(self, request: Request) -> Serial:
         """The processes that make the video together.
@@ -277,49 +302,52 @@ class GenerationEngine:
         Raises:
             ValueError: Something does not fit, or a model is missing.
         """
-        prompts, config = request.prompts, self.dit.config
+        config = self.dit.config
         inputs.check_size(request.height, request.width, self.size_multiple)
         inputs.check_output_type(request.output_type)
         inputs.check_count("num_images_per_prompt", request.samples_each)
-        prompts.check_widths(config.joint_attention_dim, config.pooled_projection_dim)
         if request.latents is not None:
             inputs.check_shape("latents", request.latents, self._noise_shape(request))
-        for images in (request.pixels, request.image_latents):
-            if images is not None and images.shape[0] not in (1, prompts.batch):
-                raise ValueError(f"{images.shape[0]} images for {prompts.batch} prompts")
-        if prompts.need_encoder and self.text_encoder is None:
-            raise ValueError(
-                "no text encoder is loaded: pass prompt_embeds, prompt_attention_mask and "
-                "pooled_prompt_embeds, and with guidance their negative_ twins"
-            )
-        if self.vae is None and (request.pixels is not None or request.output_type != "latent"):
+        for prompts in request.texts:
+            prompts.check_widths(config.joint_attention_dim, config.pooled_projection_dim)
+            for given in (request.clip, request.image_latents):
+                if given is not None and given.shape[0] not in (1, prompts.batch):
+                    raise ValueError(f"{given.shape[0]} images for {prompts.batch} prompts")
+            if prompts.need_encoder and self.text_encoder is None:
+                raise ValueError(
+                    "no text encoder is loaded: pass prompt_embeds, prompt_attention_mask and "
+                    "pooled_prompt_embeds, and with guidance their negative_ twins"
+                )
+        if self.vae is None and (request.clip is not None or request.output_type != "latent"):
             raise ValueError(
                 'no VAE is loaded: ask for output_type="latent", and pass image_latents, '
                 "not input_image"
             )
 
+    def _latent_size(self, request: Request) -> tuple[int, int]:
+        return request.height // inputs.SPATIAL_FACTOR, request.width // inputs.SPATIAL_FACTOR
+
     def _noise_shape(self, request: Request) -> tuple[int, ...]:
-        height, width = (side // inputs.SPATIAL_FACTOR for side in (request.height, request.width))
-        return (request.batch, self.latent_channels, request.temp, height, width)
+        return (request.batch, self.latent_channels, request.temp, *self._latent_size(request))
 
     def _initial_noise(
-        self, request: Request, generator: Generator, device: torch.device
+        self, request: Request, generator: Generators, device: torch.device
     ) -> Tensor:
         if request.latents is not None:
             return request.latents.to(device, torch.float32)
         shape = self._noise_shape(request)
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
-    def _first_frame(
-        self, request: Request, generator: Generator, device: torch.device
-    ) -> Tensor | None:
-        """Normalized latents `[b, c, 1, h, w]` of the images, float32, if there are images."""
+    def _past(self, request: Request, generator: Generators, device: torch.device) -> Tensor | None:
+        """Normalized latents `[b, c, t, h, w]` that the videos start with, float32, if any."""
+        if request.past is not None:
+            return request.past.to(device, torch.float32)
         if request.image_latents is not None:
             latents = _one_a_video(request.image_latents.to(device, torch.float32), request)
-        elif request.pixels is not None:
+        elif request.clip is not None:
             assert self.vae is not None  # checked at the door
             with self._at_work(self.vae, request) as vae_device:
-                posterior = encode_image(self.vae, request.pixels, device=vae_device)
+                posterior = encode_clip(self.vae, request.clip, device=vae_device)
             mean = _one_a_video(posterior.mean.to(device, torch.float32), request)
             std = _one_a_video(posterior.std.to(device, torch.float32), request)
             noise = randn_tensor(
@@ -330,17 +358,11 @@ class GenerationEngine:
             return None
         return self.statistics.normalize(latents)
 
-    def _encode_text(
-        self, request: Request, device: torch.device
-    ) -> tuple[TextCondition, TextCondition | None]:
+    def _encode_texts(self, request: Request, device: torch.device) -> list[GuidedText]:
         encoder = self.text_encoder
         with nullcontext() if encoder is None else self._at_work(encoder, request):
-            prompt, negative = request.prompts.encode(self.text_encoder)
-
-        def for_the_model(text: TextCondition) -> TextCondition:
-            return text.to(device, self.dtype).repeated(request.samples_each)
-
-        return for_the_model(prompt), None if negative is None else for_the_model(negative)
+            texts = [prompts.encode(encoder) for prompts in request.texts]
+        return [text.to(device, self.dtype).repeated(request.samples_each) for text in texts]
 
     def _batches_guidance(self, request: Request) -> bool:
         """Whether both branches of the guidance go in one batch, which takes more memory."""
@@ -349,13 +371,15 @@ class GenerationEngine:
         if not request.units:  # the video is its first image, and nothing is to be made
             return True
         last = request.units[-1]
-        past = last.index and 1 + (last.index - 1) * self.frame_per_unit
-        stage = self.scheduler.config.stages - 1
-        plan = history_plan(past, stage, frame_per_unit=self.frame_per_unit)
-        *_, height, width = self._noise_shape(request)
-        area = height * width // PATCH**2
-        tokens = area * (last.stop - last.start)
-        tokens += sum((clip.stop - clip.start) * area // 4 ** (stage - clip.stage) for clip in plan)
+        height, width = self._latent_size(request)
+        tokens = unit_tokens(
+            last.index,
+            last.stop - last.start,
+            frame_per_unit=self.frame_per_unit,
+            stages=self.scheduler.config.stages,
+            height=height,
+            width=width,
+        )
         needed = step_memory(self.dit, tokens=tokens, batch=2 * request.batch)
         return needed <= free_memory(self._working_device(self.dit, request))
 
@@ -374,6 +398,22 @@ class GenerationEngine:
         if not can_stream(self.vae, self._noise_shape(request), device=device, sizes=sizes):
             return None
         return FrameDecoder(self.vae, self.statistics, device=device, window=sizes.window)
+
+    def _stream_decoder(self, request: Request) -> Callable[[Tensor], Tensor]:
+        """What decodes each unit as it comes, in tiles where memory is short."""
+        vae = self.vae
+        assert vae is not None  # checked at the door
+        sizes = DecodeSizes.of(save_memory=request.save_memory)
+        device = self._working_device(vae, request)
+        fits = can_stream(vae, self._noise_shape(request), device=device, sizes=sizes)
+        tile = sizes.tile if vae.use_tiling and not fits else None
+        decoder = FrameDecoder(vae, self.statistics, device=device, window=sizes.window, tile=tile)
+
+        def decode(latents: Tensor) -> Tensor:
+            with self._at_work(vae, request):
+                return decoder.push(latents)
+
+        return decode
 
     def _decode(self, latents: Tensor, request: Request, parallel: Serial) -> Tensor:
         """Bytes `[b, t, h, w, 3]` of normalized latents."""
@@ -395,16 +435,11 @@ class GenerationEngine:
         return moved_to(module, self._working_device(module, request))
 
     def _progress_bar(self, request: Request, parallel: Serial) -> tqdm:
-        total = sum(sum(unit.steps) for unit in request.units)
         options = self._progress_bar_config if parallel.is_main else {"disable": True}
-        return tqdm(total=total, **options)
+        return tqdm(total=request.total_steps, **options)
 
 
-def _nothing(latents: Tensor) -> None:
-    """What is done with the latents of a unit where they are decoded at the end."""
-
-
-def _output(video: Tensor, request: Request) -> Any:
+def output_of(video: Tensor, request: Request) -> Any:
     """What the caller asked for, of bytes `[b, t, h, w, 3]`."""
     output = to_output(video, request.output_type)
     if isinstance(output, list) and len(output) == 1 and not request.nested:
@@ -412,14 +447,22 @@ def _output(video: Tensor, request: Request) -> Any:
     return output
 
 
-def _unit_callback(request: Request) -> Callable[[int], object]:
-    callback = request.callback
-    if callback is None:
-        return lambda index: None
-    return lambda index: callback(index, request.num_units)
+def given_frames(request: Request) -> int:
+    """How many frames at the start are not to be shown, for they were given."""
+    return 0 if request.shows_given else inputs.frames_of(request.given_frames)
+
+
+def generator_states(generator: Generators, device: torch.device) -> list[Tensor]:
+    """States of the sources of random numbers; without any, of the global one of `device`."""
+    if generator is None and device.type == "cpu":
+        return [torch.get_rng_state()]
+    if generator is None:
+        return [torch.get_device_module(device).get_rng_state(device)]
+    sources = [generator] if isinstance(generator, torch.Generator) else generator
+    return [source.get_state() for source in sources]
 
 
 def _one_a_video(images: Tensor, request: Request) -> Tensor:
     """One row a video from one row a prompt, or from one row for all."""
-    per_prompt = images.expand(request.prompts.batch, *images.shape[1:])
+    per_prompt = images.expand(request.texts[0].batch, *images.shape[1:])
     return per_prompt.repeat_interleave(request.samples_each, dim=0)

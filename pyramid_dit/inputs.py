@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .video_io import read_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,15 +48,33 @@ def temp_of(num_frames: int) -> int:
     return temp + 1
 
 
-def temp_of_seconds(seconds: float, frames_per_second: float = 24) -> int:
-    """Latent frames of the video whose length is nearest to `seconds`.
+def added_temp_of(num_frames: int) -> int:
+    """Latent frames that `num_frames` frames more are.
+
+    Raises:
+        ValueError: `num_frames` is no multiple of 8; the nearest ones that are get named.
+    """
+    temp, rest = divmod(num_frames, TEMPORAL_FACTOR)
+    if rest:
+        raise ValueError(
+            f"a video goes on by a multiple of 8 frames, got {num_frames}; the nearest are "
+            f"{frames_of(max(temp, 1) + 1) - 1} and {frames_of(max(temp, 1) + 2) - 1}"
+        )
+    return temp
+
+
+def temp_of_seconds(
+    seconds: float, frames_per_second: float = 24, *, frame_per_unit: int = 1
+) -> int:
+    """Latent frames of the video of whole units whose length is nearest to `seconds`.
 
     Raises:
         ValueError: `seconds` is not above 0.
     """
     if not 0 < seconds < float("inf"):
         raise ValueError(f"the length must be above 0 seconds, got {seconds}")
-    return max(1, round((seconds * frames_per_second - 1) / TEMPORAL_FACTOR) + 1)
+    unit = TEMPORAL_FACTOR * frame_per_unit
+    return 1 + frame_per_unit * max(0, round((seconds * frames_per_second - 1) / unit))
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
@@ -179,6 +202,70 @@ def fit_image(image: Image, width: int, height: int) -> Image:
 
     upright = ImageOps.exif_transpose(image)
     return ImageOps.fit(rgb_image(upright), (width, height), method=Images.Resampling.LANCZOS)
+
+
+def image_pixels(images: Image | Sequence[Image] | None) -> Tensor:
+    """Images of one size as pixels `[b, 3, 1, h, w]`, float32 in [-1, 1].
+
+    Raises:
+        TypeError: One is no PIL image.
+        ValueError: There is none, one has a mode that does not fit, or the sizes differ.
+    """
+    if images is None:
+        raise ValueError("an input_image is needed, or image_latents")
+    given = list(images) if isinstance(images, Sequence) else [images]
+    if not given:
+        raise ValueError("the list of images is empty")
+    return _pixels(_one_size(given)).unsqueeze(2)
+
+
+def video_pixels(
+    video: str | PathLike[str] | Sequence[Image] | np.ndarray | None,
+    most_frames: int,
+    frame_per_unit: int,
+) -> Tensor:
+    """The end of a video as pixels `[1, 3, 8n + 1, h, w]`, float32 in [-1, 1]: whole units.
+
+    Args:
+        video: A file, images, or bytes `[t, h, w, 3]`.
+        most_frames: Look at so many frames at most.
+        frame_per_unit: Latent frames of every unit but unit 0.
+
+    Raises:
+        TypeError: A frame is no PIL image, or `most_frames` no integer.
+        FileNotFoundError: There is no such file.
+        ValueError: There is no video or no frame in it, the sizes differ, or `most_frames` is
+            below 1.
+    """
+    check_count("history_frames", most_frames)
+    if video is None:
+        raise ValueError("a video is needed, or resume")
+    frames = read_video(Path(video)) if isinstance(video, str | PathLike) else video
+    if len(frames) == 0:
+        raise ValueError("the video has no frames")
+    unit = TEMPORAL_FACTOR * frame_per_unit
+    last = frames[-((min(len(frames), most_frames) - 1) // unit * unit + 1) :]
+    if not isinstance(last, np.ndarray):
+        last = _one_size(last)
+    elif last.ndim != 4 or last.shape[3] != 3 or last.dtype != np.uint8:
+        raise ValueError(
+            f"a video must be bytes [t, h, w, 3], got {last.dtype} of shape {list(last.shape)}"
+        )
+    return _pixels(last).transpose(0, 1).unsqueeze(0)
+
+
+def _one_size(images: Sequence[Image]) -> np.ndarray:
+    """Images as bytes `[n, h, w, 3]`."""
+    converted = [rgb_image(image) for image in images]
+    sizes = {image.size for image in converted}
+    if len(sizes) > 1:
+        raise ValueError(f"the images must have one size, got {sorted(sizes)}")
+    return np.stack([np.asarray(image) for image in converted])
+
+
+def _pixels(frames: np.ndarray) -> Tensor:
+    """Bytes `[n, h, w, 3]` as `[n, 3, h, w]`, float32 in [-1, 1]."""
+    return (torch.tensor(frames).float() / 127.5 - 1).movedim(-1, 1)
 
 
 def check_count(name: str, value: int) -> None:

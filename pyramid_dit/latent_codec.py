@@ -6,8 +6,9 @@ first frame, which the VAE encodes as an image, and for all later ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from video_vae.context_parallel import decode_over_ranks
 from video_vae.memory import decode_memory, encode_memory
 from video_vae.posterior import DiagonalGaussian
-from video_vae.temporal_context import Stream, WholeClip
+from video_vae.temporal_context import Stream
+from video_vae.tiling import map_tiles
 
 from .memory import free_memory
 from .parallel import SERIAL, Parallel, Serial
@@ -84,12 +86,6 @@ RELEASED_STATISTICS = {
 }
 
 
-def images_to_pixels(images: Sequence[Image]) -> Tensor:
-    """RGB images of one size as videos of one frame, `[b, 3, 1, h, w]`, float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return (pixels.float() / 127.5 - 1).permute(0, 3, 1, 2).unsqueeze(2)
-
-
 @dataclass(frozen=True)
 class DecodeSizes:
     """How much of a video is decoded at a time."""
@@ -108,14 +104,13 @@ class DecodeSizes:
 class FrameDecoder:
     """Decodes a video while it is made: latents go in as they come, frames come out.
 
-    Pictures are decoded whole, whether tiling is enabled or not. All frames are kept, as bytes,
-    for `video`.
-
     Args:
         vae: The VAE.
         statistics: The normalization of its latents.
         device: What the VAE computes on.
         window: Most latent frames to decode at a time.
+        tile: Extent in pixels of the tiles that larger pictures are decoded in; None decodes
+            them whole, whether tiling is enabled or not.
     """
 
     def __init__(
@@ -125,13 +120,15 @@ class FrameDecoder:
         *,
         device: torch.device,
         window: int,
+        tile: int | None = None,
     ) -> None:
         self.vae = vae
         self.statistics = statistics
         self.device = device
         self.window = window
-        self._stream = Stream()
-        self._frames: list[Tensor] = []
+        self.tile = tile
+        self._streams: list[Stream] = []  # of each tile, for pictures that are not whole
+        self._started = False
         _use_fast_layout(vae)
 
     @torch.no_grad()
@@ -141,18 +138,29 @@ class FrameDecoder:
         The first latent frame of the video makes one frame, every other eight.
         """
         later = self.statistics.later_frames
-        normalization = later if self._frames else self.statistics
+        normalization = later if self._started else self.statistics
+        self._started = True
         z = normalization.denormalize(latents).to(self.device, self.vae.dtype)
-        start = len(self._frames)
         with _own_precision(self.vae, self.device):
-            for chunk in z.split(self.window, dim=2):
-                self._frames.append(to_bytes(self.vae.decode_chunk(chunk, self._stream)))
-                self._stream.advance()
-        return torch.cat(self._frames[start:], dim=1)
+            frames = [to_bytes(self._decode(chunk)) for chunk in z.split(self.window, dim=2)]
+        return torch.cat(frames, dim=1)
 
-    def video(self) -> Tensor:
-        """All frames so far, bytes `[b, t, 8h, 8w, 3]`."""
-        return torch.cat(self._frames, dim=1)
+    def _decode(self, chunk: Tensor) -> Tensor:
+        """Pixels of the next latents."""
+        order = itertools.count()
+
+        def decode(tile: Tensor) -> Tensor:
+            index = next(order)
+            if index == len(self._streams):
+                self._streams.append(Stream())
+            pixels = self.vae.decode_chunk(tile, self._streams[index])
+            self._streams[index].advance()
+            return pixels
+
+        if self.tile is None or not _exceeds(self.vae, chunk.shape[-2:], self.tile):
+            return decode(chunk)
+        extent = self.vae.tile_extent(self.tile)
+        return map_tiles(chunk, decode, tile=extent // self.vae.spatial_factor, out_tile=extent)
 
 
 def can_stream(
@@ -218,21 +226,41 @@ def decode_latents(
 
 
 @torch.no_grad()
-def encode_image(
-    vae: CausalVideoVAE, pixels: Tensor, *, device: torch.device, tile: int = 256
+def encode_clip(
+    vae: CausalVideoVAE, pixels: Tensor, *, device: torch.device, tile: int = 256, window: int = 16
 ) -> DiagonalGaussian:
-    """Posterior of images `[b, 3, 1, h, w]` in [-1, 1], in tiles as for `decode_latents`."""
+    """Posterior of clips `[b, 3, 8n + 1, h, w]` in [-1, 1], an image being a clip of one frame.
+
+    `window` frames are encoded at a time, in tiles as for `decode_latents`.
+    """
     _use_fast_layout(vae)
     b, _, frames, height, width = pixels.shape
     need = encode_memory(
-        vae.config, frames=frames, height=height, width=width, batch=b, dtype=vae.dtype
+        vae.config,
+        frames=min(frames, window + 1),
+        height=height,
+        width=width,
+        batch=b,
+        dtype=vae.dtype,
     )
     latent_size = [side // vae.spatial_factor for side in (height, width)]
+    tiled = _tiles_needed(vae, latent_size, tile, need, device)
     pixels = pixels.to(device, vae.dtype)
-    with _own_precision(vae, device):
-        if _tiles_needed(vae, latent_size, tile, need, device):
-            return vae.encode(pixels, tile_sample_min_size=tile).latent_dist
-        return DiagonalGaussian(vae.encode_chunk(pixels, WholeClip()))
+    with _own_precision(vae, device), _tiling(vae, tiled):
+        return vae.encode(
+            pixels, temporal_chunk=True, window_size=window, tile_sample_min_size=tile
+        ).latent_dist
+
+
+@contextmanager
+def _tiling(vae: CausalVideoVAE, tiled: bool) -> Iterator[None]:
+    """Have `vae` work in tiles within the block, or not."""
+    allowed, forced = vae.use_tiling, vae.force_tiling
+    vae.enable_tiling(tiled)
+    try:
+        yield
+    finally:
+        vae.enable_tiling(allowed, force=forced)
 
 
 def to_bytes(video: Tensor) -> Tensor:

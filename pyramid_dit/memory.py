@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .temporal_pyramid import history_plan
+from .token_layout import PATCH
+
 if TYPE_CHECKING:
     from .transformer import PyramidTransformer
 
@@ -32,6 +35,32 @@ def step_memory(dit: PyramidTransformer, *, tokens: int, batch: int) -> int:
     width = config.num_attention_heads * config.attention_head_dim
     itemsize = next(dit.parameters()).dtype.itemsize
     return STEP_WIDTHS * width * itemsize * tokens * batch
+
+
+def unit_tokens(
+    unit: int,
+    frames: int,
+    *,
+    frame_per_unit: int,
+    stages: int,
+    height: int,
+    width: int,
+) -> int:
+    """Video tokens at the last stage of a unit, history included.
+
+    Args:
+        unit: Position of the unit in the video.
+        frames: Latent frames of the unit.
+        frame_per_unit: Latent frames of every unit but unit 0.
+        stages: Number of stages.
+        height: Of the latents.
+        width: Of the latents.
+    """
+    past = unit and 1 + (unit - 1) * frame_per_unit
+    plan = history_plan(past, stages - 1, frame_per_unit=frame_per_unit)
+    area = height * width // PATCH**2
+    seen = sum((clip.stop - clip.start) * area // 4 ** (stages - 1 - clip.stage) for clip in plan)
+    return area * frames + seen
 
 
 def free_memory(device: torch.device) -> float:

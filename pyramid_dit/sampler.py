@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from .conditioning import TextCondition
+from .conditioning import GuidedText
 from .fast_mode import EXACT, FastMode
 from .guidance import GuidanceSchedule, StageVelocity
 from .latent_pyramid import latent_pyramid, noise_pyramid
@@ -17,7 +19,7 @@ from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from .temporal_pyramid import gather_history, history_plan
 from .transformer import PyramidTransformer
 
-Generator = torch.Generator | list[torch.Generator] | None
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Unit:
     """One autoregressive round."""
 
     index: int
-    """Position in the video; an image given as the first frame is unit 0."""
+    """Position in the video, of which given frames are the first units; an image is unit 0."""
     start: int
     """First latent frame of its noise; the unit takes frames `start` to `stop`."""
     stop: int
@@ -33,36 +35,47 @@ class Unit:
     """Euler steps of each stage."""
     guidance_scale: float
     """Scale of the guidance; 1 is the prompt alone."""
+    text: int = 0
+    """Which of the texts it follows."""
 
 
 def plan_units(
     temp: int,
     *,
     frame_per_unit: int,
-    from_image: bool,
+    first_index: int = 0,
     first_steps: Sequence[int],
     later_steps: Sequence[int],
     guidance: GuidanceSchedule,
 ) -> list[Unit]:
     """Units of a video whose initial noise has `temp` latent frames.
 
-    Text-to-video: unit 0 is latent frame 0 alone, then come `frame_per_unit` frames a unit.
-    Image-to-video: the image is unit 0, so the units start at 1, with the first of the noise.
+    Unit 0 is latent frame 0 alone, then come `frame_per_unit` frames a unit. What is given to
+    start from (an image, a video) is not made: the units begin after it, with the first frame of
+    the noise.
 
     Args:
         temp: Latent frames of the noise.
         frame_per_unit: Latent frames of every unit but unit 0.
-        from_image: Whether the video starts with a given image.
+        first_index: Position of the first unit that is made.
         first_steps: Euler steps of each stage in unit 0.
         later_steps: The same in the other units.
         guidance: Scales of the guidance.
     """
-    units = [] if from_image else [Unit(0, 0, 1, first_steps, guidance.scale(0))]
-    first, last = (0, temp - frame_per_unit) if from_image else (1, temp)
-    for index, start in enumerate(range(first, last, frame_per_unit), start=1):
-        stop = start + frame_per_unit
-        units.append(Unit(index, start, stop, later_steps, guidance.scale(index)))
+    units: list[Unit] = []
+    start = 0
+    for index in itertools.count(first_index):
+        stop = start + (frame_per_unit if index else 1)
+        if stop > temp:
+            return units
+        steps = later_steps if index else first_steps
+        units.append(Unit(index, start, stop, steps, guidance.scale(index)))
+        start = stop
     return units
+
+
+class Interrupted(Exception):
+    """Raised by `on_step` to end the work."""
 
 
 class UnitSampler:
@@ -71,14 +84,14 @@ class UnitSampler:
     Args:
         dit: The transformer.
         scheduler: The mathematics of the stages.
-        prompt: What to show.
-        negative: What to guide away from; None without guidance.
+        texts: What to show and to guide away from; each unit says which of them it follows.
         frame_per_unit: Latent frames a unit.
         generator: Source of the noise at the jumps, one for all or one a sample.
         batched_guidance: Compute the branches of the guidance as one batch, not in two passes.
         fast_mode: Approximations to make.
         parallel: Processes that share the work.
-        on_step: Called after every Euler step.
+        on_step: Called after every Euler step with its timestep and the unit's latents
+            `[b, c, t, h_k, w_k]`; returns the latents to go on with, or raises `Interrupted`.
     """
 
     def __init__(
@@ -86,19 +99,17 @@ class UnitSampler:
         dit: PyramidTransformer,
         scheduler: PyramidFlowMatchEulerDiscreteScheduler,
         *,
-        prompt: TextCondition,
-        negative: TextCondition | None,
+        texts: Sequence[GuidedText],
         frame_per_unit: int,
-        generator: Generator = None,
+        generator: Generators = None,
         batched_guidance: bool = True,
         fast_mode: FastMode = EXACT,
         parallel: Serial = SERIAL,
-        on_step: Callable[[], object] = lambda: None,
+        on_step: Callable[[float, Tensor], Tensor] = lambda timestep, latents: latents,
     ) -> None:
         self.dit = dit
         self.scheduler = scheduler
-        self.prompt = prompt
-        self.negative = negative
+        self.texts = texts
         self.frame_per_unit = frame_per_unit
         self.generator = generator
         self.batched_guidance = batched_guidance
@@ -111,37 +122,31 @@ class UnitSampler:
         noise: Tensor,
         units: Sequence[Unit],
         *,
-        first_frame: Tensor | None = None,
+        past: Tensor | None = None,
         on_unit: Callable[[int], object] = lambda index: None,
-        on_latents: Callable[[Tensor], object] = lambda latents: None,
-    ) -> Tensor:
+    ) -> Iterator[Tensor]:
         """Generate the units one after another.
 
         Args:
             noise: White noise `[b, c, temp, h, w]` at full resolution, float32.
             units: What to generate, in order.
-            first_frame: Normalized latents `[b, c, 1, h, w]` of an image that starts the video.
+            past: Normalized latents `[b, c, t, h, w]` that the video starts with.
             on_unit: Called with the index of each unit before it is generated.
-            on_latents: Called with the latents of each unit as soon as they are there, and first
-                with `first_frame`.
 
-        Returns:
-            Normalized latents `[b, c, t, h, w]`, the first frame included, float32.
+        Yields:
+            Normalized latents of a unit `[b, c, t, h, w]`, float32.
         """
         stages = self.scheduler.config.stages
         lowest_noise = noise_pyramid(noise, stages)[0]
-        history = [] if first_frame is None else latent_pyramid(first_frame, stages)
-        if first_frame is not None:
-            on_latents(first_frame)
+        history = [] if past is None else latent_pyramid(past, stages)
         for unit in units:
             on_unit(unit.index)
             latents = self._generate(lowest_noise[:, :, unit.start : unit.stop], history, unit)
-            on_latents(latents)
             levels = latent_pyramid(latents, stages)
             if history:
                 levels = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
             history = levels
-        return history[-1]
+            yield latents
 
     def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
         """One unit, from noise at the lowest resolution to clean latents at the highest."""
@@ -157,8 +162,8 @@ class UnitSampler:
                 self.dit,
                 gather_history(history, plan),
                 latents.shape,
-                prompt=self.prompt,
-                negative=self.negative,
+                prompt=self.texts[unit.text].prompt,
+                negative=self.texts[unit.text].negative,
                 scale=unit.guidance_scale,
                 batched=self.batched_guidance,
                 refresh_history=self.fast_mode.history_cache,
@@ -169,7 +174,7 @@ class UnitSampler:
             for timestep in self.scheduler.timesteps:
                 velocity = velocity_at(latents, float(timestep), guided=next(guided_steps))
                 (latents,) = self.scheduler.step(velocity, timestep, latents, return_dict=False)
-                self.on_step()
+                latents = self.on_step(float(timestep), latents)
         return latents
 
     def _jump(self, latents: Tensor, stage: int) -> Tensor:

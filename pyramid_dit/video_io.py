@@ -55,7 +55,7 @@ def export_to_video(frames: Iterable[Frame], path: str | Path, fps: float = 24) 
         OSError: the file could not be written.
     """
     _check_fps(fps)
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         _encode(_frame_arrays(frames), temporary, fps)
     return str(path)
 
@@ -72,7 +72,7 @@ def export_to_gif(frames: Iterable[Frame], path: str | Path, fps: float = 24) ->
     images = [Image.fromarray(array) for array in _frame_arrays(frames)]
     ends = [round(100 * (index + 1) / fps) for index in range(len(images))]
     durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         images[0].save(
             temporary, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
         )
@@ -89,7 +89,7 @@ def export_to_png_folder(frames: Iterable[Frame], path: str | Path) -> str:
 
     target = Path(path)
     _check_replaceable(target)
-    with _replacing(target) as temporary:
+    with replacing(target) as temporary:
         temporary.mkdir()
         for index, array in enumerate(_frame_arrays(frames)):
             Image.fromarray(array).save(temporary / PNG_NAME.format(index))
@@ -223,7 +223,7 @@ def _ffmpeg_error(status: int, said: str, path: Path) -> OSError:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """Hand out a temporary path beside `target`; rename it to `target` if the body succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
