@@ -136,16 +136,18 @@ class UnitSampler:
         Yields:
             Normalized latents of a unit `[b, c, t, h, w]`, float32.
         """
+        # Unit by unit, so that a run that is resumed computes the same bits.
         stages = self.scheduler.config.stages
-        lowest_noise = noise_pyramid(noise, stages)[0]
-        history = [] if past is None else latent_pyramid(past, stages)
+        history: list[Tensor] = []
+        if past is not None:
+            units_given = [1] + [self.frame_per_unit] * ((past.shape[2] - 1) // self.frame_per_unit)
+            for given in past.split(units_given, dim=2):
+                history = _extended(history, given, stages)
         for unit in units:
             on_unit(unit.index)
-            latents = self._generate(lowest_noise[:, :, unit.start : unit.stop], history, unit)
-            levels = latent_pyramid(latents, stages)
-            if history:
-                levels = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
-            history = levels
+            white = noise[:, :, unit.start : unit.stop].contiguous()
+            latents = self._generate(noise_pyramid(white, stages)[0], history, unit)
+            history = _extended(history, latents, stages)
             yield latents
 
     def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
@@ -186,3 +188,11 @@ class UnitSampler:
             dtype=latents.dtype,
         )
         return self.scheduler.jump(latents, stage, noise)
+
+
+def _extended(history: Sequence[Tensor], latents: Tensor, stages: int) -> list[Tensor]:
+    """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit."""
+    levels = latent_pyramid(latents.contiguous(), stages)
+    if not history:
+        return levels
+    return [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]

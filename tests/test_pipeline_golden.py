@@ -17,7 +17,7 @@ from pyramid_dit import (
     PyramidDiTForVideoGeneration,
     PyramidFluxTransformer,
 )
-from pyramid_dit.sampler import UnitSampler
+from pyramid_dit.request import Progress
 from video_vae import CausalVideoVAE
 
 TOPICS = {
@@ -79,13 +79,14 @@ def test_golden_run(
 def _spy_on_latents(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A list that gets the latents of every run that follows, on their way to the VAE."""
     made: list[Tensor] = []
-    run = UnitSampler.run
+    add = Progress.add
 
-    def spy(*args: Any, **kwargs: Any) -> Tensor:
-        made.append(run(*args, **kwargs))
-        return made[-1]
+    def spy(progress: Progress, latents: Tensor) -> None:
+        add(progress, latents)
+        assert progress.latents is not None
+        made[:] = [progress.latents]
 
-    monkeypatch.setattr(UnitSampler, "run", spy)
+    monkeypatch.setattr(Progress, "add", spy)
     return made
 
 
