@@ -18,13 +18,19 @@ import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from .cli_model import (
+    check_model_name,
+    check_processes,
+    default_num_frames,
+    default_size,
+    load_model,
+    open_model,
+)
 from .cli_options import FRAME_MULTIPLE, SIZE_MULTIPLE, UsageError, parse_options
 from .launcher import (
-    Place,
     ProcessesFailed,
     Stopped,
     ended_by_signals,
@@ -37,7 +43,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .folder import CheckpointFolder
-    from .pipeline import PyramidDiTForVideoGeneration
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +56,6 @@ _BAD_INPUT_ERRORS = (
     NotADirectoryError,
     PermissionError,
 )
-RELEASED_SIZES = {"384p": (640, 384), "768p": (1280, 768), "image": (1024, 1024)}
-RELEASED_NUM_FRAMES = 121  # 5 seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,16 +130,16 @@ def _run(options: Namespace, arguments: Sequence[str]) -> None:
     if is_main:
         check_writable(output)
     image = None if options.image is None else _open_image(options.image)
-    _check_model_name(options.model)
+    check_model_name(options.model)
 
     if here is None and options.gpus > 1:
-        _check_processes(options)
+        check_processes(options, options.guidance)
         run_processes(["-m", "pyramid_dit", *arguments], options.gpus)
         return
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     with nullcontext() if here is None else ended_by_signals():
-        folder = _open_model(options)
-        pipeline = _load(options, folder, here)
+        folder = open_model(options)
+        pipeline = load_model(options, folder, here)
         pipeline.set_progress_bar_config(disable=options.quiet or not is_main)
         generate = pipeline.generate if image is None else pipeline.generate_i2v
         frames = generate(
@@ -191,123 +194,6 @@ def _open_image(path: str) -> Image:
     return image
 
 
-def _check_model_name(model: str | None) -> None:
-    """A folder, or something that can be a repository of the hub."""
-    if model is None or Path(model).is_dir():
-        return
-    if Path(model).exists():
-        raise UsageError(f"--model {model!r} is a file, not the folder of a checkpoint")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
-        raise UsageError(
-            f"--model {model!r} is no folder, and not OWNER/NAME of a repository on the hub"
-        )
-
-
-def _check_processes(options: Namespace) -> None:
-    """Find out whether `--gpus` processes can share the work before any is started.
-
-    Raises:
-        UsageError: There are too few devices.
-        ValueError: The model cannot be split so often.
-    """
-    from .folder import read_json
-    from .parallel import check_heads, mesh_shape
-
-    _device(options.device, Place(options.gpus - 1, options.gpus - 1, options.gpus, options.gpus))
-    folder = _open_model(options)
-    guidance = folder.defaults.guidance_scale if options.guidance is None else options.guidance
-    config = read_json(folder.path / folder.variant / "config.json")
-    _, parts = mesh_shape(options.gpus, guided=guidance > 0)
-    check_heads(config["num_attention_heads"], parts)
-
-
-def _open_model(options: Namespace) -> CheckpointFolder:
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "info" if options.verbose else "error")
-    from .folder import CheckpointFolder
-    from .hub import download_checkpoint
-
-    path = options.model
-    if path is None:
-        path = Path(__file__).parent / "toy"
-    elif not Path(path).is_dir():
-        path = download_checkpoint(path, options.variant)
-    return CheckpointFolder.open(path, options.variant)
-
-
-def _load(
-    options: Namespace, folder: CheckpointFolder, here: Place | None
-) -> PyramidDiTForVideoGeneration:
-    """Load the model, and join the other processes if there are any."""
-    import torch
-
-    from .cpu import keep_freed_memory
-    from .parallel import join_processes
-
-    keep_freed_memory()
-    device = _device(options.device, here)
-    threads = options.threads
-    if here is not None:
-        join_processes(torch.device(device))
-        threads = threads or max(1, (os.cpu_count() or 1) // here.local_processes)
-    if threads:
-        torch.set_num_threads(threads)
-
-    from transformers.utils.logging import disable_progress_bar
-
-    from .pipeline import PyramidDiTForVideoGeneration
-
-    disable_progress_bar()  # of loading; the hub's have been shown by now
-    pipeline = PyramidDiTForVideoGeneration.from_pretrained(
-        folder.path,
-        folder.variant,
-        model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
-        device="cpu" if options.offload or options.shard else device,
-    )
-    if options.offload == "layer":
-        pipeline.enable_sequential_cpu_offload(device)
-    if options.shard:
-        pipeline.shard_weights(device)
-    assert pipeline.vae is not None
-    pipeline.vae.enable_tiling()
-    logger.info("%s: %s, %s, on %s", folder.path, folder.variant, pipeline.dtype, device)
-    return pipeline
-
-
-def _device(name: str, here: Place | None) -> str:
-    """The device `name` of this machine, or the one of that kind for the process `here`.
-
-    Raises:
-        UsageError: There is none.
-    """
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto" and here is not None and accelerator is None:
-        raise UsageError(
-            "--gpus: there is no GPU here; --device cpu runs that many processes on the CPU, "
-            "which is no faster"
-        )
-    if name == "auto":
-        name = accelerator.type if accelerator else "cpu"
-    if here is not None and name != "cpu":
-        name = f"{name}:{here.local_rank}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device {name!r} is unknown") from error
-    if device.type == "cpu":
-        return name
-    if accelerator is None or device.type != accelerator.type:
-        there = f"cpu and {accelerator.type}" if accelerator else "only cpu"
-        raise UsageError(f"--device {name!r} is not available here, {there}")
-    count = torch.accelerator.device_count()
-    if (device.index or 0) >= count:
-        asked = f"--device {name!r}" if here is None else f"{here.local_processes} processes"
-        raise UsageError(f"{asked}: there are {count} GPUs here")
-    return name
-
-
 def _generate_arguments(
     options: Namespace, folder: CheckpointFolder, image: Image | None, seed: int
 ) -> dict[str, Any]:
@@ -326,7 +212,7 @@ def _generate_arguments(
         "generator": torch.Generator().manual_seed(seed),
         "cpu_offloading": options.offload == "model",
     }
-    size = options.size or _default_size(folder, image)
+    size = options.size or default_size(folder, image)
     if image is not None:
         return arguments | {"input_image": fit_image(image, *size)}
     video_steps = options.steps if options.video_steps is None else options.video_steps
@@ -339,22 +225,8 @@ def _latent_frames(options: Namespace, folder: CheckpointFolder) -> int:
 
     if options.seconds is not None:
         return temp_of_seconds(options.seconds, folder.defaults.frames_per_second)
-    still = folder.variant.endswith("_image")
-    frames = options.num_frames or folder.defaults.num_frames
-    return ((frames or (1 if still else RELEASED_NUM_FRAMES)) - 1) // FRAME_MULTIPLE + 1
-
-
-def _default_size(folder: CheckpointFolder, image: Image | None) -> tuple[int, int]:
-    """Width and height that suit the model, lying or standing as the image is."""
-    width, height = folder.defaults.width, folder.defaults.height
-    if width is None or height is None:
-        name = folder.variant.rpartition("_")[2]
-        if name not in RELEASED_SIZES:
-            raise UsageError(f"{folder.path} does not say which size it is made for, add --size")
-        width, height = RELEASED_SIZES[name]
-    if image is not None and (image.width < image.height) != (width < height):
-        return height, width
-    return width, height
+    frames = options.num_frames or default_num_frames(folder)
+    return (frames - 1) // FRAME_MULTIPLE + 1
 
 
 def _one_line(error: BaseException) -> str:

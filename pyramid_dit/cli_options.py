@@ -48,7 +48,7 @@ class UsageError(ValueError):
     """Options that cannot be meant."""
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Raises what `argparse` would print below a dump of all options."""
 
     def error(self, message: str) -> NoReturn:
@@ -68,15 +68,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("the prompt is empty: say what the video should show")
     if options.image is not None and options.video_steps is not None:
         parser.error("--video-steps does not go with --image, where --steps serves all frames")
-    if options.gpus > 1 and ":" in options.device:
-        parser.error(f"--gpus {options.gpus} does not go with --device {options.device}, one GPU")
-    if options.shard and options.offload:
-        parser.error("--shard does not go with --offload, which keeps the weights elsewhere")
+    check_model_options(parser, options)
     return options
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="pyramid-flow",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -117,7 +114,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     video.add_argument(
         "--size",
-        type=_size,
+        type=parse_size,
         metavar="WxH",
         help=f"width and height in pixels, multiples of {SIZE_MULTIPLE} (default: the model's)",
     )
@@ -155,6 +152,16 @@ def _build_parser() -> argparse.ArgumentParser:
         "--negative-prompt", metavar="TEXT", help="what the video should not look like"
     )
 
+    model = add_model_options(parser)
+    model.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    model.add_argument(
+        "--verbose", action="store_true", help="tell what is done, and where an error came from"
+    )
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that say which model runs where, and return their group."""
     model = parser.add_argument_group("the model and the machine")
     model.add_argument(
         "--model",
@@ -201,11 +208,39 @@ def _build_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--threads", type=_positive_integer, metavar="N", help="CPU threads (default: all cores)"
     )
-    model.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
-    model.add_argument(
-        "--verbose", action="store_true", help="tell what is done, and where an error came from"
-    )
-    return parser
+    return model
+
+
+def check_model_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse options of `add_model_options` that do not go with each other.
+
+    Raises:
+        UsageError: Two of them do not.
+    """
+    if options.gpus > 1 and ":" in options.device:
+        parser.error(f"--gpus {options.gpus} does not go with --device {options.device}, one GPU")
+    if options.shard and options.offload:
+        parser.error("--shard does not go with --offload, which keeps the weights elsewhere")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in `1280x768`.
+
+    Raises:
+        argparse.ArgumentTypeError: It is written otherwise, or a side is no multiple of 64.
+    """
+    match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"must look like 1280x768 (width x height), not {text!r}")
+    width, height = int(match[1]), int(match[2])
+    if not width or not height or width % SIZE_MULTIPLE or height % SIZE_MULTIPLE:
+        fits = "x".join(
+            str(max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE) for side in (width, height)
+        )
+        raise argparse.ArgumentTypeError(
+            f"width and height must be multiples of {SIZE_MULTIPLE}, not {text}; {fits} would do"
+        )
+    return width, height
 
 
 def _number(kind: Callable[[str], float], text: str, meaning: str) -> float:
@@ -254,21 +289,6 @@ def _num_frames(text: str) -> int:
             f"must be 8n+1, not {frames}; the nearest are {below} and {below + FRAME_MULTIPLE}"
         )
     return frames
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
-    if not match:
-        raise argparse.ArgumentTypeError(f"must look like 1280x768 (width x height), not {text!r}")
-    width, height = int(match[1]), int(match[2])
-    if not width or not height or width % SIZE_MULTIPLE or height % SIZE_MULTIPLE:
-        fits = "x".join(
-            str(max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE) for side in (width, height)
-        )
-        raise argparse.ArgumentTypeError(
-            f"width and height must be multiples of {SIZE_MULTIPLE}, not {text}; {fits} would do"
-        )
-    return width, height
 
 
 def _steps(text: str) -> int | list[int]:
