@@ -79,14 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 if verbose:
                     traceback.print_exc()
-                message, status = _one_line(error), _status(error)
+                message, status = one_line(error), exit_status(error)
             if not leave_reason(message, status):
                 _complain(message)
             return status
     return 0
 
 
-def _status(error: BaseException) -> int:
+def exit_status(error: BaseException) -> int:
+    """What the command exits with: 2 for wrong input, 1 for what could not be done."""
     if isinstance(error, ProcessesFailed):
         return error.status
     return BAD_INPUT if isinstance(error, _BAD_INPUT_ERRORS) else FAILED
@@ -229,7 +230,8 @@ def _latent_frames(options: Namespace, folder: CheckpointFolder) -> int:
     return (frames - 1) // FRAME_MULTIPLE + 1
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error as one line for people."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
