@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .diffusers_pipeline import PyramidFlowPipeline
     from .flux import PyramidFluxTransformer
     from .mmdit import PyramidDiffusionMMDiT
     from .pipeline import PyramidDiTForVideoGeneration
@@ -23,6 +24,7 @@ _EXPORTS = {
     "PyramidDiTForVideoGeneration": "pipeline",
     "PyramidDiffusionMMDiT": "mmdit",
     "PyramidFlowMatchEulerDiscreteScheduler": "scheduler",
+    "PyramidFlowPipeline": "diffusers_pipeline",
     "PyramidFluxTransformer": "flux",
     "SD3TextEncoderWithMask": "text_encoder",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "PyramidDiTForVideoGeneration",
     "PyramidDiffusionMMDiT",
     "PyramidFlowMatchEulerDiscreteScheduler",
+    "PyramidFlowPipeline",
     "PyramidFluxTransformer",
     "SD3TextEncoderWithMask",
     "__version__",

@@ -28,7 +28,14 @@ from .latent_codec import (
 )
 from .memory import free_memory, step_memory, unit_tokens
 from .mmdit import PyramidDiffusionMMDiT
-from .offload import accelerator_device, module_device, moved_to, offload_sequentially
+from .offload import (
+    accelerator_device,
+    module_device,
+    moved_to,
+    offload_sequentially,
+    offloaded_in_parts,
+    stays_on,
+)
 from .parallel import SERIAL, Parallel, Serial, processes_at_work
 from .request import Progress, Request
 from .sampler import Generators, Interrupted, UnitSampler
@@ -79,7 +86,6 @@ class GenerationEngine:
         self.fast_mode = EXACT
         self.batched_guidance: bool | None = None
         self._interrupt = False
-        self._offloaded_sequentially = False
         self._progress_bar_config: dict[str, Any] = {"disable": None}  # shown on a terminal
         if vae is not None and vae.config.decoder_in_channels != self.latent_channels:
             raise ValueError(
@@ -96,8 +102,8 @@ class GenerationEngine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the transformer's weights."""
-        return next(self.dit.parameters()).dtype
+        """Dtype that the transformer computes in."""
+        return self.dit.dtype
 
     @property
     def latent_channels(self) -> int:
@@ -165,7 +171,6 @@ class GenerationEngine:
         for module in (self.text_encoder, self.dit, self.vae):
             if module is not None:
                 offload_sequentially(module, target)
-        self._offloaded_sequentially = True
 
     def shard_weights(self, device: str | torch.device) -> None:
         """Keep only a part of the weights of transformer and text encoders in each process.
@@ -392,7 +397,7 @@ class GenerationEngine:
         if self.vae is None or request.output_type == "latent" or request.num_units < 2:
             return None
         device = self._working_device(self.vae, request)
-        if self._offloaded_sequentially or device != module_device(self.vae):
+        if not stays_on(self.vae, device):
             return None
         sizes = DecodeSizes.of(save_memory=request.save_memory)
         if not can_stream(self.vae, self._noise_shape(request), device=device, sizes=sizes):
@@ -428,7 +433,7 @@ class GenerationEngine:
 
     def _working_device(self, module: nn.Module, request: Request) -> torch.device:
         """Device of `module` while it works, the accelerator if weights are to be moved there."""
-        moves = request.cpu_offloading and not self._offloaded_sequentially
+        moves = request.cpu_offloading and not offloaded_in_parts(module)
         return (accelerator_device() if moves else None) or module_device(module)
 
     def _at_work(self, module: nn.Module, request: Request) -> AbstractContextManager[torch.device]:

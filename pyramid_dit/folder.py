@@ -24,6 +24,14 @@ DEFAULT_VARIANT = f"{VARIANT_PREFIX}768p"
 VAE_FOLDER = "causal_video_vae"
 INDEX_NAME = "model_index.json"
 
+PIPELINE_CLASS = "PyramidFlowPipeline"
+"""Class that `model_index.json` names in the layout of diffusers' `save_pretrained`."""
+PIPELINE_TRANSFORMER, PIPELINE_VAE = "transformer", "vae"
+
+RELEASED_SIZES = {"384p": (640, 384), "768p": (1280, 768), "image": (1024, 1024)}
+"""Width and height that the released variants are made for."""
+RELEASED_NUM_FRAMES = 121
+
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
@@ -58,7 +66,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A checkpoint folder that was looked into."""
+    """A checkpoint folder that was looked into, in the released layout or in diffusers' own."""
 
     path: Path
     variant: str
@@ -69,15 +77,23 @@ class CheckpointFolder:
     """What `model_index.json` says, else the half precision that the weights are stored in."""
     statistics: LatentStatistics
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    vae_folder: str = VAE_FOLDER
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the scheduler, which a folder in the released layout does not tell."""
+    frame_per_unit: int = 1
+    absent: frozenset[str] = frozenset()
+    """Components that were saved as None."""
 
     @classmethod
     def open(cls, path: str | PathLike[str], variant: str | None = None) -> CheckpointFolder:
         """Look into the folder at `path`.
 
         Args:
-            path: Folder in the released layout, with or without a `model_index.json`.
+            path: Folder in the released layout, with or without a `model_index.json`, or one that
+                `PyramidFlowPipeline.save_pretrained` wrote.
             variant: Name of the transformer's folder, `diffusion_transformer_768p` or in short
                 `768p`. By default that of `model_index.json`, else `768p`, else the only one.
+                A saved pipeline has but one, `transformer`.
 
         Raises:
             FileNotFoundError: There is no such folder, or no such variant in it.
@@ -87,7 +103,11 @@ class CheckpointFolder:
         if not folder.is_dir():
             raise FileNotFoundError(f"no checkpoint folder at {folder}")
         index = read_json(folder / INDEX_NAME) if (folder / INDEX_NAME).exists() else {}
-        chosen = _choose_variant(folder, variant or index.get("model_variant"))
+        saved = index.get("_class_name") == PIPELINE_CLASS
+        if saved and variant in (None, PIPELINE_TRANSFORMER):
+            chosen = PIPELINE_TRANSFORMER
+        else:
+            chosen = _choose_variant(folder, variant or index.get("model_variant"))
         config_path = folder / chosen / "config.json"
         class_name = read_json(config_path).get("_class_name")
         if class_name not in ARCHITECTURES:
@@ -96,13 +116,14 @@ class CheckpointFolder:
                 f"{', '.join(ARCHITECTURES)}"
             )
         model_name = ARCHITECTURES[class_name]
+        rest = _read_pipeline(folder, index) if saved else {"defaults": read_defaults(index)}
         return cls(
             path=folder,
             variant=chosen,
             model_name=model_name,
             model_dtype=index.get("model_dtype") or _stored_half_precision(folder / chosen),
-            statistics=_read_statistics(index, model_name, folder / INDEX_NAME),
-            defaults=_read_defaults(index),
+            statistics=read_statistics(index, model_name, folder / INDEX_NAME),
+            **rest,
         )
 
     def check_files(self, text_folders: Sequence[tuple[str, str]], *, vae: bool) -> None:
@@ -118,7 +139,7 @@ class CheckpointFolder:
         """
         _check_model(self.path / self.variant, _DIFFUSERS_WEIGHTS)
         if vae:
-            _check_model(self.path / VAE_FOLDER, _DIFFUSERS_WEIGHTS)
+            _check_model(self.path / self.vae_folder, _DIFFUSERS_WEIGHTS)
         for encoder, tokenizer in text_folders:
             _check_model(self.path / encoder, _TRANSFORMERS_WEIGHTS)
             _check_tokenizer(self.path / tokenizer)
@@ -164,7 +185,14 @@ def _choose_variant(folder: Path, wanted: str | None) -> str:
     return there[0]
 
 
-def _read_statistics(index: Mapping[str, Any], model_name: str, source: Path) -> LatentStatistics:
+def read_statistics(
+    index: Mapping[str, Any], model_name: str, source: Path | str
+) -> LatentStatistics:
+    """The `latent_statistics` in `index`; without any, those of the released `model_name`.
+
+    Raises:
+        ValueError: They cannot be understood; `source` says where they are from.
+    """
     entry = index.get("latent_statistics")
     if entry is None:
         return RELEASED_STATISTICS[model_name]
@@ -178,9 +206,22 @@ def _read_statistics(index: Mapping[str, Any], model_name: str, source: Path) ->
     return LatentStatistics(**kinds)
 
 
-def _read_defaults(index: Mapping[str, Any]) -> GenerationDefaults:
+def read_defaults(index: Mapping[str, Any]) -> GenerationDefaults:
+    """The entries of `index` that are generation defaults; the rest as released."""
     names = [entry.name for entry in fields(GenerationDefaults)]
     return GenerationDefaults(**{name: index[name] for name in names if name in index})
+
+
+def _read_pipeline(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """What the index of a saved pipeline says beside the models, and its scheduler."""
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    return {
+        "defaults": read_defaults(index.get("generation_defaults") or {}),
+        "vae_folder": PIPELINE_VAE,
+        "scheduler_config": {k: v for k, v in scheduler.items() if not k.startswith("_")},
+        "frame_per_unit": index.get("frame_per_unit", 1),
+        "absent": frozenset(k for k, v in index.items() if v == [None, None]),
+    }
 
 
 def _check_model(folder: Path, weight_names: Sequence[str]) -> None:

@@ -5,15 +5,39 @@ from __future__ import annotations
 import re
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from .folder import INDEX_NAME, VAE_FOLDER, CheckpointFolder
+from .folder import INDEX_NAME, CheckpointFolder
 
+TOY_FOLDER = Path(__file__).parent / "toy"
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def is_repo_id(name: str) -> bool:
     """Whether `name` has the form `owner/repository`."""
     return _REPO_ID.fullmatch(name) is not None
+
+
+def open_checkpoint(
+    folder_or_hub_id: str | PathLike[str] | None, variant: str | None = None, **options: Any
+) -> CheckpointFolder:
+    """Look into a checkpoint, which is fetched first if it lies on the hub.
+
+    Args:
+        folder_or_hub_id: A folder or `owner/repository`; None is the checkpoint that comes with
+            this package.
+        variant: As for `CheckpointFolder.open`.
+        options: Further arguments of `download_checkpoint`.
+
+    Raises:
+        FileNotFoundError: There is no such folder, repository or variant.
+        ConnectionError: The hub cannot be reached and the cache does not hold the files.
+        ValueError: The variant is ambiguous, or a file cannot be understood.
+    """
+    source = TOY_FOLDER if folder_or_hub_id is None else Path(folder_or_hub_id)
+    if not source.exists() and is_repo_id(str(folder_or_hub_id)):
+        source = download_checkpoint(str(folder_or_hub_id), variant, **options)
+    return CheckpointFolder.open(source, variant)
 
 
 def download_checkpoint(
@@ -62,14 +86,14 @@ def download_checkpoint(
 
     try:
         # The small configs first: gigabytes of text encoders are in vain without the variant.
-        folder = fetch(INDEX_NAME, "*/config.json")
+        path = fetch(INDEX_NAME, "*/config.json", "scheduler/*")
         try:
-            name = CheckpointFolder.open(folder, variant).variant
+            folder = CheckpointFolder.open(path, variant)
         except FileNotFoundError as error:
-            raise FileNotFoundError(str(error).replace(str(folder), repo_id)) from error
-        patterns = [INDEX_NAME, f"{name}/*"]
+            raise FileNotFoundError(str(error).replace(str(path), repo_id)) from error
+        patterns = [INDEX_NAME, "scheduler/*", f"{folder.variant}/*"]
         if vae:
-            patterns.append(f"{VAE_FOLDER}/*")
+            patterns.append(f"{folder.vae_folder}/*")
         if text_encoder:
             patterns += ["text_encoder*/*", "tokenizer*/*"]
         return fetch(*patterns)

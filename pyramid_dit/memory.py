@@ -33,7 +33,7 @@ def step_memory(dit: PyramidTransformer, *, tokens: int, batch: int) -> int:
     """
     config = dit.config
     width = config.num_attention_heads * config.attention_head_dim
-    itemsize = next(dit.parameters()).dtype.itemsize
+    itemsize = dit.dtype.itemsize
     return STEP_WIDTHS * width * itemsize * tokens * batch
 
 

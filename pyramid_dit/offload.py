@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,22 +18,55 @@ def module_device(module: nn.Module) -> torch.device:
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)  # accelerate's
         device = getattr(hook, "execution_device", None)
+        group = _group_offloading(part)
+        if group is not None:
+            device = group.config.onload_device
         if device is not None:
             return torch.device(device)
     return next(module.parameters()).device
 
 
+def offloaded_in_parts(module: nn.Module) -> bool:
+    """Whether hooks of accelerate or diffusers bring parts of `module` to where they compute."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return True
+    return any(_group_offloading(part) is not None for part in module.modules())
+
+
+def stays_on(module: nn.Module, device: torch.device) -> bool:
+    """Whether the weights of `module` lie on `device`, whether it is at work or not."""
+    return not offloaded_in_parts(module) and next(module.parameters()).device == device
+
+
 @contextmanager
 def moved_to(module: nn.Module, device: torch.device) -> Iterator[torch.device]:
-    """Have `module` on `device` within the block and back where it was after it."""
-    home = module_device(module)
-    if home != device:
+    """Have `module` on `device` within the block and back where it was after it.
+
+    What is offloaded in parts is left to its hooks. They wait for calls of `forward`, which a
+    transformer or a VAE at work does not get: what the hook of the whole module would bring over
+    is brought over here.
+    """
+    in_parts = offloaded_in_parts(module)
+    whole = _group_offloading(module)
+    home = next(module.parameters()).device
+    moves = not in_parts and home != device
+    if whole is not None:
+        whole.pre_forward(module)
+    elif moves:
         module.to(device)
     try:
         yield device
     finally:
-        if home != device:
+        if whole is not None:
+            whole.post_forward(module, None)
+        elif moves:
             module.to(home)
+
+
+def _group_offloading(module: nn.Module) -> Any:
+    """The hook of diffusers' group offloading on `module`, if there is one."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook("group_offloading")
 
 
 def offload_sequentially(module: nn.Module, device: torch.device) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +15,9 @@ from video_vae import CausalVideoVAE
 from .conditioning import TextCondition
 from .flow_objective import FlowObjective
 from .flux import PyramidFluxTransformer
-from .folder import DEFAULT_VARIANT, VAE_FOLDER, CheckpointFolder, read_json
+from .folder import DEFAULT_VARIANT, CheckpointFolder, read_json
 from .generation import VideoGenerator
-from .hub import download_checkpoint, is_repo_id
+from .hub import open_checkpoint
 from .loading import load_model, load_weights, resolve_dtype
 from .mmdit import PyramidDiffusionMMDiT
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOY_FOLDER = Path(__file__).parent / "toy"
 TRANSFORMERS = {"pyramid_flux": PyramidFluxTransformer, "pyramid_mmdit": PyramidDiffusionMMDiT}
 PROMPT_DROPOUT = 0.1
 
@@ -143,7 +141,7 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         )
         vae = text_encoder = None
         if load_vae:
-            vae = load_model(CausalVideoVAE, folder.path / VAE_FOLDER, dtype=dtype)
+            vae = load_model(CausalVideoVAE, folder.path / folder.vae_folder, dtype=dtype)
             vae.requires_grad_(False)
         if load_text_encoder:
             text_encoder = TEXT_ENCODERS[model_name](folder.path, torch_dtype=dtype)
@@ -191,17 +189,16 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             ConnectionError: The hub cannot be reached.
             ValueError: As for the constructor, or the variant is ambiguous.
         """
-        source = TOY_FOLDER if folder_or_hub_id is None else Path(folder_or_hub_id)
-        if not source.exists() and is_repo_id(str(folder_or_hub_id)):
-            source = download_checkpoint(
-                str(folder_or_hub_id),
-                variant,
-                revision=revision,
-                cache_dir=cache_dir,
-                vae=kwargs.get("load_vae", True),
-                text_encoder=kwargs.get("load_text_encoder", True),
-            )
-        folder = CheckpointFolder.open(source, variant)
+        folder = open_checkpoint(
+            folder_or_hub_id,
+            variant,
+            revision=revision,
+            cache_dir=cache_dir,
+            vae=kwargs.get("load_vae", True),
+            text_encoder=kwargs.get("load_text_encoder", True),
+        )
+        for name, value in _saved_arguments(folder).items():
+            kwargs.setdefault(name, value)
         config = read_json(folder.path / folder.variant / "config.json")
         for name in ("use_temporal_causal", "interp_condition_pos"):
             kwargs.setdefault(name, config.get(name, True))
@@ -316,6 +313,23 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         dropped = (draws < PROMPT_DROPOUT).tolist()
         prompts = ["" if drop else entry for entry, drop in zip(text, dropped, strict=True)]
         return TextCondition(*self.text_encoder(prompts))
+
+
+def _saved_arguments(folder: CheckpointFolder) -> dict[str, Any]:
+    """Arguments of the constructor that a pipeline in diffusers' layout was saved with."""
+    if not folder.scheduler_config:
+        return {}
+    config = folder.scheduler_config
+    encoders = {encoder for encoder, _ in text_folders(folder.model_name)}
+    return {
+        "timestep_shift": config["shift"],
+        "stage_range": config["stage_range"],
+        "scheduler_gamma": config["gamma"],
+        "stages": [2**stage for stage in range(config["stages"])],
+        "frame_per_unit": folder.frame_per_unit,
+        "load_vae": "vae" not in folder.absent,
+        "load_text_encoder": not encoders & folder.absent,
+    }
 
 
 def _open_folder(

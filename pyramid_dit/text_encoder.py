@@ -6,7 +6,7 @@ those of `transformers`, imported only where one is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,37 @@ class TextEncoding(NamedTuple):
     """One vector a prompt, `[b, p]`."""
 
 
-class _TextEncoderWithMask(nn.Module):
+class TextPart(NamedTuple):
+    """One of the encoders of a model, and where it is in a checkpoint folder."""
+
+    encoder: str
+    """Folder of the encoder, and name of the module."""
+    tokenizer: str
+    """Folder of its tokenizer."""
+    class_name: str
+    """Class of the encoder in `transformers`."""
+
+    def load_encoder(
+        self, model_path: str | PathLike[str], *, dtype: torch.dtype, **options: Any
+    ) -> nn.Module:
+        """Load the encoder; `options` go to its `from_pretrained`. OSError: files are missing."""
+        import transformers
+
+        encoder = getattr(transformers, self.class_name).from_pretrained(
+            Path(model_path, self.encoder), dtype=dtype, local_files_only=True, **options
+        )
+        return encoder.eval()
+
+    def load_tokenizer(self, model_path: str | PathLike[str]) -> Any:
+        """Load the tokenizer. OSError: files are missing."""
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(
+            Path(model_path, self.tokenizer), local_files_only=True
+        )
+
+
+class TextEncoderWithMask(nn.Module):
     """CLIP encoders in `text_encoder`, ..., followed by a T5 encoder, each with its tokenizer.
 
     Args:
@@ -43,32 +73,47 @@ class _TextEncoderWithMask(nn.Module):
 
     num_clip: int
     clip_class: str
+    tokenizers: dict[str, Any]
 
     def __init__(
         self, model_path: str | PathLike[str], torch_dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        import transformers
+        self._hold(
+            (part.load_encoder(model_path, dtype=torch_dtype), part.load_tokenizer(model_path))
+            for part in self.parts()
+        )
 
-        names = _names(self.num_clip + 1)
-        classes = [self.clip_class] * self.num_clip + ["T5EncoderModel"]
-        self.tokenizers: dict[str, Any] = {}
-        for (encoder_name, tokenizer_name), class_name in zip(names, classes, strict=True):
-            encoder_class = getattr(transformers, class_name)
-            encoder = encoder_class.from_pretrained(
-                Path(model_path, encoder_name), dtype=torch_dtype, local_files_only=True
-            )
-            self.add_module(encoder_name, encoder.eval())
-            self.tokenizers[encoder_name] = transformers.AutoTokenizer.from_pretrained(
-                Path(model_path, tokenizer_name), local_files_only=True
-            )
+    @classmethod
+    def of(cls, loaded: Iterable[tuple[nn.Module, Any]]) -> TextEncoderWithMask:
+        """Put encoders and tokenizers that are loaded together, in the order of `parts`."""
+        encoder = cls.__new__(cls)
+        nn.Module.__init__(encoder)
+        encoder._hold(loaded)
+        return encoder
+
+    @classmethod
+    def parts(cls) -> list[TextPart]:
+        """The encoders, CLIP before T5."""
+        classes = [cls.clip_class] * cls.num_clip + ["T5EncoderModel"]
+        suffixes = [""] + [f"_{number}" for number in range(2, len(classes) + 1)]
+        return [
+            TextPart(f"text_encoder{suffix}", f"tokenizer{suffix}", class_name)
+            for suffix, class_name in zip(suffixes, classes, strict=True)
+        ]
+
+    def _hold(self, loaded: Iterable[tuple[nn.Module, Any]]) -> None:
+        self.tokenizers = {}
+        for part, (encoder, tokenizer) in zip(self.parts(), loaded, strict=True):
+            self.add_module(part.encoder, encoder)
+            self.tokenizers[part.encoder] = tokenizer
 
     def forward(
         self, input_prompts: str | Sequence[str], device: torch.device | str | None = None
     ) -> TextEncoding:
         """Encode `input_prompts`; the results lie on `device`, by default the encoder's own."""
         prompts = [input_prompts] if isinstance(input_prompts, str) else list(input_prompts)
-        *clips, t5 = (name for name, _ in _names(self.num_clip + 1))
+        *clips, t5 = (part.encoder for part in self.parts())
         pooled = torch.cat([self._pool(name, prompts) for name in clips], dim=-1)
         embeds, mask = self._read_tokens(t5, prompts)
         return TextEncoding(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
@@ -92,7 +137,7 @@ class _TextEncoderWithMask(nn.Module):
         return output.last_hidden_state, mask
 
 
-class FluxTextEncoderWithMask(_TextEncoderWithMask):
+class FluxTextEncoderWithMask(TextEncoderWithMask):
     """Text side of miniFLUX: `text_encoder` is CLIP, pooled, and `text_encoder_2` is T5."""
 
     num_clip = 1
@@ -102,7 +147,7 @@ class FluxTextEncoderWithMask(_TextEncoderWithMask):
         return output.pooler_output
 
 
-class SD3TextEncoderWithMask(_TextEncoderWithMask):
+class SD3TextEncoderWithMask(TextEncoderWithMask):
     """Text side of SD3: two CLIPs with projection, pooled side by side, `text_encoder_3` is T5."""
 
     num_clip = 2
@@ -112,17 +157,15 @@ class SD3TextEncoderWithMask(_TextEncoderWithMask):
         return output.text_embeds
 
 
-TEXT_ENCODERS = {"pyramid_flux": FluxTextEncoderWithMask, "pyramid_mmdit": SD3TextEncoderWithMask}
+TEXT_ENCODERS: dict[str, type[TextEncoderWithMask]] = {
+    "pyramid_flux": FluxTextEncoderWithMask,
+    "pyramid_mmdit": SD3TextEncoderWithMask,
+}
 
 
 def text_folders(model_name: str) -> list[tuple[str, str]]:
     """Folders (encoder, tokenizer) of a checkpoint of architecture `model_name`."""
-    return _names(TEXT_ENCODERS[model_name].num_clip + 1)
-
-
-def _names(count: int) -> list[tuple[str, str]]:
-    suffixes = [""] + [f"_{number}" for number in range(2, count + 1)]
-    return [(f"text_encoder{suffix}", f"tokenizer{suffix}") for suffix in suffixes]
+    return [(part.encoder, part.tokenizer) for part in TEXT_ENCODERS[model_name].parts()]
 
 
 def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:

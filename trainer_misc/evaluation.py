@@ -293,7 +293,7 @@ def _load_pipeline(folder: Path | None, device: str) -> PyramidDiTForVideoGenera
 
 
 def _load_vae(folder: Path | None, device: str) -> CausalVideoVAE:
-    from pyramid_dit.pipeline import TOY_FOLDER
+    from pyramid_dit.hub import TOY_FOLDER
     from video_vae import CausalVideoVAE
 
     vae = CausalVideoVAE.from_pretrained((folder or TOY_FOLDER) / "causal_video_vae")

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from pyramid_dit.folder import CheckpointFolder
+from pyramid_dit.hub import TOY_FOLDER
 from pyramid_dit.latent_codec import LatentStatistics, to_bytes
 from pyramid_dit.latent_pyramid import latent_pyramid, noise_pyramid
-from pyramid_dit.pipeline import TOY_FOLDER
 from pyramid_dit.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from pyramid_dit.temporal_pyramid import HistoryClip, history_plan
 from pyramid_dit.token_layout import Grid, make_layout
