@@ -19,17 +19,15 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .cli_model import (
     check_model_name,
     check_processes,
-    default_num_frames,
-    default_size,
     load_model,
     open_model,
 )
-from .cli_options import FRAME_MULTIPLE, SIZE_MULTIPLE, UsageError, parse_options
+from .cli_options import UsageError, parse_options
 from .launcher import (
     ProcessesFailed,
     Stopped,
@@ -40,9 +38,10 @@ from .launcher import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from .cli_inputs import Sources
     from .folder import CheckpointFolder
+    from .pipeline import PyramidDiTForVideoGeneration
+    from .progressive_video import CollectedFrames, ProgressiveVideo
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +60,13 @@ _BAD_INPUT_ERRORS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are told in one line."""
     verbose = False
+    kept: list[str] = []
     with _signals_raise() as received:
         try:
             arguments = sys.argv[1:] if arguments is None else arguments
             options = parse_options(arguments)
             verbose = options.verbose
-            _run(options, arguments)
+            _run(options, arguments, kept)
         except SystemExit:  # --help and --version
             raise
         except BaseException as error:
@@ -74,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, Stopped):
                 received.append(error.signum)
             if received or isinstance(error, KeyboardInterrupt):
-                message = "interrupted, no video was written"
+                message = f"interrupted, {'; '.join(kept) or 'no video was written'}"
                 status = 128 + (received[0] if received else signal.SIGINT)
             else:
                 if verbose:
                     traceback.print_exc()
-                message, status = one_line(error), exit_status(error)
+                message, status = "; ".join([one_line(error), *kept]), exit_status(error)
             if not leave_reason(message, status):
                 _complain(message)
             return status
@@ -116,7 +116,8 @@ def _signals_raise() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _run(options: Namespace, arguments: Sequence[str]) -> None:
+def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
+    """Do what the options say; `kept` is told what there is, should this end early."""
     started = time.perf_counter()
     here = place()
     is_main = here is None or here.rank == 0
@@ -125,109 +126,105 @@ def _run(options: Namespace, arguments: Sequence[str]) -> None:
     logging.basicConfig(
         level=logging.INFO if options.verbose and is_main else logging.WARNING, format="%(message)s"
     )
-    from .video_io import check_writable, save_frames
+    from .cli_inputs import Sources
+    from .progressive_video import ProgressiveVideo, open_video
+    from .video_io import check_folder, check_writable, output_format
 
-    output = options.output or _free_name(options.prompt)
+    sources = Sources.open(options)
+    output = options.output or _free_name(sources.title(options))
     if is_main:
         check_writable(output)
-    image = None if options.image is None else _open_image(options.image)
+        if options.save_latents is not None:
+            check_folder(options.save_latents)
     check_model_name(options.model)
 
     if here is None and options.gpus > 1:
         check_processes(options, options.guidance)
-        run_processes(["-m", "pyramid_dit", *arguments], options.gpus)
+        try:
+            run_processes(["-m", "pyramid_dit", *arguments, "--output", output], options.gpus)
+        except KeyboardInterrupt:
+            if output_format(output) == "mp4" and ProgressiveVideo(output).rescue():
+                kept.append(f"what was made is in {output}")
+            raise
         return
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     with nullcontext() if here is None else ended_by_signals():
         folder = open_model(options)
         pipeline = load_model(options, folder, here)
-        pipeline.set_progress_bar_config(disable=options.quiet or not is_main)
-        generate = pipeline.generate if image is None else pipeline.generate_i2v
-        frames = generate(
-            options.prompt,
-            inference_multigpu=here is not None,
-            **_generate_arguments(options, folder, image, seed),
-        )
+        rate = folder.defaults.frames_per_second
+        writer = open_video(output, rate) if is_main else None
+        try:
+            size = _write(pipeline, options, sources, folder, seed, writer, kept)
+        finally:
+            made = 0 if writer is None else writer.frames
+            if writer is not None:
+                writer.close()
+            if made:
+                kept.insert(0, f"{_count(made)} kept in {output}")
         if here is not None:
             from .parallel import leave_processes
 
             leave_processes()
     if not is_main:
         return
-
-    rate = folder.defaults.frames_per_second
-    path = save_frames(frames, output, rate)
-    width, height = frames[0].size
-    count = "1 frame" if len(frames) == 1 else f"{len(frames)} frames"
+    origin = "" if options.resume_latents else f" (seed {seed})"
     sys.stdout.write(
-        f"{path}: {count} of {width}x{height}, {len(frames) / rate:.1f} s of video "
-        f"made in {time.perf_counter() - started:.1f} s (seed {seed})\n"
+        f"{output}: {_count(made)} of {size[0]}x{size[1]}, {made / rate:.1f} s of video "
+        f"made in {time.perf_counter() - started:.1f} s{origin}\n"
     )
 
 
-def _free_name(prompt: str) -> str:
-    """A name for an mp4 in the current folder that is made of the prompt and not yet taken."""
-    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60].rstrip("-") or "video"
+def _write(
+    pipeline: PyramidDiTForVideoGeneration,
+    options: Namespace,
+    sources: Sources,
+    folder: CheckpointFolder,
+    seed: int,
+    writer: ProgressiveVideo | CollectedFrames | None,
+    kept: list[str],
+) -> tuple[int, int]:
+    """Write frames as they are made, and show how far that is; return their width and height.
+
+    Without a `writer` this process only helps the one that has it.
+    """
+    from tqdm import tqdm
+
+    from .cli_inputs import skip
+
+    def advance(*_: object) -> None:
+        bar.update()
+
+    size = (0, 0)
+    pipeline.set_progress_bar_config(disable=True)
+    copy = skip if writer is None else writer.write
+    stream = sources.stream(pipeline, options, folder, seed, copy, advance)
+    with tqdm(total=stream.total_steps, disable=writer is None or options.quiet) as bar:
+        try:
+            for frames in stream:
+                size = frames[0].size
+                if writer is not None:
+                    writer.write(frames)
+                    bar.set_postfix_str(writer.preview)
+        finally:
+            stream.close()
+            if writer is not None and options.save_latents and stream.latents is not None:
+                stream.save_latents(options.save_latents)
+                kept.append(f"--resume-latents {options.save_latents} goes on from there")
+    return size
+
+
+def _count(frames: int) -> str:
+    return "1 frame" if frames == 1 else f"{frames} frames"
+
+
+def _free_name(title: str) -> str:
+    """A name for an mp4 in the current folder that is made of the title and not yet taken."""
+    words = re.sub(r"[^\w]+", "-", title.lower()).strip("-_")[:60].rstrip("-") or "video"
     number, name = 1, f"{words}.mp4"
     while os.path.lexists(name):
         number += 1
         name = f"{words}-{number}.mp4"
     return name
-
-
-def _open_image(path: str) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(path)
-        image.load()
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise type(error)(f"cannot read --image {path!r}: {error.strerror}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"--image {path!r} is not a picture, or it is damaged") from error
-    except Image.DecompressionBombError as error:
-        raise UsageError(f"--image {path!r} is too large: {error}") from error
-    if min(image.size) < SIZE_MULTIPLE:
-        raise UsageError(
-            f"--image {path!r} is too small, {image.width}x{image.height}: "
-            f"both sides must be at least {SIZE_MULTIPLE} pixels"
-        )
-    return image
-
-
-def _generate_arguments(
-    options: Namespace, folder: CheckpointFolder, image: Image | None, seed: int
-) -> dict[str, Any]:
-    """What `generate`, or with an image `generate_i2v`, is called with; None is its default."""
-    import torch
-
-    from .inputs import fit_image
-
-    arguments: dict[str, Any] = {
-        "temp": _latent_frames(options, folder),
-        "num_inference_steps": options.steps,
-        "guidance_scale": options.guidance,
-        "video_guidance_scale": options.video_guidance,
-        "negative_prompt": options.negative_prompt,
-        # on the CPU, so that a seed means the same on every device
-        "generator": torch.Generator().manual_seed(seed),
-        "cpu_offloading": options.offload == "model",
-    }
-    size = options.size or default_size(folder, image)
-    if image is not None:
-        return arguments | {"input_image": fit_image(image, *size)}
-    video_steps = options.steps if options.video_steps is None else options.video_steps
-    width, height = size
-    return arguments | {"width": width, "height": height, "video_num_inference_steps": video_steps}
-
-
-def _latent_frames(options: Namespace, folder: CheckpointFolder) -> int:
-    from .inputs import temp_of_seconds
-
-    if options.seconds is not None:
-        return temp_of_seconds(options.seconds, folder.defaults.frames_per_second)
-    frames = options.num_frames or default_num_frames(folder)
-    return (frames - 1) // FRAME_MULTIPLE + 1
 
 
 def one_line(error: BaseException) -> str:

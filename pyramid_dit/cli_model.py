@@ -13,8 +13,6 @@ from .cli_options import UsageError
 from .launcher import Place
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from .folder import CheckpointFolder
     from .pipeline import PyramidDiTForVideoGeneration
 
@@ -160,15 +158,15 @@ def device_name(name: str, here: Place | None) -> str:
     return name
 
 
-def default_size(folder: CheckpointFolder, image: Image | None) -> tuple[int, int]:
-    """Width and height that suit the model, lying or standing as the image is."""
+def default_size(folder: CheckpointFolder, start: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height that suit the model, lying or standing as what the video starts from."""
     width, height = folder.defaults.width, folder.defaults.height
     if width is None or height is None:
         name = folder.variant.rpartition("_")[2]
         if name not in RELEASED_SIZES:
             raise UsageError(f"{folder.path} does not say which size it is made for, add --size")
         width, height = RELEASED_SIZES[name]
-    if image is not None and (image.width < image.height) != (width < height):
+    if start is not None and (start[0] < start[1]) != (width < height):
         return height, width
     return width, height
 

@@ -16,6 +16,20 @@ from . import __version__
 STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 FRAME_MULTIPLE = 8
+OF_THE_FIRST_RUN = (
+    "storyboard",
+    "seconds",
+    "num_frames",
+    "size",
+    "seed",
+    "steps",
+    "video_steps",
+    "guidance",
+    "video_guidance",
+    "negative_prompt",
+    "prompt_suffix",
+)
+"""Options that a run which is resumed has its own values of."""
 
 DESCRIPTION = """\
 Make a video from a prompt, or from an image and a prompt, by pyramidal flow matching.
@@ -32,6 +46,7 @@ examples:
   pyramid-flow "a red circle moves left on a white background"
   pyramid-flow "a blue cross grows on a gray background" --seconds 2 --seed 7 -o cross.gif
   pyramid-flow "a green square moves up on a black background" --image square.png
+  pyramid-flow "a green square grows on a black background" --extend square.mp4 --seconds 2
 
   The released models want a GPU. They are fetched from the Hugging Face hub when first used:
   pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 768p --seconds 5 \\
@@ -64,12 +79,35 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _build_parser()
     options = parser.parse_args(arguments)
     options.prompt = options.prompt or ""
-    if not options.prompt.strip() and options.image is None:
-        parser.error("the prompt is empty: say what the video should show")
+    _check_sources(parser, options)
     if options.image is not None and options.video_steps is not None:
         parser.error("--video-steps does not go with --image, where --steps serves all frames")
+    if options.extend is None:
+        _check_num_frames(parser, options.num_frames)
+    elif options.num_frames is not None and options.num_frames % FRAME_MULTIPLE:
+        parser.error(
+            f"argument --num-frames: with --extend, it must be a multiple of {FRAME_MULTIPLE}, "
+            f"not {options.num_frames}"
+        )
     check_model_options(parser, options)
     return options
+
+
+def _check_sources(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what does not go with what the video starts from and is led by."""
+    told = {
+        "a prompt": options.prompt or None,
+        **{f"--{name.replace('_', '-')}": getattr(options, name) for name in OF_THE_FIRST_RUN},
+    }
+    if options.resume_latents is not None:
+        for name, value in told.items():
+            if value is not None:
+                parser.error(f"{name} does not go with --resume-latents, which has its own")
+    elif options.storyboard is not None:
+        if options.prompt:
+            parser.error("a prompt does not go with --storyboard, which has its own")
+    elif not options.prompt.strip() and options.image is None and options.extend is None:
+        parser.error("the prompt is empty: say what the video should show")
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -84,7 +122,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "prompt",
         nargs="?",
-        help="what the video should show, in quotes; may be left out with --image",
+        help="what the video should show, in quotes; may be left out with --image and --extend",
     )
 
     video = parser.add_argument_group("the video")
@@ -96,8 +134,32 @@ def _build_parser() -> argparse.ArgumentParser:
         "end) for a folder of PNGs; an earlier one is replaced (default: an mp4 in this folder, "
         "named after the prompt)",
     )
-    video.add_argument(
+    start = video.add_mutually_exclusive_group()
+    start.add_argument(
         "--image", metavar="FILE", help="picture to start from; it is scaled and cropped to fit"
+    )
+    start.add_argument(
+        "--extend",
+        metavar="FILE",
+        help="video to go on from; it is scaled and cropped to fit, and --seconds and --num-frames "
+        "are what is added to it",
+    )
+    start.add_argument(
+        "--resume-latents",
+        metavar="FILE",
+        help="go on with a run that was stopped, from what its --save-latents wrote",
+    )
+    video.add_argument(
+        "--storyboard",
+        metavar="FILE",
+        help='prompts by unit, as JSON: {"0": "a dog sits", "8": "the dog runs"}; unit 0 is the '
+        "first frame, every other one 8 frames; a value may also be "
+        '{"prompt": ..., "guidance": ...}',
+    )
+    video.add_argument(
+        "--save-latents",
+        metavar="FILE",
+        help="also write what --resume-latents needs, at the end or when the run is stopped",
     )
     length = video.add_mutually_exclusive_group()
     length.add_argument(
@@ -108,9 +170,9 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     length.add_argument(
         "--num-frames",
-        type=_num_frames,
+        type=_positive_integer,
         metavar="N",
-        help="length in frames: 8n+1, such as 1 (a still), 49, 97, 121 or 241",
+        help="length in frames: 8n+1, such as 1 (a still), 49, 97, 121 or 241; with --extend, 8n",
     )
     video.add_argument(
         "--size",
@@ -150,6 +212,12 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     sampling.add_argument(
         "--negative-prompt", metavar="TEXT", help="what the video should not look like"
+    )
+    sampling.add_argument(
+        "--prompt-suffix",
+        metavar="TEXT",
+        help='what is appended to the prompt, "" for nothing (default: what the model was trained '
+        "with)",
     )
 
     model = add_model_options(parser)
@@ -281,14 +349,15 @@ def _seed(text: str) -> int:
     return value
 
 
-def _num_frames(text: str) -> int:
-    frames = _positive_integer(text)
+def _check_num_frames(parser: argparse.ArgumentParser, frames: int | None) -> None:
+    if frames is None:
+        return
     below = (frames - 1) // FRAME_MULTIPLE * FRAME_MULTIPLE + 1
     if frames != below:
-        raise argparse.ArgumentTypeError(
-            f"must be 8n+1, not {frames}; the nearest are {below} and {below + FRAME_MULTIPLE}"
+        parser.error(
+            f"argument --num-frames: must be 8n+1, not {frames}; the nearest are {below} and "
+            f"{below + FRAME_MULTIPLE}"
         )
-    return frames
 
 
 def _steps(text: str) -> int | list[int]:

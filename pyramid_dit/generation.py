@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
 from . import inputs
-from .conditioning import TENSOR_NAMES, Prompts
+from .conditioning import Prompts
 from .engine import GenerationEngine
 from .folder import Steps
 from .guidance import GuidanceSchedule
@@ -136,7 +136,7 @@ class VideoGenerator(GenerationEngine):
             width=width,
             temp=temp,
             samples_each=num_images_per_prompt,
-            generator=given.generators(generator),
+            generator=generator,
             output_type=output_type,
             save_memory=save_memory,
             cpu_offloading=cpu_offloading,
@@ -231,7 +231,7 @@ class VideoGenerator(GenerationEngine):
             image_latents=image_latents,
             given_frames=1,
             samples_each=num_images_per_prompt,
-            generator=given.generators(generator),
+            generator=generator,
             output_type=output_type,
             save_memory=save_memory,
             cpu_offloading=cpu_offloading,
@@ -293,10 +293,7 @@ class VideoGenerator(GenerationEngine):
             ValueError: An argument is outside its range, or two do not fit each other.
         """
         given = Options(**options)
-        length = given.length(
-            temp, of_frames=inputs.added_temp_of, of_seconds=self._added_temp_of_seconds
-        )
-        rest = {
+        rest: dict[str, Any] = {
             "output_type": output_type,
             "save_memory": save_memory,
             "cpu_offloading": cpu_offloading,
@@ -304,17 +301,22 @@ class VideoGenerator(GenerationEngine):
             "callback": callback,
         }
         if resume is not None:
-            own = {
-                "prompt": prompt or None,
-                "video": video,
-                "temp, num_frames or seconds": length,
-                "num_inference_steps": num_inference_steps,
-                "guidance_scale": guidance_scale,
-                "video_guidance_scale": video_guidance_scale,
-                "negative_prompt": negative_prompt,
-                "generator": generator,
-            }
-            return self._resumed(resume, given, own, rest)
+            given.refuse_but_embeds(
+                "a run that is resumed has its own",
+                prompt=prompt or None,
+                video=video,
+                temp=temp,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                video_guidance_scale=video_guidance_scale,
+                negative_prompt=negative_prompt,
+                generator=generator,
+            )
+            saved = resume if isinstance(resume, SavedLatents) else SavedLatents.load(resume)
+            return saved.request(given, self.latent_channels, **rest)
+        length = given.length(
+            temp, of_frames=inputs.added_temp_of, of_seconds=self._added_temp_of_seconds
+        )
         if length is None:
             raise ValueError("how much to add is needed: temp, num_frames or seconds")
         inputs.check_temp(length, self.frame_per_unit, from_image=True)
@@ -342,7 +344,7 @@ class VideoGenerator(GenerationEngine):
             given_frames=past + 1,
             shows_given=output_type == "latent",
             samples_each=num_images_per_prompt,
-            generator=given.generators(generator),
+            generator=generator,
             **rest,
         )
 
@@ -363,6 +365,7 @@ class VideoGenerator(GenerationEngine):
         units: Sequence[Unit],
         *,
         guided: bool,
+        generator: Generators | None,
         **rest: Any,
     ) -> Request:
         """The request of these arguments, once the prompts are checked."""
@@ -396,65 +399,8 @@ class VideoGenerator(GenerationEngine):
             texts=texts,
             units=planned,
             nested=not all(text is None or isinstance(text, str) for text in storyboard.values()),
+            generator=options.generators(generator),
             latents=options.latents,
-            callback_on_step_end=options.callback_on_step_end,
-            **rest,
-        )
-
-    def _resumed(
-        self,
-        saved: SavedLatents | str | PathLike[str],
-        options: Options,
-        own: Mapping[str, object],
-        rest: dict[str, Any],
-    ) -> Request:
-        """The request to do what is left of a run.
-
-        Args:
-            saved: Where the run stands, or the file that tells.
-            options: What the caller says by name.
-            own: What the run has its own of; the caller may not give it.
-            rest: Further arguments of the request.
-        """
-        allowed = (
-            "callback_on_step_end",
-            *(f"{sign}{name}" for sign in ("", "negative_") for name in TENSOR_NAMES),
-        )
-        others = {f.name: getattr(options, f.name) for f in fields(options)}
-        for name, value in {**own, **others}.items():
-            if value is not None and name not in allowed:
-                raise ValueError(f"a run that is resumed has its own {name}, {value!r} was given")
-        if not isinstance(saved, SavedLatents):
-            saved = SavedLatents.load(saved)
-        batch, channels, frames, height, width = saved.latents.shape
-        if channels != self.latent_channels:
-            raise ValueError(
-                f"the saved latents have {channels} channels, the model {self.latent_channels}"
-            )
-        texts = [
-            Prompts.checked(
-                text.prompts,
-                text.negative_prompts or "",
-                encoded=options.encoded,
-                encoded_negative=options.encoded_negative,
-                suffix="",
-                guided=any(unit.guidance_scale != 1 for unit in saved.units),
-                allow_empty=True,
-            )
-            for text in saved.texts
-        ]
-        return Request(
-            texts=texts,
-            units=saved.units,
-            height=height * inputs.SPATIAL_FACTOR,
-            width=width * inputs.SPATIAL_FACTOR,
-            temp=saved.noise.shape[2],
-            past=saved.latents,
-            given_frames=frames,
-            nested=batch > saved.samples_each,
-            samples_each=saved.samples_each,
-            generator=saved.generators(),
-            latents=saved.noise,
             callback_on_step_end=options.callback_on_step_end,
             **rest,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import inputs
-from .conditioning import Triple
+from .conditioning import TENSOR_NAMES, Triple
 from .request import Generators, Request, StepCallback
 
 if TYPE_CHECKING:
@@ -79,6 +79,22 @@ class Options:
             self.negative_prompt_attention_mask,
             self.negative_pooled_prompt_embeds,
         )
+
+    def refuse_but_embeds(self, reason: str, **own: object) -> None:
+        """Refuse everything that the caller gave, but encoded prompts and the callback.
+
+        Args:
+            reason: Start of the message.
+            own: Arguments beside those of this class.
+
+        Raises:
+            ValueError: Something is given.
+        """
+        prefixed = (f"{sign}{name}" for sign in ("", "negative_") for name in TENSOR_NAMES)
+        allowed = {"callback_on_step_end", *prefixed}
+        for name, value in {**own, **vars(self)}.items():
+            if value is not None and name not in allowed:
+                raise ValueError(f"{reason} {name}, {value!r} was given")
 
     def storyboard(
         self, prompt: str | Sequence[str] | None

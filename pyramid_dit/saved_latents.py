@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .request import Progress, Request
+from .conditioning import Prompts
+from .inputs import SPATIAL_FACTOR
+from .request import Generators, Progress, Request
 from .sampler import Unit
 from .video_io import replacing
+
+if TYPE_CHECKING:
+    from .options import Options
 
 FORMAT = "pyramid-flow latents 1"
 
@@ -79,14 +84,58 @@ class SavedLatents:
             samples_each=request.samples_each,
         )
 
-    def generators(self) -> list[torch.Generator]:
+    def generators(self) -> Generators:
         """Sources of random numbers that go on where those of the run were."""
         sources = []
         for state in self.generator_states:
             source = torch.Generator(self.generator_device)
             source.set_state(state)
             sources.append(source)
-        return sources
+        return sources[0] if len(sources) == 1 else sources
+
+    def request(self, options: Options, channels: int, **rest: Any) -> Request:
+        """The request to do what is left.
+
+        Args:
+            options: Of which the encoded prompts and the callback count.
+            channels: Of the latents that the model makes.
+            rest: Further arguments of the request.
+
+        Raises:
+            ValueError: The latents are another model's, or encoded prompts are missing.
+        """
+        batch, own_channels, frames, height, width = self.latents.shape
+        if own_channels != channels:
+            raise ValueError(
+                f"the saved latents have {own_channels} channels, the model {channels}"
+            )
+        texts = [
+            Prompts.checked(
+                text.prompts,
+                text.negative_prompts or "",
+                encoded=options.encoded,
+                encoded_negative=options.encoded_negative,
+                suffix="",
+                guided=any(unit.guidance_scale != 1 for unit in self.units),
+                allow_empty=True,
+            )
+            for text in self.texts
+        ]
+        return Request(
+            texts=texts,
+            units=self.units,
+            height=height * SPATIAL_FACTOR,
+            width=width * SPATIAL_FACTOR,
+            temp=self.noise.shape[2],
+            past=self.latents,
+            given_frames=frames,
+            nested=batch > self.samples_each,
+            samples_each=self.samples_each,
+            generator=self.generators(),
+            latents=self.noise,
+            callback_on_step_end=options.callback_on_step_end,
+            **rest,
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file; the name holds a complete file or what it held before.

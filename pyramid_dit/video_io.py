@@ -4,27 +4,25 @@ Everything is written under a temporary name beside its target and renamed at th
 the final name holds either a complete file or what it held before: after an error, a full disk
 or Ctrl-C the temporary file is removed.
 
-Video goes through the ffmpeg program that ships with `imageio-ffmpeg`, fed by a pipe: nothing
-needs to be installed on the machine, and no copy of the whole clip is made.
+`progressive_video.py` is for files that are watched while they grow.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
 import shutil
-import signal
-import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+
+from .ffmpeg import COMPLETE, Encoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +32,6 @@ Frame: TypeAlias = "Image | np.ndarray"
 
 PNG_NAME = "frame_{:04d}.png"
 PNG_PATTERN = re.compile(r"frame_\d{4,}\.png")
-CRF = 16  # x264's quality: 0 is lossless, from about 18 on the eye sees the difference
 
 
 def export_to_video(frames: Iterable[Frame], path: str | Path, fps: float = 24) -> str:
@@ -54,9 +51,9 @@ def export_to_video(frames: Iterable[Frame], path: str | Path, fps: float = 24) 
         TypeError: something that is not a frame.
         OSError: the file could not be written.
     """
-    _check_fps(fps)
+    check_fps(fps)
     with replacing(Path(path)) as temporary:
-        _encode(_frame_arrays(frames), temporary, fps)
+        _encode(frame_arrays(frames), temporary, fps)
     return str(path)
 
 
@@ -68,8 +65,8 @@ def export_to_gif(frames: Iterable[Frame], path: str | Path, fps: float = 24) ->
     """
     from PIL import Image
 
-    _check_fps(fps)
-    images = [Image.fromarray(array) for array in _frame_arrays(frames)]
+    check_fps(fps)
+    images = [Image.fromarray(array) for array in frame_arrays(frames)]
     ends = [round(100 * (index + 1) / fps) for index in range(len(images))]
     durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
     with replacing(Path(path)) as temporary:
@@ -91,7 +88,7 @@ def export_to_png_folder(frames: Iterable[Frame], path: str | Path) -> str:
     _check_replaceable(target)
     with replacing(target) as temporary:
         temporary.mkdir()
-        for index, array in enumerate(_frame_arrays(frames)):
+        for index, array in enumerate(frame_arrays(frames)):
             Image.fromarray(array).save(temporary / PNG_NAME.format(index))
     return str(path)
 
@@ -140,7 +137,12 @@ def check_writable(path: str | Path) -> None:
         _check_replaceable(target)
     elif target.is_dir():
         raise IsADirectoryError(f"cannot write {str(path)!r}: it is a folder")
-    folder = target.absolute().parent
+    check_folder(path)
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise an `OSError` where the folder of the file `path` is no folder or takes no files."""
+    folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
@@ -161,65 +163,78 @@ def read_video(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: ffmpeg finds no video in it.
     """
+    return np.stack(list(video_frames(path)))
+
+
+def video_frames(
+    path: str | Path, *, size: tuple[int, int] | None = None, fps: float | None = None
+) -> Generator[np.ndarray, None, None]:
+    """Decode a video to uint8 frames [height, width, 3], one at a time.
+
+    Args:
+        path: the file.
+        size: width and height that a frame is scaled to cover, and cropped to in the middle;
+            by default as it is.
+        fps: frames a second, by dropping and repeating; by default every stored frame once.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: ffmpeg finds no video in it.
+    """
     from imageio_ffmpeg import read_frames
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such video file: {str(path)!r}")
-    reader = read_frames(str(path), output_params=["-fps_mode", "passthrough"])
+    filters = [] if fps is None else [f"fps={fps}"]
+    if size is not None:
+        extent = f"{size[0]}:{size[1]}"
+        filters += [f"scale={extent}:force_original_aspect_ratio=increase", f"crop={extent}"]
+    options = ["-vf", ",".join(filters)] if filters else []
+    if fps is None:
+        options += ["-fps_mode", "passthrough"]
+    # an absolute name cannot be taken for an option or a protocol
+    reader = read_frames(str(Path(path).absolute()), output_params=options)
+    count = 0
     try:
         width, height = next(reader)["size"]
-        frames = [np.frombuffer(frame, np.uint8) for frame in reader]
-        return np.stack(frames).reshape(-1, height, width, 3)
+        for frame in reader:
+            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
+            count += 1
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise ValueError(f"not a video that ffmpeg can read: {str(path)!r}") from error
     finally:
         reader.close()
+    if count == 0:
+        raise ValueError(f"a video without frames: {str(path)!r}")
+
+
+def video_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a video, as it is shown.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: ffmpeg finds no video in it.
+    """
+    frames = video_frames(path)
+    try:
+        height, width = next(frames).shape[:2]
+    finally:
+        frames.close()
+    return width, height
 
 
 def _encode(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
-    """Pipe raw frames to ffmpeg. Raises `OSError` with what ffmpeg said if it fails."""
-    from imageio_ffmpeg import get_ffmpeg_exe
-
-    first = _even(next(frames))
-    height, width = first.shape[:2]
-    # Spelled out, for ffmpeg would convert by BT.601 and leave players to guess.
-    to_yuv = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int"
-    tags = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-    command = [get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
-    command += ["-framerate", str(fps), "-i", "pipe:0", "-vf", f"{to_yuv},format=yuv420p,{tags}"]
-    command += ["-c:v", "libx264", "-crf", str(CRF)]
-    command += ["-movflags", "+faststart", "-f", "mp4", str(path)]
-    # Messages go to a file: a pipe that nobody empties could block ffmpeg. A session of its own
-    # keeps a Ctrl-C in the terminal from ffmpeg, which would then finish a shorter video.
-    with tempfile.TemporaryFile() as messages:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=messages, start_new_session=True
-        )
-        assert process.stdin is not None
-        try:
-            # A broken pipe means that ffmpeg gave up; its status and message say why.
-            with suppress(BrokenPipeError), process.stdin as pipe:
-                pipe.write(first.tobytes())
-                for frame in frames:
-                    pipe.write(_even(frame).tobytes())
-            status = process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        if status != 0:
-            messages.seek(0)
-            raise _ffmpeg_error(status, messages.read().decode(errors="replace"), path)
-
-
-def _ffmpeg_error(status: int, said: str, path: Path) -> OSError:
-    if os.strerror(errno.ENOSPC) in said:
-        return OSError(errno.ENOSPC, f"cannot write to {str(path.parent)!r}: no space left")
-    if status == -getattr(signal, "SIGXFSZ", 0):
-        return OSError(errno.EFBIG, f"cannot write to {str(path.parent)!r}: file size limit")
-    last_line = (said.strip().splitlines() or [f"it ended with status {status}"])[-1]
-    return OSError(errno.EIO, f"cannot write to {str(path.parent)!r}: ffmpeg: {last_line}")
+    """Write a complete mp4. Raises `OSError` with what ffmpeg said if it fails."""
+    first = even(next(frames))
+    encoder = Encoder(path, first.shape, fps, COMPLETE)
+    try:
+        encoder.write(first)
+        for frame in frames:
+            encoder.write(even(frame))
+        encoder.finish()
+    except BaseException:
+        encoder.kill()
+        raise
 
 
 @contextmanager
@@ -256,15 +271,23 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _check_fps(fps: float) -> None:
+def check_fps(fps: float) -> None:
+    """Refuse with a ValueError what is no number of frames a second."""
     if not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"fps must be a number above 0, not {fps!r}")
 
 
-def _frame_arrays(frames: Iterable[Frame]) -> Iterator[np.ndarray]:
-    """The frames as uint8 arrays [height, width, 3] of one size, at least one."""
-    shape = None
-    for index, frame in enumerate(frames):
+def frame_arrays(
+    frames: Iterable[Frame], *, first: int = 0, shape: tuple[int, ...] | None = None
+) -> Iterator[np.ndarray]:
+    """The frames as uint8 arrays [height, width, 3] of one size, at least one.
+
+    Args:
+        frames: The frames.
+        first: Number of the first of them.
+        shape: What earlier ones had.
+    """
+    for index, frame in enumerate(frames, first):
         array = _frame_array(frame, index)
         shape = shape or array.shape
         if array.shape != shape:
@@ -291,6 +314,7 @@ def _frame_array(frame: Frame, index: int) -> np.ndarray:
     return array
 
 
-def _even(array: np.ndarray) -> np.ndarray:
+def even(array: np.ndarray) -> np.ndarray:
+    """The frame with its last column or row written twice where its size is odd."""
     height, width = array.shape[:2]
     return np.pad(array, ((0, height % 2), (0, width % 2), (0, 0)), "edge")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -20,7 +21,7 @@ from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit.cli import main
 from pyramid_dit.cli_options import parse_options
-from pyramid_dit.video_io import read_video
+from pyramid_dit.video_io import export_to_video, read_video
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red circle moves left on a white background"
@@ -52,6 +53,17 @@ BAD_OPTIONS = {
     "unknown format": ([PROMPT, "--output", "a.avi"], ".mp4"),
     "model that is not there": ([PROMPT, "--model", "./nowhere/at/all"], "nowhere"),
     "image that is not there": ([PROMPT, "--image", "nowhere.png"], "nowhere.png"),
+    "video that is not there": ([PROMPT, "--extend", "nowhere.mp4"], "nowhere.mp4"),
+    "story that is not there": (["--storyboard", "nowhere.json"], "nowhere.json"),
+    "latents that are not there": (["--resume-latents", "nowhere"], "nowhere"),
+    "two starts": ([PROMPT, "--image", "a.png", "--extend", "a.mp4"], "not allowed with"),
+    "two prompts to follow": ([PROMPT, "--storyboard", "a.json"], "has its own"),
+    "a new prompt for an old run": ([PROMPT, "--resume-latents", "a"], "has its own"),
+    "a length to add that does not fit": (
+        [PROMPT, "--extend", "a.mp4", "--num-frames", "17"],
+        "multiple of 8",
+    ),
+    "latents in no folder": ([PROMPT, "--save-latents", "/proc/latents"], "takes no files"),
 }
 
 
@@ -361,13 +373,14 @@ def test_a_write_that_fails(
 # ---- Ctrl-C -----------------------------------------------------------------------------------
 
 
-def check_interrupted(process: subprocess.Popen[str], signum: signal.Signals) -> None:
+def check_interrupted(
+    process: subprocess.Popen[str], signum: signal.Signals, *, kept: str = "no video was written"
+) -> None:
     process.send_signal(signum)
     output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 128 + signum, errors
     assert output == "" and "Traceback" not in errors
-    assert errors.endswith("pyramid-flow: interrupted, no video was written\n")
-    assert files_here() == []
+    assert errors.endswith(f"pyramid-flow: interrupted, {kept}\n"), errors
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -378,6 +391,7 @@ def test_interrupted_while_importing(checkpoint: Path, signum: signal.Signals) -
     while "torch" not in maps.read_text() and time.monotonic() < deadline:
         time.sleep(0.01)
     check_interrupted(process, signum)
+    assert files_here() == []
 
 
 def test_interrupted_while_generating(checkpoint: Path) -> None:
@@ -389,3 +403,82 @@ def test_interrupted_while_generating(checkpoint: Path) -> None:
         assert character, seen
         seen += character
     check_interrupted(process, signal.SIGINT)
+    assert files_here() == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_made_before_an_interruption_is_kept_and_can_be_resumed(
+    checkpoint: Path, signum: signal.Signals
+) -> None:
+    arguments = [PROMPT, "--model", checkpoint, "--device", "cpu", "--seed", "3"]
+    options = [*arguments, "--steps", "1", "--video-steps", "1,1,{}", "--num-frames", "17"]
+    options += ["-o", "clip.mp4", "--save-latents", "clip.latents"]
+    partial = Path("clip.partial.mp4")
+    process = start(*[str(option).format(100_000) for option in options])
+    deadline = time.monotonic() + TIMEOUT
+    while not partial.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kept = "1 frame kept in clip.mp4; --resume-latents clip.latents goes on from there"
+    check_interrupted(process, signum, kept=kept)
+    assert files_here() == ["clip.latents", "clip.mp4"]
+    assert read_video("clip.mp4").shape == (1, 64, 64, 3)
+
+
+def test_a_run_goes_on_from_its_latents(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where all of it is there: the same frames come out again."""
+    generate(checkpoint, "--seed", "3", "-o", "first", "--save-latents", "run")
+    capsys.readouterr()
+    model = ["--model", str(checkpoint), "--device", "cpu", "-o", "second", "--quiet"]
+    assert main(["--resume-latents", "run", *model]) == 0
+    assert "seed" not in capsys.readouterr().out
+    np.testing.assert_array_equal(frames_in("first"), frames_in("second"))
+    assert main(["--resume-latents", "run", *model, "--seed", "3"]) == 2
+    check_complaint(capsys.readouterr().err, about="--seed")
+    Path("text").write_text("no latents")
+    assert main(["--resume-latents", "text", *model]) == 2
+    check_complaint(capsys.readouterr().err, about="no saved latents")
+
+
+# ---- steering ---------------------------------------------------------------------------------
+
+
+def test_a_video_is_extended(checkpoint: Path) -> None:
+    """The file has the frames that were given and those that were added."""
+    clip = np.random.default_rng(0).integers(0, 256, (12, 100, 80, 3), np.uint8)
+    export_to_video(clip, "start.mp4", fps=24)
+    base = ["--extend", "start.mp4", "--size", "64x64", "--seed", "3"]
+    generate(checkpoint, *base, "--num-frames", "16", "-o", "more.mp4")
+    assert read_video("more.mp4").shape == (28, 64, 64, 3)
+    generate(checkpoint, *base, "-o", "frames", prompt="")
+    assert frames_in("frames").shape == (20, 64, 64, 3)
+
+
+def test_a_storyboard(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(checkpoint), "--device", "cpu", "--quiet", "--seed", "3"]
+    scenes = {"0": PROMPT, "1": {"prompt": "a blue square", "guidance": 5}}
+    Path("story.json").write_text(json.dumps(scenes))
+    assert main(["--storyboard", "story.json", *model, "-o", "story"]) == 0
+    generate(checkpoint, "--seed", "3", "-o", "plain")
+    story, plain = frames_in("story"), frames_in("plain")
+    np.testing.assert_array_equal(story[0], plain[0])
+    assert not np.array_equal(story[1:], plain[1:])
+    capsys.readouterr()
+    for content, complaint in {
+        "no json": "no valid JSON",
+        "[1]": "an object",
+        '{"1": "a"}': "unit 0",
+        '{"0": "a", "x": "b"}': "'x'",
+        '{"0": {"prompt": "a", "steps": 3}}': "'steps': 3",
+        '{"0": "a", "2": {"guidance": true}}': "a number",
+    }.items():
+        Path("bad.json").write_text(content)
+        assert main(["--storyboard", "bad.json", *model]) == 2
+        check_complaint(capsys.readouterr().err, about=complaint)
+
+
+def test_the_suffix_of_the_prompt(checkpoint: Path) -> None:
+    for name, suffix in {"with": ", sharp", "without": ""}.items():
+        generate(checkpoint, "--seed", "3", "--prompt-suffix", suffix, "-o", name)
+    assert not np.array_equal(frames_in("with"), frames_in("without"))

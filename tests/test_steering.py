@@ -178,8 +178,9 @@ def test_a_run_with_the_global_generator_and_several_samples_is_resumed(
     model: PyramidDiTForVideoGeneration, tmp_path: Path
 ) -> None:
     several = {"seed": [3, 4], "num_images_per_prompt": 2}
+    one_for_both = {"seed": 3, "num_images_per_prompt": 2}
     global_one = {"seed": None}
-    for changes in (several, global_one):
+    for changes in (several, one_for_both, global_one):
         torch.manual_seed(5)
         whole = model.generate(**{**TEXT, **changes, "output_type": "latent"})
         torch.manual_seed(5)

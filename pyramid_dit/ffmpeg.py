@@ -1,0 +1,125 @@
+"""The ffmpeg program that ships with `imageio-ffmpeg`: nothing needs to be installed.
+
+It is fed by a pipe, so that no copy of a whole clip is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+CRF = 16  # x264's quality: 0 is lossless, from about 18 on the eye sees the difference
+# Index at the front, so that a browser can start before it has all of the file.
+COMPLETE = ["-movflags", "+faststart", "-f", "mp4"]
+# Every frame is a piece of its own and is written at once: the encoder may hold none back.
+FRAGMENTED = ["-tune", "zerolatency", "-flush_packets", "1"]
+FRAGMENTED += ["-movflags", "+empty_moov+default_base_moof+frag_every_frame", "-f", "mp4"]
+
+
+class Encoder:
+    """The ffmpeg program, fed with raw frames through a pipe.
+
+    Args:
+        path: The file to write.
+        shape: Of the frames, (height, width, 3), even.
+        fps: Frames a second.
+        container: Options for the kind of mp4.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], fps: float, container: list[str]
+    ) -> None:
+        height, width = shape[:2]
+        # Spelled out, for ffmpeg would convert by BT.601 and leave players to guess.
+        to_yuv = "scale=out_color_matrix=bt709:out_range=tv"
+        to_yuv += ":flags=bicubic+accurate_rnd+full_chroma_int"
+        tags = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+        arguments = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+        arguments += ["-framerate", str(fps), "-i", "pipe:0"]
+        arguments += ["-vf", f"{to_yuv},format=yuv420p,{tags}"]
+        arguments += ["-c:v", "libx264", "-crf", str(CRF), *container, str(path)]
+        self._path = path
+        # Messages go to a file: a pipe that nobody empties could block ffmpeg. A session of its
+        # own keeps a Ctrl-C in the terminal from ffmpeg, which would then end the video early.
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [*_command(), *arguments],
+            stdin=subprocess.PIPE,
+            stderr=self._messages,
+            start_new_session=True,
+        )
+
+    def write(self, frame: np.ndarray) -> None:
+        """Hand over a frame.
+
+        Raises:
+            OSError: ffmpeg has given up.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(frame.tobytes())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self.finish()
+            raise
+
+    def finish(self) -> None:
+        """Wait for the end of the file.
+
+        Raises:
+            OSError: It could not be written; the message is what ffmpeg said.
+        """
+        assert self._process.stdin is not None
+        with self._messages:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+            status = self._process.wait()
+            if status != 0:
+                self._messages.seek(0)
+                raise _error(status, self._messages.read().decode(errors="replace"), self._path)
+
+    def kill(self) -> None:
+        """Give up."""
+        self._process.kill()
+        self._process.wait()
+        self._messages.close()
+
+
+def _command() -> list[str]:
+    """How a command of ffmpeg starts."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    return [get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
+
+
+def run_ffmpeg(arguments: list[str]) -> None:
+    """Run ffmpeg to its end; the last of `arguments` is the file that it writes.
+
+    Raises:
+        OSError: It could not be written; the message is what ffmpeg said.
+    """
+    done = subprocess.run(
+        [*_command(), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        start_new_session=True,
+    )
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace")
+        raise _error(done.returncode, said, Path(arguments[-1]))
+
+
+def _error(status: int, said: str, path: Path) -> OSError:
+    if os.strerror(errno.ENOSPC) in said:
+        return OSError(errno.ENOSPC, f"cannot write to {str(path.parent)!r}: no space left")
+    if status == -getattr(signal, "SIGXFSZ", 0):
+        return OSError(errno.EFBIG, f"cannot write to {str(path.parent)!r}: file size limit")
+    last_line = (said.strip().splitlines() or [f"it ended with status {status}"])[-1]
+    return OSError(errno.EIO, f"cannot write to {str(path.parent)!r}: ffmpeg: {last_line}")
