@@ -1,15 +1,27 @@
 #!/bin/sh
-# One request of the web demo, by several GPUs of this machine.
+# The page on several GPUs of this machine; or one request of the reference's web demo.
 set -eu
 
 usage() {
     cat <<'TEXT'
-Usage: scripts/app_multigpu_engine.sh GPUS VARIANT MODEL_PATH t2v TEMP GUIDANCE_SCALE \
+Usage: scripts/app_multigpu_engine.sh [OPTION...]
+       scripts/app_multigpu_engine.sh GPUS VARIANT MODEL_PATH t2v TEMP GUIDANCE_SCALE \
            VIDEO_GUIDANCE_SCALE RESOLUTION OUTPUT_PATH PROMPT
        scripts/app_multigpu_engine.sh GPUS VARIANT MODEL_PATH i2v TEMP GUIDANCE_SCALE \
            VIDEO_GUIDANCE_SCALE RESOLUTION OUTPUT_PATH IMAGE_PATH PROMPT
 
-Makes one video on several GPUs, as the web demo asks for it.
+The first form starts the page in the browser, whose videos several GPUs make together. Settings,
+as environment variables:
+  GPUS        number of GPUs (default: 2)
+  MODEL_PATH  folder of a checkpoint, or a repository on the Hugging Face hub
+              (default: rain1011/pyramid-flow-miniflux)
+  VARIANT     transformer of the model (default: diffusion_transformer_768p)
+  PYTHON      the Python to run (default: python)
+
+Everything else is an option of app.py, see `python app.py --help`:
+  GPUS=4 scripts/app_multigpu_engine.sh --port 8000
+
+The other forms make one video, with the arguments of the reference's script:
   GPUS                  number of GPUs
   VARIANT               transformer of the model, such as diffusion_transformer_768p
   MODEL_PATH            folder of a checkpoint, or a repository on the Hugging Face hub
@@ -20,9 +32,7 @@ Makes one video on several GPUs, as the web demo asks for it.
   OUTPUT_PATH           file to write
   IMAGE_PATH            picture to start from
   PROMPT                what the video should show; may be empty for i2v
-
-Environment variables:
-  PYTHON   the Python to run (default: python)
+and as environment variables PYTHON and
   OPTIONS  more options of pyramid-flow, separated by spaces, such as "--shard --quiet"
 TEXT
 }
@@ -36,6 +46,20 @@ case "${1:-}" in
 -h | --help)
     usage
     exit 0
+    ;;
+esac
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH
+
+case "${1:-}" in
+'' | -*)
+    exec "${PYTHON:-python}" "$root/app.py" \
+        --gpus "${GPUS:-2}" \
+        --model "${MODEL_PATH:-rain1011/pyramid-flow-miniflux}" \
+        --variant "${VARIANT:-diffusion_transformer_768p}" \
+        "$@"
     ;;
 esac
 
@@ -66,9 +90,6 @@ i2v)
 *) complain "the task must be t2v or i2v, not '$task'" ;;
 esac
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPATH
 # OPTIONS are several words on purpose.
 # shellcheck disable=SC2086
 exec "${PYTHON:-python}" -m pyramid_dit \
