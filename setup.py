@@ -24,7 +24,10 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["pyramid_dit*", "video_vae*", "trainer_misc*"]),
-    package_data={"pyramid_dit": ["py.typed", "toy/*", "toy/**/*"]},
+    package_data={
+        "pyramid_dit": ["py.typed", "toy/*", "toy/**/*"],
+        "pyramid_dit.page": ["*.css", "*.html", "*.js"],
+    },
     install_requires=[
         "accelerate>=1.10,<2",
         "diffusers>=0.41,<1",
@@ -40,8 +43,16 @@ setup(
         "transformers>=5.20,<6",
     ],
     extras_require={
+        "app": ["gradio>=6.30,<7"],
         "lora": ["peft>=0.20,<1"],
-        "test": ["mypy>=2.4,<2.5", "peft>=0.20,<1", "pytest>=8", "ruff>=0.17,<0.18"],
+        "test": [
+            "gradio>=6.30,<7",
+            "mypy>=2.4,<2.5",
+            "peft>=0.20,<1",
+            "playwright>=1.60,<2",
+            "pytest>=8",
+            "ruff>=0.17,<0.18",
+        ],
     },
     entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.cli:main"]},
 )

@@ -1,0 +1,77 @@
+"""The page in the browser: `python app.py`, then open the address that it prints."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+
+from pyramid_dit.cli import exit_status, one_line
+from pyramid_dit.cli_options import OneLineParser, add_model_options, check_model_options
+from pyramid_dit.launcher import Stopped, leave_reason
+
+EXAMPLES = """\
+examples:
+  python app.py                     the small checkpoint that comes along, on this machine
+  python app.py --model rain1011/pyramid-flow-miniflux --variant 768p
+  python app.py --model rain1011/pyramid-flow-miniflux --variant 768p --gpus 4
+  python app.py --host 0.0.0.0      for all machines that can reach this one
+"""
+
+
+def parse_options(arguments: Sequence[str]) -> Namespace:
+    """Parse and check the command line.
+
+    Raises:
+        UsageError: An option is unknown, malformed, or does not go with another.
+    """
+    parser = OneLineParser(
+        prog="app.py",
+        description="A page in the browser to make videos with.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    page = parser.add_argument_group("the page")
+    page.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
+    )
+    page.add_argument(
+        "--port", type=int, metavar="N", help="port (default: the first free one from 7860 on)"
+    )
+    page.add_argument(
+        "--share",
+        action="store_true",
+        help="also make the page reachable from the internet, through Gradio's servers",
+    )
+    model = add_model_options(parser)
+    model.add_argument(
+        "--verbose", action="store_true", help="tell what is done, and where an error came from"
+    )
+    options = parser.parse_args(arguments)
+    check_model_options(parser, options)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the page and return the exit status; errors are told in one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = None
+    try:
+        options = parse_options(arguments)
+        from pyramid_dit.page.serve import run_page
+
+        run_page(options, [__file__, *arguments])
+    except KeyboardInterrupt as stop:
+        return 128 + (stop.signum if isinstance(stop, Stopped) else 2)
+    except Exception as error:
+        if options is not None and options.verbose:
+            raise
+        if not leave_reason(one_line(error), exit_status(error)):
+            sys.stderr.write(f"app.py: {one_line(error)}\n")
+        return exit_status(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""What the page does: Gradio's events, for browsers and for clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+from PIL.Image import Image
+
+from .layout import SCROLL_TO_RESULT, Fields, Results
+from .media_checks import open_image
+from .metadata import read_settings
+from .settings import MAX_SCENES, ModelCard, Settings, size_of
+from .visitors import (
+    Form,
+    Result,
+    Visitor,
+    Visitors,
+    crop_of_image,
+    in_words,
+    last_crop_of_video,
+)
+from .words import caption, details_html, duration, failure_html, status_html
+from .worker import Job, QueueFull, State, Worker
+
+POLL = 0.1  # seconds between two looks at a job
+REFUSALS = (ValueError, TypeError, OSError, QueueFull)
+
+Updates = dict[Any, Any]
+"""New values of components."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One page, as all its visitors see it.
+
+    Attributes:
+        card: The model.
+        fields: What visitors set.
+        results: Where they see what was made.
+        worker: Makes it.
+        visitors: Who is there.
+    """
+
+    card: ModelCard
+    fields: Fields
+    results: Results
+    worker: Worker
+    visitors: Visitors
+
+    def connect(self) -> None:
+        """Attach all events."""
+        fields, results = self.fields, self.results
+        shown: list[Any] = [results.status, results.stop, results.preview, results.video]
+        shown += [results.details, results.actions, results.gallery]
+        shown += [fields.seed, *fields.make.values()]
+        for mode, button in fields.make.items():
+            inputs = self._inputs(mode)
+            button.click(
+                self._make(mode, inputs),
+                {*inputs.values(), *self._scene_inputs(mode), fields.new_seed},
+                shown,
+                js=SCROLL_TO_RESULT,
+                show_progress="hidden",
+                concurrency_limit=None,
+                api_visibility="private",
+            )
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        results.stop.click(self._stop, None, results.status, queue=False, **private)
+        results.gallery.select(self._show_again, None, shown, **private)
+        everything = [*self._filled(), *shown]
+        results.use_settings.click(self._use_settings, None, self._filled(), **private)
+        results.go_on.click(
+            self._go_on, None, [fields.tabs, fields.video, fields.prompts["extend"]], **private
+        )
+        fields.restore.upload(self._restore, fields.restore, everything, **private)
+        for file, shown_crop, note, crop in (
+            (fields.image, fields.image_crop, fields.image_note, crop_of_image),
+            (fields.video, fields.video_crop, fields.video_note, self._last_frame),
+        ):
+            changes = [file.change, fields.size.change]
+            gr.on(changes, _look(crop), [file, fields.size], [shown_crop, note], **private)
+        fields.image.upload(self._turn, [fields.image, fields.size], fields.size, **private)
+        scenes = fields.scenes
+        scenes.more.click(_one_more, scenes.count, [scenes.count, *scenes.rows], **private)
+        if fields.pictures is not None:
+            fields.pictures.click(
+                lambda sample: sample,
+                fields.pictures,
+                [fields.image, fields.prompts["image"]],
+                **private,
+            )
+        for mode, tab in fields.mode_tabs.items():
+            tab.select(
+                self._guidance_of(mode), fields.video_guidance, fields.video_guidance, **private
+            )
+
+    def leave(self, request: gr.Request) -> None:
+        """A visitor has closed the page."""
+        self.visitors.leave(request.session_hash)
+
+    # ---- making a video -------------------------------------------------------------------
+
+    def _inputs(self, mode: str) -> dict[str, Any]:
+        """The components behind the fields of `Form`, but for the scenes."""
+        fields = self.fields
+        inputs = fields.shared | {"seed": fields.seed}
+        if mode in fields.prompts:
+            inputs["prompt"] = fields.prompts[mode]
+        if mode in ("image", "extend"):
+            inputs |= {"image": fields.image} if mode == "image" else {"video": fields.video}
+        return inputs
+
+    def _scene_inputs(self, mode: str) -> list[Any]:
+        scenes = self.fields.scenes
+        return [*scenes.starts, *scenes.prompts] if mode == "storyboard" else []
+
+    def _make(self, mode: str, inputs: dict[str, Any]) -> Callable[..., AsyncIterator[Updates]]:
+        fields, results = self.fields, self.results
+
+        async def make(values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
+            visitor = self.visitors.of(request.session_hash)
+            form = Form(mode=mode, **{name: values[field] for name, field in inputs.items()})
+            if mode == "storyboard":
+                pairs = zip(fields.scenes.starts, fields.scenes.prompts, strict=True)
+                form = replace(form, scenes=tuple((values[a], values[b]) for a, b in pairs))
+            if values[fields.new_seed]:
+                form = replace(form, seed=None)
+            try:
+                job = await self._submit(form, visitor)
+            except REFUSALS as error:
+                yield {results.status: failure_html(in_words(error))}
+                raise told(error) from error
+            yield self._begun(job)
+            seen: tuple[Any, ...] = ()
+            with stopped_if_left(job):
+                while not job.finished:
+                    await asyncio.sleep(POLL)
+                    ahead = self.worker.ahead(job)
+                    now = (job.steps_done, len(job.strips), ahead, int(job.elapsed()))
+                    if now != seen:
+                        yield {
+                            results.status: status_html(job, ahead),
+                            results.preview: self._frames(job),
+                        }
+                    seen = now
+            yield self._ended(job, visitor)
+            if job.error is not None:
+                raise told(job.error)
+
+        return make
+
+    def _frames(self, job: Job) -> Updates:
+        """What the preview's script shows."""
+        strips = [{"count": strip.count, "source": strip.source} for strip in job.strips]
+        return {"run": id(job), "fps": self.card.defaults.frames_per_second, "strips": strips}
+
+    async def _submit(self, form: Form, visitor: Visitor) -> Job:
+        """Check the form and put it into the queue.
+
+        Raises:
+            ValueError: Something is not as it should be, or this visitor's last video is not
+                finished.
+            QueueFull: Too many wait already.
+        """
+        if visitor.busy:
+            raise ValueError("your last video is still being made: wait for it, or stop it")
+        video_request = await asyncio.to_thread(form.request, self.card)
+        visitor.job = self.worker.submit(video_request, visitor.folder)
+        return visitor.job
+
+    def _begun(self, job: Job) -> Updates:
+        fields, results = self.fields, self.results
+        return {
+            results.status: status_html(job, self.worker.ahead(job)),
+            results.stop: gr.Button(visible=True),
+            results.preview: self._frames(job),
+            results.video: gr.Video(None, visible=False),
+            results.details: "",
+            results.actions: gr.Row(visible=False),
+            fields.seed: job.request.settings.seed,
+            **{button: gr.Button(interactive=False) for button in fields.make.values()},
+        }
+
+    def _ended(self, job: Job, visitor: Visitor) -> Updates:
+        """What is shown of a job that has finished: its video, if there is one."""
+        fields, results = self.fields, self.results
+        updates: Updates = {
+            results.status: status_html(job),
+            results.stop: gr.Button(visible=False),
+            **{button: gr.Button(interactive=True) for button in fields.make.values()},
+        }
+        if job.error is not None:
+            updates[results.status] = failure_html(in_words(job.error))
+        result = self._result(job)
+        if result is None:
+            return updates | {results.preview: None}
+        visitor.results.append(result)
+        visitor.shown = result
+        return updates | self._showing(result) | {results.gallery: _gallery(visitor)}
+
+    def _result(self, job: Job) -> Result | None:
+        if job.path is None or job.poster is None:
+            return None
+        rate = self.card.defaults.frames_per_second
+        frames = "new frames" if job.request.clip else "frames"
+        note = f"{job.frames} {frames}, {job.frames / rate:.1f} s, made in {duration(job.seconds)}"
+        if job.state is State.STOPPED:
+            note += ", stopped"
+        return Result(job.path, job.poster, job.request.settings, note)
+
+    def _showing(self, result: Result) -> Updates:
+        results = self.results
+        return {
+            results.preview: {"covered": True},
+            results.video: gr.Video(str(result.path), visible=True),
+            results.details: details_html(result.settings, result.note),
+            results.actions: gr.Row(visible=True),
+        }
+
+    def _stop(self, request: gr.Request) -> str | Updates:
+        job = self.visitors.of(request.session_hash).job
+        if job is None or job.finished:
+            return gr.skip()
+        job.stop()
+        return status_html(job)
+
+    # ---- results again --------------------------------------------------------------------
+
+    def _show_again(self, request: gr.Request, event: gr.SelectData) -> Updates:
+        visitor = self.visitors.of(request.session_hash)
+        if visitor.busy or not 0 <= event.index < len(visitor.results):
+            return {self.results.status: gr.skip()}
+        visitor.shown = visitor.newest_first[event.index]
+        return self._showing(visitor.shown)
+
+    def _use_settings(self, request: gr.Request) -> Updates:
+        shown = self.visitors.of(request.session_hash).shown
+        return {} if shown is None else self._fill(shown.settings)
+
+    def _go_on(self, request: gr.Request) -> Updates:
+        fields = self.fields
+        shown = self.visitors.of(request.session_hash).shown
+        if shown is None:
+            return {fields.video: gr.skip()}
+        return {
+            fields.tabs: gr.Tabs(selected="extend"),
+            fields.video: str(shown.path),
+            fields.prompts["extend"]: shown.settings.prompt,
+        }
+
+    def _restore(self, path: str) -> Updates:
+        try:
+            settings = read_settings(path)
+        except REFUSALS as error:
+            raise told(error) from error
+        if settings.mode in ("image", "extend"):
+            what = "picture" if settings.mode == "image" else "video"
+            gr.Info(f"The {what} that it started from is not in the file: choose it again.")
+        if settings.model != self.card.name:
+            gr.Warning(f"This video was made with another model: {settings.model}.")
+        return self._fill(settings)
+
+    def _filled(self) -> list[Any]:
+        fields = self.fields
+        scenes = fields.scenes
+        own = [fields.tabs, fields.seed, fields.new_seed, *fields.shared.values()]
+        own += [scenes.count, *scenes.starts, *scenes.prompts, *scenes.rows]
+        return [*own, *fields.prompts.values()]
+
+    def _fill(self, settings: Settings) -> Updates:
+        """Fields that make the same video again."""
+        fields = self.fields
+        size = f"{settings.width}x{settings.height}"
+        updates: Updates = {
+            fields.tabs: gr.Tabs(selected=settings.mode),
+            fields.seed: settings.seed,
+            fields.new_seed: False,
+            fields.size: size,
+            **{
+                field: getattr(settings, name)
+                for name, field in fields.shared.items()
+                if name != "size"
+            },
+        }
+        if settings.mode != "storyboard":
+            return updates | {fields.prompts[settings.mode]: settings.prompt}
+        scenes, count = fields.scenes, max(2, len(settings.scenes))
+        updates[scenes.count] = count
+        for index, row in enumerate(scenes.rows):
+            scene = settings.scenes[index] if index < len(settings.scenes) else None
+            updates[scenes.starts[index]] = scene.start if scene else None
+            updates[scenes.prompts[index]] = scene.prompt if scene else ""
+            updates[row] = gr.Row(visible=index < count)
+        return updates
+
+    # ---- what a video will start from -----------------------------------------------------
+
+    def _last_frame(self, path: str, size: str) -> Image:
+        return last_crop_of_video(path, size, self.card.defaults.frames_per_second)
+
+    def _turn(self, path: str, size: str) -> str:
+        """The size, on its side if that suits a new picture better and is on offer."""
+        try:
+            image, (width, height) = open_image(path), size_of(size)
+        except REFUSALS:
+            return size  # the crop says why
+        turned = f"{height}x{width}"
+        suits = (image.width < image.height) == (width < height) or image.width == image.height
+        return size if suits or turned not in dict(self.card.sizes).values() else turned
+
+    def _guidance_of(self, mode: str) -> Callable[[float], float]:
+        """The model's guidance for `mode`, where the field has that of another mode."""
+        own = self.card.settings(mode).video_guidance
+        usual = {self.card.settings(other).video_guidance for other in self.fields.mode_tabs}
+        return lambda value: own if value in usual else value
+
+
+@contextmanager
+def stopped_if_left(job: Job) -> Iterator[None]:
+    """Stop the job if nobody waits for it any longer: the visitor went away, or cancelled."""
+    try:
+        yield
+    finally:
+        if not job.finished:
+            job.stop()
+
+
+def told(error: BaseException) -> gr.Error:
+    """The error as a visitor gets it."""
+    return gr.Error(in_words(error), print_exception=False)
+
+
+def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any, str]]]:
+    """Show what the crop of an upload looks like, or say why there is none."""
+
+    def look(path: str | None, size: str) -> Iterator[tuple[Any, str]]:
+        nothing = gr.Image(None, visible=False)
+        if path is None:
+            yield nothing, ""
+            return
+        try:
+            yield gr.Image(crop(path, size), visible=True), ""
+        except REFUSALS as error:
+            yield nothing, failure_html(in_words(error))
+            raise told(error) from error
+
+    return look
+
+
+def _gallery(visitor: Visitor) -> Any:
+    items = [(str(result.poster), caption(result.settings)) for result in visitor.newest_first]
+    return gr.Gallery(items, visible=True, selected_index=None)
+
+
+def _one_more(count: int) -> list[Any]:
+    count = min(count + 1, MAX_SCENES)
+    return [count, *(gr.Row(visible=index < count) for index in range(MAX_SCENES))]

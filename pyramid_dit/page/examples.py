@@ -1,0 +1,77 @@
+"""Prompts and pictures to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+
+_COLORS = {"green": (30, 170, 50), "orange": (250, 130, 20), "blue": (30, 60, 220)}
+_GROUNDS = {"black": (0, 0, 0), "white": (255, 255, 255), "gray": (128, 128, 128)}
+
+
+class PictureExample(NamedTuple):
+    """A picture and what could happen in it."""
+
+    path: Path
+    prompt: str
+
+
+class Examples(NamedTuple):
+    """What the page offers for one model."""
+
+    prompts: list[str]
+    storyboard: list[tuple[float, str]]
+    """Pairs of a second and a prompt."""
+    pictures: list[PictureExample]
+
+
+def shape_examples(folder: Path) -> Examples:
+    """For the default checkpoint, which knows shapes that move; pictures are drawn to `folder`."""
+    prompts = [
+        "a red circle moves left on a white background",
+        "a blue cross grows on a gray background",
+        "a yellow triangle shrinks on a black background",
+        "a purple square moves up on a white background",
+    ]
+    storyboard = [
+        (0.0, "a green square moves right on a black background"),
+        (1.4, "a green square moves up on a black background"),
+    ]
+    pictures = [
+        _draw(folder, "green", "square", "moves up", "black"),
+        _draw(folder, "orange", "circle", "moves right", "white"),
+        _draw(folder, "blue", "triangle", "grows", "gray"),
+    ]
+    return Examples(prompts, storyboard, pictures)
+
+
+def general_examples() -> Examples:
+    """For models that were trained on the world."""
+    prompts = [
+        "A lighthouse in a storm, waves breaking on the rocks",
+        "Fireworks over a city at night, seen from a rooftop",
+        "A red vintage car follows a coast road at sunset",
+    ]
+    storyboard = [
+        (0.0, "A quiet harbor at dawn, boats on still water"),
+        (2.5, "The sun rises over the harbor, the water begins to glitter"),
+    ]
+    return Examples(prompts, storyboard, [])
+
+
+def _draw(folder: Path, color: str, shape: str, motion: str, ground: str) -> PictureExample:
+    """A first frame as the default checkpoint knows them, four times as large."""
+    image = Image.new("RGB", (512, 512), _GROUNDS[ground])
+    draw = ImageDraw.Draw(image)
+    if shape == "circle":
+        draw.ellipse((176, 176, 336, 336), _COLORS[color])
+    elif shape == "square":
+        draw.rectangle((176, 176, 336, 336), _COLORS[color])
+    else:
+        draw.polygon([(256, 166), (346, 326), (166, 326)], _COLORS[color])
+    path = folder / f"{color}-{shape}.png"
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return PictureExample(path, f"a {color} {shape} {motion} on a {ground} background")

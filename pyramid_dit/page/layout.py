@@ -1,0 +1,376 @@
+"""What is on the page and where; `events` says what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from .examples import Examples
+from .preview import SCRIPT, TEMPLATE
+from .settings import (
+    MAX_GUIDANCE,
+    MAX_PROMPT,
+    MAX_SCENES,
+    MAX_SECONDS,
+    MAX_SEED,
+    MAX_STEPS,
+    ModelCard,
+)
+from .words import header_html, status_html
+
+# Where the page is one column, what is being made would be out of sight.
+SCROLL_TO_RESULT = """
+(...inputs) => {
+  const result = document.querySelector("#pf-result");
+  if (result && result.getBoundingClientRect().top > window.innerHeight * 0.6) {
+    result.scrollIntoView({ behavior: "smooth", block: "start" });
+  }
+  return inputs;
+}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """The fields of a storyboard."""
+
+    starts: list[gr.Number]
+    prompts: list[gr.Textbox]
+    rows: list[gr.Row]
+    count: gr.State
+    """How many are shown."""
+    more: gr.Button
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Everything a visitor sets."""
+
+    tabs: gr.Tabs
+    mode_tabs: dict[str, gr.Tab]
+    prompts: dict[str, gr.Textbox]
+    """By mode; a storyboard has `scenes`."""
+    make: dict[str, gr.Button]
+    image: gr.File
+    image_note: gr.HTML
+    """What is wrong with the picture."""
+    image_crop: gr.Image
+    pictures: gr.Dataset | None
+    video: gr.File
+    video_note: gr.HTML
+    video_crop: gr.Image
+    scenes: Scenes
+    size: gr.Dropdown
+    seconds: gr.Slider
+    seed: gr.Number
+    new_seed: gr.Checkbox
+    negative_prompt: gr.Textbox
+    steps: gr.Slider
+    video_steps: gr.Slider
+    guidance: gr.Slider
+    video_guidance: gr.Slider
+    restore: gr.File
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The fields that all modes have, by the names of `Form`."""
+        names = ("size", "seconds", "steps", "video_steps", "guidance", "video_guidance")
+        return {"negative_prompt": self.negative_prompt} | {n: getattr(self, n) for n in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that shows what was made."""
+
+    status: gr.HTML
+    stop: gr.Button
+    preview: gr.HTML
+    video: gr.Video
+    details: gr.HTML
+    actions: gr.Row
+    use_settings: gr.Button
+    go_on: gr.Button
+    gallery: gr.Gallery
+
+
+def build_fields(card: ModelCard, examples: Examples) -> Fields:
+    """The left column."""
+    tabs: dict[str, gr.Tab] = {}
+    prompts: dict[str, gr.Textbox] = {}
+    make: dict[str, gr.Button] = {}
+    with gr.Tabs(elem_id="pf-modes") as all_tabs:
+        with gr.Tab("Text", id="text") as tabs["text"]:
+            prompts["text"] = _prompt("What the video should show", examples.prompts[0])
+            make["text"] = _make_button("text")
+            gr.Examples([[p] for p in examples.prompts], prompts["text"], label="Examples")
+        with gr.Tab("Picture", id="image") as tabs["image"]:
+            image = gr.File(
+                label="Picture to start from", file_types=["image"], height=110, elem_id="pf-image"
+            )
+            image_note = gr.HTML("", padding=False, elem_classes="pf-note")
+            image_crop = _crop("The video starts with this", "pf-image-crop")
+            prompts["image"] = _prompt("What happens in it", "")
+            make["image"] = _make_button("image")
+            pictures = _picture_examples(examples)
+        with gr.Tab("Extend", id="extend") as tabs["extend"]:
+            video = gr.File(
+                label="Video that is to go on", file_types=["video"], height=110, elem_id="pf-video"
+            )
+            video_note = gr.HTML("", padding=False, elem_classes="pf-note")
+            video_crop = _crop("The new frames follow this one", "pf-video-crop")
+            prompts["extend"] = _prompt("What happens next", "")
+            make["extend"] = _make_button("extend")
+        with gr.Tab("Storyboard", id="storyboard") as tabs["storyboard"]:
+            scenes = _scenes(examples)
+            make["storyboard"] = _make_button("storyboard")
+    with gr.Group(elem_id="pf-settings"):
+        size = gr.Dropdown(
+            card.sizes,
+            value=card.sizes[0][1],
+            label="Size",
+            info="Or type your own, such as 256x128: multiples of 64.",
+            allow_custom_value=True,
+            elem_id="pf-size",
+        )
+        seconds = gr.Slider(
+            0.1,
+            MAX_SECONDS,
+            value=card.seconds,
+            step=0.1,
+            label="Seconds",
+            info="How long the video is, or how much is added to one that goes on.",
+            elem_id="pf-seconds",
+        )
+        with gr.Row():
+            seed = gr.Number(
+                0,
+                label="Seed",
+                info="The same seed and settings give the same video.",
+                precision=0,
+                minimum=0,
+                maximum=MAX_SEED,
+                min_width=140,
+                elem_id="pf-seed",
+            )
+            new_seed = gr.Checkbox(
+                True,
+                label="New for each video",
+                info="Off: the seed beside it is used again.",
+                min_width=140,
+                elem_id="pf-new-seed",
+            )
+    with gr.Accordion("More settings", open=False, elem_id="pf-more"):
+        negative_prompt, steps, video_steps, guidance, video_guidance = _more_settings(card)
+    with gr.Accordion("Settings from a video", open=False, elem_id="pf-restore-box"):
+        restore = gr.File(
+            label="Drop a video that was made here to fill the fields as they were",
+            file_types=[".mp4"],
+            height=110,
+            elem_id="pf-restore",
+        )
+    return Fields(
+        tabs=all_tabs,
+        mode_tabs=tabs,
+        prompts=prompts,
+        make=make,
+        image=image,
+        image_note=image_note,
+        image_crop=image_crop,
+        pictures=pictures,
+        video=video,
+        video_note=video_note,
+        video_crop=video_crop,
+        scenes=scenes,
+        size=size,
+        seconds=seconds,
+        seed=seed,
+        new_seed=new_seed,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        video_steps=video_steps,
+        guidance=guidance,
+        video_guidance=video_guidance,
+        restore=restore,
+    )
+
+
+def build_results() -> Results:
+    """The right column."""
+    with gr.Column(elem_id="pf-result"):
+        preview = gr.HTML(
+            None, html_template=TEMPLATE, js_on_load=SCRIPT, elem_id="pf-preview", padding=False
+        )
+        video = gr.Video(
+            label="Video",
+            show_label=False,
+            interactive=False,
+            autoplay=True,
+            loop=True,
+            visible=False,
+            buttons=["download"],
+            elem_id="pf-result-video",
+        )
+        with gr.Row(elem_id="pf-status-row"):
+            status = gr.HTML(status_html(None), elem_id="pf-status", padding=False)
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="pf-stop", scale=0)
+        details = gr.HTML("", elem_id="pf-details", padding=False)
+    with gr.Row(visible=False, elem_id="pf-actions") as actions:
+        use_settings = gr.Button("Use these settings", size="sm", elem_id="pf-use", min_width=140)
+        go_on = gr.Button("Extend this video", size="sm", elem_id="pf-go-on", min_width=140)
+    gallery = gr.Gallery(
+        label="Made in this visit",
+        columns=5,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        fit_columns=False,
+        interactive=False,
+        visible=False,
+        buttons=[],
+        elem_id="pf-gallery",
+    )
+    return Results(
+        status=status,
+        stop=stop,
+        preview=preview,
+        video=video,
+        details=details,
+        actions=actions,
+        use_settings=use_settings,
+        go_on=go_on,
+        gallery=gallery,
+    )
+
+
+def build_header(card: ModelCard, device: str) -> None:
+    """The name of the page, of the model and of what it runs on."""
+    gr.HTML(header_html(card.name, device), elem_id="pf-header", padding=False)
+
+
+def _prompt(label: str, placeholder: str) -> gr.Textbox:
+    return gr.Textbox(
+        label=label, placeholder=placeholder, lines=3, max_lines=8, max_length=MAX_PROMPT
+    )
+
+
+def _make_button(mode: str) -> gr.Button:
+    words = "Extend the video" if mode == "extend" else "Make the video"
+    return gr.Button(words, variant="primary", size="lg", elem_id=f"pf-make-{mode}")
+
+
+def _crop(label: str, elem_id: str) -> gr.Image:
+    return gr.Image(
+        label=label,
+        interactive=False,
+        visible=False,
+        height=220,
+        format="png",
+        buttons=[],
+        elem_id=elem_id,
+    )
+
+
+def _picture_examples(examples: Examples) -> gr.Dataset | None:
+    if not examples.pictures:
+        return None
+    return gr.Dataset(
+        components=[gr.Image(render=False), gr.Textbox(render=False)],
+        samples=[[str(path), prompt] for path, prompt in examples.pictures],
+        headers=["Picture", "What happens"],
+        label="Examples",
+        elem_id="pf-pictures",
+    )
+
+
+def _scenes(examples: Examples) -> Scenes:
+    starts: list[gr.Number] = []
+    prompts: list[gr.Textbox] = []
+    rows: list[gr.Row] = []
+    gr.Markdown("Each prompt holds from its time on, until the next.", elem_classes="pf-hint")
+    given = examples.storyboard
+    count = gr.State(max(len(given), 2))
+    for index in range(MAX_SCENES):
+        placeholder = given[index][1] if index < len(given) else ""
+        start = given[index][0] if index < len(given) else starts[-1].value + 1
+        with gr.Row(visible=index < count.value, elem_classes="pf-scene") as row:
+            starts.append(
+                gr.Number(
+                    start,
+                    label="From second",
+                    minimum=0,
+                    maximum=MAX_SECONDS,
+                    interactive=index > 0,
+                    step=0.1,
+                    min_width=90,
+                    scale=1,
+                    elem_id=f"pf-start-{index}",
+                )
+            )
+            prompts.append(
+                gr.Textbox(
+                    label=f"Scene {index + 1}",
+                    placeholder=placeholder,
+                    lines=2,
+                    max_length=MAX_PROMPT,
+                    min_width=160,
+                    scale=4,
+                    elem_id=f"pf-scene-{index}",
+                )
+            )
+        rows.append(row)
+    more = gr.Button("Add a scene", size="sm", elem_id="pf-add-scene")
+    return Scenes(starts=starts, prompts=prompts, rows=rows, count=count, more=more)
+
+
+def _more_settings(
+    card: ModelCard,
+) -> tuple[gr.Textbox, gr.Slider, gr.Slider, gr.Slider, gr.Slider]:
+    own = card.settings()
+    negative_prompt = gr.Textbox(
+        own.negative_prompt,
+        label="Negative prompt",
+        info="What the video should not look like. It has an effect where there is guidance.",
+        lines=2,
+        max_length=MAX_PROMPT,
+        elem_id="pf-negative",
+    )
+    steps = _slider(
+        MAX_STEPS,
+        own.steps,
+        "Steps of the first frame",
+        "At each of three resolutions. More take longer and draw more carefully.",
+    )
+    video_steps = _slider(
+        MAX_STEPS,
+        own.video_steps,
+        "Steps of later frames",
+        "The same for all other frames; here most of the time goes.",
+    )
+    guidance = _slider(
+        MAX_GUIDANCE,
+        own.guidance,
+        "Guidance of the first frame",
+        "How closely it follows the prompt. Much of it is garish; 0 is off, and faster.",
+        whole=False,
+    )
+    video_guidance = _slider(
+        MAX_GUIDANCE,
+        own.video_guidance,
+        "Guidance of later frames",
+        "The same for all other frames; with less of it things move more freely.",
+        whole=False,
+    )
+    return negative_prompt, steps, video_steps, guidance, video_guidance
+
+
+def _slider(most: float, value: float, label: str, info: str, *, whole: bool = True) -> gr.Slider:
+    return gr.Slider(
+        1 if whole else 0,
+        most,
+        value=value,
+        step=1 if whole else 0.1,
+        label=label,
+        info=info,
+    )

@@ -1,0 +1,197 @@
+"""Pictures and videos from strangers: what they are is found out before they are decoded.
+
+A file is judged by its first bytes, never by its name. ffmpeg is told which demuxer to use and
+may open that one file only, so that a playlist in a video's clothes reaches nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..cli_options import SIZE_MULTIPLE
+
+MAX_IMAGE_BYTES = 32 * 2**20
+MAX_IMAGE_PIXELS = 50_000_000
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_VIDEO_BYTES = 200 * 2**20
+MAX_VIDEO_PIXELS = 3840 * 2160
+MAX_VIDEO_SECONDS = 60
+_PATIENCE = 120  # seconds for what takes a fraction of one
+
+_SIZE = re.compile(r"^  Stream #\S+.*?: Video: .*?, (\d+)x(\d+)", re.MULTILINE)
+_DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
+_QUICKTIME_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+
+
+class VideoInfo(NamedTuple):
+    """What the header of a video says."""
+
+    kind: str
+    """ffmpeg's name of the container."""
+    width: int
+    height: int
+    seconds: float | None
+    """Length, None where the header does not say."""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Decode a picture that is not too large in bytes or pixels.
+
+    Raises:
+        ValueError: It is no picture, damaged, too large or too small.
+    """
+    _check_bytes(path, MAX_IMAGE_BYTES, "picture")
+    try:
+        image = Image.open(path, formats=IMAGE_FORMATS)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        raise ValueError(
+            f"this is not a picture that can be read here ({', '.join(IMAGE_FORMATS)})"
+        ) from error
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"the picture is too large, {image.width} x {image.height}: at most "
+            f"{MAX_IMAGE_PIXELS // 10**6} million pixels"
+        )
+    if min(image.size) < SIZE_MULTIPLE:
+        raise ValueError(
+            f"the picture is too small, {image.width} x {image.height}: both sides must be at "
+            f"least {SIZE_MULTIPLE} pixels"
+        )
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError("the picture is damaged: it cannot be decoded") from error
+    return image
+
+
+def check_video(path: str | Path) -> VideoInfo:
+    """Look at the header of a video.
+
+    Raises:
+        ValueError: It is no video, or too large in bytes, pixels or seconds.
+    """
+    _check_bytes(path, MAX_VIDEO_BYTES, "video")
+    kind = _container(path)
+    # It ends with an error, as nothing is to be written, once it has told what it found.
+    said = ffmpeg_says(input_arguments(path, kind)).stderr.decode(errors="replace")
+    size, duration = _SIZE.search(said), _DURATION.search(said)
+    if size is None:
+        raise ValueError("the video is damaged, or there is no picture in it")
+    width, height = int(size[1]), int(size[2])
+    if width * height > MAX_VIDEO_PIXELS:
+        raise ValueError(
+            f"the video is too large, {width} x {height}: at most {MAX_VIDEO_PIXELS:,} pixels "
+            "a frame (3840 x 2160)"
+        )
+    seconds = None
+    if duration:
+        seconds = 3600 * int(duration[1]) + 60 * int(duration[2]) + float(duration[3])
+        if seconds > MAX_VIDEO_SECONDS:
+            raise ValueError(
+                f"the video is too long, {seconds:.0f} seconds: at most {MAX_VIDEO_SECONDS}"
+            )
+    return VideoInfo(kind, width, height, seconds)
+
+
+def video_frames(
+    path: str | Path, width: int, height: int, frames_per_second: float
+) -> Iterator[np.ndarray]:
+    """Frames `[height, width, 3]` of a video, uint8, at a size and a rate of choice.
+
+    The video is scaled to cover the size and cropped in the middle; of a longer one only the
+    first `MAX_VIDEO_SECONDS` are read, a frame at a time.
+
+    Raises:
+        ValueError: As `check_video`, or the video cannot be decoded.
+    """
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    kind = check_video(path).kind
+    filters = (
+        f"fps={frames_per_second},scale={width}:{height}:force_original_aspect_ratio=increase:"
+        f"flags=lanczos+accurate_rnd+full_chroma_int,crop={width}:{height}"
+    )
+    command = [get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "error"]
+    command += ["-t", str(MAX_VIDEO_SECONDS), *input_arguments(path, kind), "-an", "-sn", "-dn"]
+    command += ["-map", "0:v:0", "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+    with tempfile.TemporaryFile() as messages:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=messages, start_new_session=True
+        )
+        assert process.stdout is not None
+        count = 0
+        try:
+            with process.stdout as pipe:
+                while len(data := pipe.read(3 * width * height)) == 3 * width * height:
+                    count += 1
+                    yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+    if not count:
+        raise ValueError("the video is damaged: none of its frames can be decoded")
+
+
+def last_frames(frames: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """The last `count` of the frames, or all of fewer: `[t, height, width, 3]`."""
+    return np.stack(deque(frames, maxlen=count))
+
+
+def input_arguments(path: str | Path, kind: str) -> list[str]:
+    """What makes ffmpeg read the file at `path` as a `kind`, and nothing else."""
+    return ["-protocol_whitelist", "file", "-f", kind, "-i", f"file:{os.path.abspath(path)}"]
+
+
+def ffmpeg_says(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """What ffmpeg has to say of an upload.
+
+    Raises:
+        ValueError: It takes much too long over it.
+    """
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        return subprocess.run(
+            [get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("the video is damaged: its header cannot be read") from error
+
+
+def _check_bytes(path: str | Path, most: int, what: str) -> None:
+    size = os.path.getsize(path)
+    if size == 0:
+        raise ValueError(f"the {what} is empty, a file of 0 bytes")
+    if size > most:
+        raise ValueError(
+            f"the {what} is too large, {size / 2**20:.0f} MB: at most {most // 2**20} MB"
+        )
+
+
+def _container(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if head[4:8] in _QUICKTIME_ATOMS:
+        return "mov"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "matroska"
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        return "avi"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    raise ValueError("this is not a video that can be read here (mp4, mov, webm, mkv, avi, gif)")

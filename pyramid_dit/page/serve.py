@@ -1,0 +1,231 @@
+"""From a command line to a page: the model is loaded, the page built, requests are served."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cli_model import (
+    check_model_name,
+    check_processes,
+    default_num_frames,
+    default_size,
+    load_model,
+    open_model,
+)
+from ..cli_options import UsageError
+from ..launcher import Place, ended_by_signals, place, run_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import gradio as gr
+
+    from ..folder import CheckpointFolder
+    from ..pipeline import PyramidDiTForVideoGeneration
+    from ..stream import VideoStream
+    from .settings import ModelCard
+    from .worker import Job, Worker
+
+TEMPORARY_FOLDER = "GRADIO_TEMP_DIR"
+"""Environment variable: where Gradio keeps uploads, and the page its videos."""
+
+
+def run_page(options: Namespace, command: Sequence[str]) -> None:
+    """Serve the page until a signal comes.
+
+    Args:
+        options: Those of `add_model_options`, and `host`, `port`, `share`.
+        command: What Python was called with, for further processes.
+
+    Raises:
+        UsageError: Something cannot be meant, or is not there.
+        ImportError: Gradio is not installed.
+        ProcessesFailed: One of several processes failed.
+        Stopped: A signal came while there were several processes.
+    """
+    here = place()
+    if find_spec("gradio") is None:
+        raise ImportError('the page needs Gradio: pip install ".[app]"')
+    if options.shard and here is None and options.gpus == 1:
+        raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
+    check_model_name(options.model)
+    with _temporary_folder():
+        if here is None and options.gpus > 1:
+            check_processes(options, None)
+            run_processes(command, options.gpus)
+            return
+        with nullcontext() if here is None else ended_by_signals():
+            _run_here(options, here)
+
+
+def _run_here(options: Namespace, here: Place | None) -> None:
+    is_main = here is None or here.rank == 0
+    level = logging.INFO if options.verbose and is_main else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
+    folder = open_model(options)
+    model = load_model(options, folder, here)
+    model.set_progress_bar_config(disable=True)
+    offloading = options.offload == "model"
+    if here is None:
+        _serve(options, folder, model, _starter(model, cpu_offloading=offloading), place=here)
+        return
+
+    from .processes import Requests, follow, start_together
+
+    requests = Requests()
+    if not is_main:
+        follow(model, requests, cpu_offloading=offloading)
+        return
+
+    def start(job: Job) -> VideoStream:
+        return start_together(model, requests, job, cpu_offloading=offloading)
+
+    _serve(options, folder, model, start, place=here)
+
+
+def _starter(
+    model: PyramidDiTForVideoGeneration, *, cpu_offloading: bool
+) -> Callable[[Job], VideoStream]:
+    def start(job: Job) -> VideoStream:
+        options = job.callbacks(model)
+        return job.request.stream(model, cpu_offloading=cpu_offloading, **options)
+
+    return start
+
+
+def _serve(
+    options: Namespace,
+    folder: CheckpointFolder,
+    model: PyramidDiTForVideoGeneration,
+    start: Callable[[Job], VideoStream],
+    *,
+    place: Place | None,
+) -> None:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from .settings import ModelCard
+    from .worker import Worker
+
+    card = ModelCard.of(folder, default_size(folder, None), default_num_frames(folder))
+    results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
+    rate = folder.defaults.frames_per_second
+    worker = Worker(start, frames_per_second=rate, folder=results)
+    device = _device_words(model, 1 if place is None else place.processes)
+    page = build_page(card, worker, results, device, shapes=options.model is None)
+    url = launch(page, host=options.host, port=options.port, share=options.share)
+    sys.stdout.write(f"The page is at {url} (Ctrl-C ends it)\n")
+    sys.stdout.flush()
+    if place is None:
+        _wait_for_signal()
+        worker.close()
+        page.close(verbose=False)
+    else:
+        threading.Event().wait()  # signals end this process, and with it the others
+
+
+def build_page(
+    card: ModelCard, worker: Worker, folder: Path, device: str, *, shapes: bool
+) -> gr.Blocks:
+    """The page as Gradio's blocks.
+
+    Args:
+        card: The model.
+        worker: What makes the videos.
+        folder: Where results go.
+        device: What it runs on, for people.
+        shapes: Whether the model is the default checkpoint, which knows shapes only.
+    """
+    import gradio as gr
+
+    from .api import add_endpoints
+    from .events import Page
+    from .examples import general_examples, shape_examples
+    from .layout import build_fields, build_header, build_results
+    from .visitors import Visitors
+
+    examples = shape_examples(folder / "examples") if shapes else general_examples()
+    visitors = Visitors(folder)
+    with gr.Blocks(
+        title="Pyramid Flow", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
+    ) as blocks:
+        build_header(card, device)
+        with gr.Row(elem_id="pf-columns"):
+            with gr.Column(scale=5, min_width=320):
+                fields = build_fields(card, examples)
+            with gr.Column(scale=6, min_width=320):
+                results = build_results()
+        page = Page(card=card, fields=fields, results=results, worker=worker, visitors=visitors)
+        page.connect()
+        add_endpoints(page)
+        blocks.unload(page.leave)
+    return blocks
+
+
+def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
+    """Start to serve, and return the address.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    from .media_checks import MAX_VIDEO_BYTES
+    from .theme import STYLE, theme
+
+    page.queue(default_concurrency_limit=8)
+    _, local, public = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=False,
+        ssr_mode=False,
+        max_file_size=MAX_VIDEO_BYTES,
+        footer_links=["api", "settings"],
+        run_history=False,
+        theme=theme(),
+        css_paths=STYLE,
+    )
+    return public or local
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[None]:
+    """A folder for uploads and results that is gone in the end, for all processes."""
+    if place() is not None and TEMPORARY_FOLDER in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(
+        prefix="pyramid-flow-page-", ignore_cleanup_errors=True
+    ) as folder:
+        os.environ[TEMPORARY_FOLDER] = folder
+        yield
+
+
+def _device_words(model: PyramidDiTForVideoGeneration, processes: int) -> str:
+    import torch
+
+    device = model.device
+    name = "CPU" if device.type == "cpu" else device.type
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    many = f"{processes} × " if processes > 1 else ""
+    return f"{many}{name}, {str(model.dtype).removeprefix('torch.')}"
+
+
+def _wait_for_signal() -> None:
+    """Return when SIGINT or SIGTERM comes."""
+    came = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: came.set())
+    while not came.wait(1):  # in pieces: elsewhere a signal does not end a wait
+        pass

@@ -1,0 +1,188 @@
+"""Visitors, what they ask for and what they have."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from ..inputs import fit_image
+from .media_checks import last_frames, open_image, video_frames
+from .settings import MAX_SEED, ModelCard, Scene, Settings, size_of
+from .worker import HISTORY_FRAMES, Job, VideoRequest
+
+
+@dataclass(frozen=True)
+class Result:
+    """A video that was made in this visit."""
+
+    path: Path
+    poster: Path
+    settings: Settings
+    note: str
+    """How long it is and how long it took, for people."""
+
+
+@dataclass
+class Visitor:
+    """What the page keeps of one visitor."""
+
+    folder: Path
+    job: Job | None = None
+    results: list[Result] = field(default_factory=list)
+    shown: Result | None = None
+    """The one that is to be seen large."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a video of this visitor waits or is being made."""
+        return self.job is not None and not self.job.finished
+
+    @property
+    def newest_first(self) -> list[Result]:
+        """The results in the order in which they are shown."""
+        return self.results[::-1]
+
+
+class Visitors:
+    """All visitors, by the name that Gradio gives to an open page."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._there: dict[str, Visitor] = {}
+        self._lock = threading.Lock()
+
+    def of(self, session: str | None) -> Visitor:
+        """The visitor of that name, new if need be."""
+        with self._lock:
+            name = session or ""
+            if name not in self._there:
+                # a name that others cannot guess, and that nobody chose
+                self._there[name] = Visitor(self._folder / secrets.token_hex(16))
+            return self._there[name]
+
+    def leave(self, session: str | None) -> None:
+        """Stop what a visitor waits for and remove what he has."""
+        with self._lock:
+            visitor = self._there.pop(session or "", None)
+        if visitor is None:
+            return
+        if visitor.job is not None:
+            visitor.job.stop()
+        shutil.rmtree(visitor.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What is in the fields of the page, as a browser or a client sends it."""
+
+    mode: str
+    prompt: str | None = ""
+    scenes: tuple[tuple[float | None, str | None], ...] = ()
+    image: str | None = None
+    """Path of an upload."""
+    video: str | None = None
+    """Path of an upload."""
+    negative_prompt: str | None
+    size: str
+    seconds: float
+    seed: float | None
+    """None for a new one."""
+    steps: float
+    video_steps: float
+    guidance: float
+    video_guidance: float
+
+    def request(self, card: ModelCard) -> VideoRequest:
+        """Check everything and read what was uploaded.
+
+        Raises:
+            ValueError: Something is missing or not as it should be.
+        """
+        width, height = size_of(self.size)
+        seed = secrets.randbelow(MAX_SEED + 1) if self.seed is None else _whole(self.seed)
+        prompt = (self.prompt or "").strip()
+        settings = Settings(
+            mode=self.mode,
+            prompt=prompt,
+            scenes=self._scenes(),
+            negative_prompt=(self.negative_prompt or "").strip(),
+            width=width,
+            height=height,
+            seconds=_real(self.seconds),
+            seed=seed,
+            steps=_whole(self.steps),
+            video_steps=_whole(self.video_steps),
+            guidance=_real(self.guidance),
+            video_guidance=_real(self.video_guidance),
+            model=card.name,
+        )
+        settings.check(card.max_area)
+        if self.mode == "image":
+            if self.image is None:
+                raise ValueError("choose a picture that the video is to start from")
+            return VideoRequest(settings=settings, image=crop_of_image(self.image, self.size))
+        if self.mode == "extend":
+            if self.video is None:
+                raise ValueError("choose a video that is to go on")
+            rate = card.defaults.frames_per_second
+            frames = video_frames(self.video, width, height, rate)
+            history = last_frames(frames, HISTORY_FRAMES)
+            return VideoRequest(settings=settings, history=history, clip=Path(self.video))
+        if self.mode == "text" and not prompt:
+            raise ValueError("the prompt is empty: say what the video should show")
+        return VideoRequest(settings=settings)
+
+    def _scenes(self) -> tuple[Scene, ...]:
+        found = []
+        for start, prompt in self.scenes:
+            if prompt and prompt.strip():
+                found.append(Scene(_real(start or 0), prompt.strip()))
+        return tuple(sorted(found, key=lambda scene: scene.start))
+
+
+def _real(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"there must be a number, not {value!r}")
+    return float(value)
+
+
+def _whole(value: float) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise ValueError(f"there must be a whole number, not {value!r}")
+    return int(value)
+
+
+def crop_of_image(path: str, size: str) -> Image.Image:
+    """The picture as the video will begin with it.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    return fit_image(open_image(path), *size_of(size))
+
+
+def last_crop_of_video(path: str, size: str, frames_per_second: float) -> Image.Image:
+    """The last frame of a video, as the new frames will follow it.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    frames = video_frames(path, *size_of(size), frames_per_second)
+    return Image.fromarray(last_frames(frames, 1)[0])
+
+
+def in_words(error: BaseException) -> str:
+    """What a visitor is told of an error: what the library says, or else only its kind."""
+    text = " ".join(str(error).split())
+    if "OutOfMemory" in type(error).__name__:
+        return "There is not enough memory for this: a smaller size or a shorter video needs less."
+    if isinstance(error, (ValueError, TypeError)) and text:
+        return f"{text[0].upper()}{text[1:]}."
+    if isinstance(error, OSError):
+        return f"The video could not be written: {error.strerror or text}."
+    return f"Something went wrong ({type(error).__name__}). The log of the server has the details."

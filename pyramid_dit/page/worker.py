@@ -1,0 +1,327 @@
+"""The queue before the models, and the one thread that works it off.
+
+A `Job` is written by the worker's thread and read by those of the page. Whoever holds it can stop
+it: the step that is being computed is finished, nothing more.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..video_io import export_to_video
+from .media_checks import video_frames
+from .metadata import write_settings
+from .preview import QUALITY, FrameStrip, reduced
+from .settings import Settings, scene_units
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..pipeline import PyramidDiTForVideoGeneration
+    from ..stream import VideoStream
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 20
+HISTORY_FRAMES = 33
+"""Of a video that goes on, so many frames are seen by the model."""
+
+
+class QueueFull(RuntimeError):
+    """Too many requests wait already."""
+
+
+class State(Enum):
+    """Where a job stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest:
+    """What is to be made. It can be pickled, for other processes."""
+
+    settings: Settings
+    image: Image | None = None
+    """The first frame, at the size of the video."""
+    history: np.ndarray | None = None
+    """Last frames of the video that goes on, uint8 `[t, height, width, 3]`."""
+    clip: Path | None = None
+    """The file of that video."""
+
+    def stream(self, model: PyramidDiTForVideoGeneration, **options: Any) -> VideoStream:
+        """Ask `model` for it.
+
+        Raises:
+            TypeError: As `generate`.
+            ValueError: As `generate`.
+        """
+        settings = self.settings
+        common: dict[str, Any] = {
+            "seconds": settings.seconds,
+            "seed": settings.seed,
+            "negative_prompt": settings.negative_prompt,
+            "guidance_scale": settings.guidance,
+            "video_guidance_scale": settings.video_guidance,
+            **options,
+        }
+        if self.history is not None:
+            common |= {"video": self.history, "history_frames": HISTORY_FRAMES}
+            common |= {"num_inference_steps": settings.video_steps}
+            return model.stream_v2v(settings.prompt, **common)
+        if self.image is not None:
+            common |= {"input_image": self.image, "num_inference_steps": settings.video_steps}
+            return model.stream_i2v(settings.prompt, **common)
+        common |= {
+            "num_inference_steps": settings.steps,
+            "video_num_inference_steps": settings.video_steps,
+            "width": settings.width,
+            "height": settings.height,
+        }
+        if settings.mode == "storyboard":
+            rate = model.defaults.frames_per_second
+            return model.stream(prompts=scene_units(settings, rate), **common)
+        return model.stream(settings.prompt, **common)
+
+
+class Job:
+    """A request on its way.
+
+    Args:
+        request: What is to be made.
+        folder: Where the result goes.
+
+    Attributes:
+        state: Where it stands.
+        strips: The new frames so far, a few at a time, for showing.
+        frames: Their number.
+        steps_done: Euler steps so far.
+        total_steps: Euler steps altogether, 0 before the work begins.
+        seconds: What the work took in the end.
+        path: The video; of a stopped job what there was.
+        poster: A small picture of its last frame.
+        error: Why it failed.
+    """
+
+    def __init__(self, request: VideoRequest, folder: Path) -> None:
+        self.request = request
+        self.folder = folder
+        self.state = State.WAITING
+        self.strips: list[FrameStrip] = []
+        self.frames = self.steps_done = self.total_steps = 0
+        self.seconds = 0.0
+        self.path: Path | None = None
+        self.poster: Path | None = None
+        self.error: BaseException | None = None
+        self._stop = threading.Event()
+        self._finished = threading.Event()
+        self._began = 0.0
+        self._unit_ends: list[tuple[float, int]] = []  # time, and steps done by then
+        self._last: Image
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will change."""
+        return self._finished.is_set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Have it end as soon as possible."""
+        self._stop.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has finished, and say whether it has."""
+        return self._finished.wait(timeout)
+
+    def elapsed(self) -> float:
+        """Seconds since the work began."""
+        return time.monotonic() - self._began if self._began else 0.0
+
+    def seconds_left(self) -> float | None:
+        """An estimate, None where there is nothing to go by."""
+        ends, now = self._unit_ends, time.monotonic()
+        if len(ends) >= 2:  # by the later units, for the first one's steps are others
+            (first, steps_before), (last, steps_since) = ends[0], ends[-1]
+            rate = max(steps_since - steps_before, 1) / max(last - first, 1e-3)
+            return max(0.0, (self.total_steps - steps_since) / rate - (now - last))
+        if self.steps_done < 2:
+            return None
+        return self.elapsed() / self.steps_done * (self.total_steps - self.steps_done)
+
+    # ---- called by the worker -------------------------------------------------------------
+
+    def callbacks(self, model: PyramidDiTForVideoGeneration) -> dict[str, Any]:
+        """Arguments that have `model` tell how far it is, and stop when it should."""
+
+        def on_step(_: object, step: int, timestep: float, tensors: dict[str, Any]) -> None:
+            self.steps_done = step + 1
+            on_unit()
+
+        def on_unit(*_: int) -> None:
+            if self.stopping:
+                model.stop()
+
+        return {"callback_on_step_end": on_step, "callback": on_unit}
+
+    def begin(self) -> None:
+        """The work begins."""
+        self._began = time.monotonic()
+        self.state = State.RUNNING
+
+    def run(self, stream: VideoStream, frames_per_second: float) -> None:
+        """Make the video and write it.
+
+        Raises:
+            ValueError: The clip that goes on cannot be decoded.
+            OSError: The video could not be written.
+        """
+        self.total_steps = stream.total_steps
+        try:
+            if first := self._next(stream):
+                path = self.folder / f"pyramid-flow-{self.request.settings.seed}.mp4"
+                frames = self._frames(first, stream, frames_per_second)
+                export_to_video(frames, path, frames_per_second)
+                write_settings(path, self.request.settings)
+                self.path, self.poster = path, self.folder / "poster.jpg"
+                reduced(self._last).save(self.poster, quality=QUALITY)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            # To its end, and not closed: other processes make every step along with this one.
+            for _ in stream:
+                pass
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The work is over."""
+        self.seconds = self.elapsed()
+        self.error = error
+        complete = 0 < self.total_steps == self.steps_done
+        if error is not None:
+            self.state = State.FAILED
+        else:
+            self.state = State.DONE if complete or not self.stopping else State.STOPPED
+        self._finished.set()
+
+    def _frames(
+        self, first: list[Image], stream: VideoStream, frames_per_second: float
+    ) -> Iterator[Image | np.ndarray]:
+        """All frames of the file: those of the video that goes on, then the new ones."""
+        settings, clip = self.request.settings, self.request.clip
+        if clip is not None:
+            yield from video_frames(clip, settings.width, settings.height, frames_per_second)
+        unit: list[Image] | None = first
+        while unit is not None:
+            yield from unit
+            unit = self._next(stream)
+
+    def _next(self, stream: VideoStream) -> list[Image] | None:
+        """The next unit's frames, shown before they are written; None at the end."""
+        unit: list[Image] | None = next(stream, None)
+        if unit is not None:
+            self.strips.append(FrameStrip.of(unit))
+            self.frames += len(unit)
+            self._last = unit[-1]
+            self._unit_ends.append((time.monotonic(), self.steps_done))
+        return unit
+
+
+Starter = Callable[[Job], "VideoStream"]
+
+
+class Worker:
+    """Works off jobs one after another, in a thread of its own.
+
+    Args:
+        start: Begins the stream of a job; called in the worker's thread.
+        frames_per_second: Of all videos.
+        folder: Where results go.
+        on_end: Called in the worker's thread when it ends.
+    """
+
+    def __init__(
+        self,
+        start: Starter,
+        *,
+        frames_per_second: float,
+        folder: Path,
+        on_end: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.frames_per_second = frames_per_second
+        self.folder = folder
+        self._start = start
+        self._on_end = on_end
+        self._waiting: list[Job] = []
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: VideoRequest, folder: Path | None = None) -> Job:
+        """Put a request in the queue.
+
+        Args:
+            request: What is to be made.
+            folder: Where the result goes, by default a new one.
+
+        Raises:
+            QueueFull: Too many wait already.
+        """
+        job = Job(request, (folder or self.folder) / secrets.token_hex(16))
+        with self._lock:
+            if sum(not other.stopping for other in self._waiting) >= MAX_WAITING:
+                raise QueueFull(f"{MAX_WAITING} requests are waiting already; try again later")
+            self._waiting.append(job)
+        self._queue.put(job)
+        return job
+
+    def ahead(self, job: Job) -> int:
+        """How many videos are made before `job` begins, the one in work among them."""
+        with self._lock:
+            before = self._waiting[: self._waiting.index(job)] if job in self._waiting else []
+        return sum(not other.stopping for other in before)
+
+    def close(self) -> None:
+        """Stop what runs and what waits, and end the thread."""
+        with self._lock:
+            jobs = list(self._waiting)
+        for job in jobs:
+            job.stop()
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                if not job.stopping:
+                    job.begin()
+                    with self._start(job) as stream:
+                        job.run(stream, self.frames_per_second)
+                job.end()
+            except Exception as error:
+                if not isinstance(error, (ValueError, TypeError)):
+                    logger.exception("a video could not be made")
+                job.end(error)
+            finally:
+                with self._lock:
+                    self._waiting.remove(job)
+        self._on_end()
