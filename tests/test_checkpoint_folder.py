@@ -15,7 +15,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import QUICK_INDEX, VAE_CONFIG, write_tiny_checkpoint
 
-from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFluxTransformer
+from pyramid_dit import (
+    PyramidDiTForVideoGeneration,
+    PyramidFlowPipeline,
+    PyramidFluxTransformer,
+)
 from pyramid_dit.folder import CheckpointFolder
 from pyramid_dit.hub import download_checkpoint, is_repo_id
 from pyramid_dit.latent_codec import RELEASED_STATISTICS
@@ -329,6 +333,17 @@ def test_only_what_is_needed_is_fetched(folder: Path, hub: FakeHub) -> None:
 def test_parts_that_are_not_needed(hub: FakeHub) -> None:
     download_checkpoint("owner/model", vae=False, text_encoder=False)
     assert hub.fetched() == {DIT}
+
+
+def test_a_saved_pipeline_on_the_hub(folder: Path, hub: FakeHub, tmp_path: Path) -> None:
+    hub.remote = tmp_path / "saved"
+    PyramidFlowPipeline.from_pretrained(folder).save_pretrained(hub.remote)
+    PyramidFlowPipeline.from_pretrained("owner/model", vae=None)
+    parts = {"text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"}
+    assert hub.fetched() == {"transformer", "scheduler", hub.cache.name, *parts}
+    assert PyramidDiTForVideoGeneration.from_pretrained("owner/model").vae is not None
+    with pytest.raises(FileNotFoundError, match="no variant .*_768p"):
+        PyramidFlowPipeline.from_pretrained("owner/model", "768p")
 
 
 def test_a_variant_that_the_hub_lacks(hub: FakeHub) -> None:

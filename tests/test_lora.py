@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import DIT_CONFIGS, LATENT_CHANNELS
+from tiny_checkpoint import DIT_CONFIGS, LATENT_CHANNELS, QUICK_INDEX, write_tiny_checkpoint
 from torch import Tensor
 
-from pyramid_dit import PyramidDiffusionMMDiT, PyramidFluxTransformer, lora
+from pyramid_dit import (
+    PyramidDiffusionMMDiT,
+    PyramidFlowPipeline,
+    PyramidFluxTransformer,
+    lora,
+)
 from pyramid_dit.transformer import PyramidTransformer
 
 peft = pytest.importorskip("peft")
@@ -122,3 +127,55 @@ def test_without_peft_the_extra_is_named(
     lora._adapter_mixin.cache_clear()
     with pytest.raises(ImportError, match=r"pyramid-flow\[lora\]"):
         dit.load_lora_adapter("anything")
+
+
+# ---- through the pipeline ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline(name: str, tmp_path: Path) -> PyramidFlowPipeline:
+    folder = write_tiny_checkpoint(tmp_path / name, name, index=QUICK_INDEX)
+    pipeline = PyramidFlowPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def latents(pipeline: PyramidFlowPipeline) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipeline("a red circle", generator=generator, output_type="latent").frames
+
+
+def test_a_pipeline_loads_weighs_fuses_and_unloads(
+    pipeline: PyramidFlowPipeline, name: str, tmp_path: Path
+) -> None:
+    base = latents(pipeline)
+    adapter = adapted(CLASSES[name](**DIT_CONFIGS[name]), "default", seed=0)
+    weights = peft.get_peft_model_state_dict(adapter)
+    PyramidFlowPipeline.save_lora_weights(tmp_path / "lora", transformer_lora_layers=weights)
+    pipeline.load_lora_weights(tmp_path / "lora", adapter_name="style")
+    assert pipeline.get_active_adapters() == ["style"]
+    styled = latents(pipeline)
+    assert not torch.allclose(styled, base, rtol=1e-2)
+    pipeline.set_adapters("style", 0.5)
+    assert not torch.allclose(latents(pipeline), styled, rtol=1e-2)
+    pipeline.set_adapters("style")
+    pipeline.fuse_lora()
+    torch.testing.assert_close(latents(pipeline), styled, rtol=1e-3, atol=1e-4)
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+    torch.testing.assert_close(latents(pipeline), base, rtol=1e-3, atol=1e-4)
+
+    pipeline.load_lora_weights({f"transformer.{key}": value for key, value in weights.items()})
+    torch.testing.assert_close(latents(pipeline), styled, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_of_something_else_are_refused(
+    pipeline: PyramidFlowPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"start with 'transformer.', got unet.lora_A"):
+        pipeline.load_lora_weights({"unet.lora_A.weight": torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match="got no weights"):
+        pipeline.load_lora_weights({})
+    monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
+    with pytest.raises(ImportError, match=r"pyramid-flow\[lora\]"):
+        pipeline.load_lora_weights({})
