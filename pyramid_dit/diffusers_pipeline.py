@@ -18,6 +18,7 @@ from .engine import GenerationEngine
 from .folder import RELEASED_NUM_FRAMES, Steps
 from .hub import open_checkpoint
 from .loading import resolve_dtype
+from .memory_presets import check_preset
 from .pipeline_components import PyramidFlowComponents
 from .pipeline_inputs import Images, Video, fit_images, fit_video
 from .pipeline_loading import Quantization, load_components
@@ -76,6 +77,7 @@ class PyramidFlowPipeline(PyramidFlowComponents):
         torch_dtype: str | torch.dtype | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: str | torch.device | None = None,
+        memory: str | None = None,
         quantization_config: Quantization | None = None,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
@@ -93,7 +95,10 @@ class PyramidFlowPipeline(PyramidFlowComponents):
             torch_dtype: `bf16`, `fp16`, `fp32` or a dtype; by default what the weights of the
                 transformer are stored in.
             dtype: The same, as diffusers calls it of late.
-            device_map: One device, where all models are put; by default the CPU.
+            device_map: One device, where all models are put; by default the CPU. With `memory`
+                what they compute on, by default the accelerator.
+            memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`: where the weights are kept
+                while they are not at work, see `memory_presets`.
             quantization_config: A `PipelineQuantizationConfig`, or a dictionary of configs by
                 component (of diffusers for the transformer, of transformers for text encoders),
                 or a config for the transformer alone.
@@ -116,6 +121,8 @@ class PyramidFlowPipeline(PyramidFlowComponents):
                 f"{', '.join([*expected, *optional])}"
             )
         device = _one_device(device_map)
+        if memory is not None:
+            check_preset(memory)
         texts = [name for name in expected if name.startswith("text_encoder")]
         folder = open_checkpoint(
             pretrained_model_name_or_path,
@@ -131,6 +138,9 @@ class PyramidFlowPipeline(PyramidFlowComponents):
         )
         pipeline = cls(**loaded)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path or folder.path))
+        if memory is not None:
+            pipeline.enable_memory_preset(memory, device)
+            return pipeline
         return pipeline if device is None else pipeline.to(device)
 
     def __call__(

@@ -30,7 +30,10 @@ def offloaded_in_parts(module: nn.Module) -> bool:
     """Whether hooks of accelerate or diffusers bring parts of `module` to where they compute."""
     if any(parameter.is_meta for parameter in module.parameters()):
         return True
-    return any(_group_offloading(part) is not None for part in module.modules())
+    return any(
+        _group_offloading(part) is not None or (part is not module and hasattr(part, "_hf_hook"))
+        for part in module.modules()
+    )
 
 
 def stays_on(module: nn.Module, device: torch.device) -> bool:
@@ -67,6 +70,15 @@ def _group_offloading(module: nn.Module) -> Any:
     """The hook of diffusers' group offloading on `module`, if there is one."""
     registry = getattr(module, "_diffusers_hook", None)
     return None if registry is None else registry.get_hook("group_offloading")
+
+
+def offload_whole(module: nn.Module, device: torch.device) -> None:
+    """Have `module` on `device` only while it is at work, else in the CPU's memory."""
+    # accelerate takes a moment to import and few need it
+    from accelerate.hooks import CpuOffload, add_hook_to_module
+
+    module.to("cpu")
+    add_hook_to_module(module, CpuOffload(device))
 
 
 def offload_sequentially(module: nn.Module, device: torch.device) -> None:

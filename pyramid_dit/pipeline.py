@@ -19,7 +19,9 @@ from .folder import DEFAULT_VARIANT, CheckpointFolder, read_json
 from .generation import VideoGenerator
 from .hub import open_checkpoint
 from .loading import load_model, load_weights, resolve_dtype
+from .memory_presets import apply_preset, check_preset
 from .mmdit import PyramidDiffusionMMDiT
+from .offload import accelerator_device
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from .text_encoder import TEXT_ENCODERS, text_folders
 
@@ -164,6 +166,7 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         *,
         model_dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        memory: str | None = None,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
         **kwargs: Any,
@@ -179,7 +182,10 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             model_dtype: `bf16`, `fp16`, `fp32` or a dtype; by default what `model_index.json`
                 names, else the half precision that the weights are stored in, else `bf16` for
                 an accelerator and `fp32` for the CPU.
-            device: Where to put the models, by default the CPU.
+            device: Where to put the models, by default the CPU; with `memory` what they compute
+                on, by default the accelerator.
+            memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`: where the weights are kept
+                while they are not at work, see `memory_presets`.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where to keep what is fetched from the hub.
             kwargs: Arguments of the constructor.
@@ -189,6 +195,9 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             ConnectionError: The hub cannot be reached.
             ValueError: As for the constructor, or the variant is ambiguous.
         """
+        if memory is not None:
+            check_preset(memory)
+            device = device or accelerator_device() or "cpu"
         folder = open_checkpoint(
             folder_or_hub_id,
             variant,
@@ -212,7 +221,9 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             model_variant=folder.variant,
             **kwargs,
         )
-        if device is not None:
+        if memory is not None:
+            apply_preset(pipeline, memory, torch.device(device or "cpu"))
+        elif device is not None:
             for module in (pipeline.dit, pipeline.vae, pipeline.text_encoder):
                 if module is not None:
                     module.to(device)

@@ -25,8 +25,9 @@ from .flux import PyramidFluxTransformer
 from .folder import GenerationDefaults, read_defaults, read_statistics
 from .generation import VideoGenerator
 from .lora import require_peft
+from .memory_presets import apply_preset
 from .mmdit import PyramidDiffusionMMDiT
-from .offload import module_device, moved_to
+from .offload import accelerator_device, module_device, moved_to
 from .pipeline import TRANSFORMERS
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from .text_encoder import TEXT_ENCODERS, TextEncoderWithMask
@@ -83,6 +84,7 @@ class PyramidFlowComponents(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
         self.fast_mode = EXACT
         self.batched_guidance: bool | None = None
+        self._memory_preset: tuple[str, torch.device] | None = None
         self._interrupt = False
         self._guidance_scale = self.defaults.guidance_scale
         self._num_timesteps = 0
@@ -109,9 +111,15 @@ class PyramidFlowComponents(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ValueError: The weights are none of a LoRA for this transformer.
         """
         require_peft()
-        super().load_lora_weights(
-            pretrained_model_name_or_path_or_dict, adapter_name, hotswap, **kwargs
-        )
+        if self._memory_preset is not None:  # diffusers would put hooks of its own in their place
+            self.remove_all_hooks()
+        try:
+            super().load_lora_weights(
+                pretrained_model_name_or_path_or_dict, adapter_name, hotswap, **kwargs
+            )
+        finally:
+            if self._memory_preset is not None:
+                self.enable_memory_preset(*self._memory_preset)
 
     @classmethod
     def load_lora_into_transformer(
@@ -204,6 +212,23 @@ class PyramidFlowComponents(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def disable_fast_mode(self) -> None:
         """Compute everything exactly (the default)."""
         self.fast_mode = EXACT
+
+    def enable_memory_preset(
+        self, name: str = "auto", device: str | torch.device | None = None
+    ) -> None:
+        """Keep weights where the preset `name` says while they are not at work.
+
+        Args:
+            name: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`, see `memory_presets`.
+            device: What to compute on; by default the accelerator, else the CPU.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        target = torch.device(device or accelerator_device() or "cpu")
+        engine = self.video_generator
+        self._memory_preset = apply_preset(engine, name, target), target
+        self.batched_guidance = engine.batched_guidance
 
     def enable_vae_tiling(self) -> None:
         """Let the VAE work in tiles where pictures whole do not fit in the free memory."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .offload import module_device
+from .offload import module_device, moved_to
 
 T5_LENGTH = 128
 
@@ -123,7 +123,8 @@ class TextEncoderWithMask(nn.Module):
         # a tokenizer that does not know its length says 10^30
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         tokens = _tokenize(tokenizer, prompts, length)
-        return self._pooled_output(encoder(tokens["input_ids"].to(module_device(encoder))))
+        with moved_to(encoder, module_device(encoder)) as device:
+            return self._pooled_output(encoder(tokens["input_ids"].to(device)))
 
     def _pooled_output(self, output: Any) -> Tensor:
         raise NotImplementedError
@@ -131,9 +132,9 @@ class TextEncoderWithMask(nn.Module):
     def _read_tokens(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
         tokens = _tokenize(self.tokenizers[name], prompts, T5_LENGTH)
         encoder = getattr(self, name)
-        device = module_device(encoder)
-        mask = tokens["attention_mask"].to(device)
-        output = encoder(tokens["input_ids"].to(device), attention_mask=mask)
+        with moved_to(encoder, module_device(encoder)) as device:
+            mask = tokens["attention_mask"].to(device)
+            output = encoder(tokens["input_ids"].to(device), attention_mask=mask)
         return output.last_hidden_state, mask
 
 
