@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from golden import PROJECT_ROOT
 
-from pyramid_dit import cli_options
+from pyramid_dit import cli_options, memory_presets
 from pyramid_dit.cli_inputs import Storyboard
 
 PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
@@ -135,6 +135,12 @@ def test_the_map_names_the_files_that_hold_the_names() -> None:
         files = {(page.parent / path).resolve() for path in re.findall(r"\]\(([^)]+)\)", row)}
         names = re.findall(r"`((?:pyramid_dit|video_vae)[\w.]+)`", row)
         assert {Path(resolve(name).__file__).resolve() for name in names} == files, row
+
+
+def test_the_table_of_memory_presets_is_what_is_computed() -> None:
+    page = (PROJECT_ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- begin memory_presets -->\n")[2]
+    assert shown.partition("\n<!-- end memory_presets -->")[0] == memory_presets.table()
 
 
 # ---- command lines ----------------------------------------------------------------------------
