@@ -1,0 +1,55 @@
+"""Makes the pictures of the README with the bundled checkpoint: `python assets/make.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.figures import evenly_spaced, picture_grid
+from pyramid_dit.video_io import export_to_gif
+
+HERE = Path(__file__).parent
+PROMPTS = [
+    "a red circle moves left on a white background",
+    "a green square grows on a black background",
+    "a blue cross moves down on a gray background",
+    "a yellow triangle shrinks on a black background",
+    "a purple square moves right on a white background",
+    "a green circle moves up on a gray background",
+    "a blue triangle stays still on a white background",
+    "a red cross grows on a black background",
+]
+COLUMNS, STILLS, COLORS = 4, 6, 48
+
+
+def label(prompt: str) -> str:
+    """The prompt in three lines."""
+    words = prompt.split(" ")
+    return "\n".join([" ".join(words[:3]), " ".join(words[3:-4]), " ".join(words[-4:])])
+
+
+def main() -> None:
+    """Write `videos.gif` and `contact-sheet.png`."""
+    model = PyramidDiTForVideoGeneration.from_pretrained()
+    videos = [model.generate(prompt, num_frames=49, seed=0) for prompt in PROMPTS]
+    rows = range(0, len(PROMPTS), COLUMNS)
+    pages = [
+        picture_grid(
+            [[video[frame] for video in videos[row : row + COLUMNS]] for row in rows], side=150
+        )
+        for frame in range(0, 49, 3)
+    ]
+    export_to_gif([p.quantize(COLORS).convert("RGB") for p in pages], HERE / "videos.gif", fps=8)
+    sheet = picture_grid(
+        [evenly_spaced(video, STILLS) for video in videos],
+        row_labels=[label(prompt) for prompt in PROMPTS],
+        column_labels=[f"frame {i}" for i in evenly_spaced(range(49), STILLS)],
+        side=112,
+    )
+    sheet.quantize(256, dither=Image.Dither.NONE).save(HERE / "contact-sheet.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
