@@ -113,6 +113,7 @@ def load_model(
         folder.variant,
         model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
         device="cpu" if options.offload or options.shard else device,
+        memory=options.memory,
     )
     if options.offload == "layer":
         pipeline.enable_sequential_cpu_offload(device)

@@ -16,6 +16,8 @@ from . import __version__
 STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 FRAME_MULTIPLE = 8
+MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
+"""The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
 OF_THE_FIRST_RUN = (
     "storyboard",
     "seconds",
@@ -260,6 +262,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "or one layer (slow), at a time",
     )
     model.add_argument(
+        "--memory",
+        choices=MEMORY_PRESETS,
+        help="fit into so much GPU memory, or into what is free (auto): what that takes is in "
+        "docs/memory.md",
+    )
+    model.add_argument(
         "--gpus",
         type=_positive_integer,
         default=1,
@@ -287,6 +295,9 @@ def check_model_options(parser: argparse.ArgumentParser, options: argparse.Names
     """
     if options.gpus > 1 and ":" in options.device:
         parser.error(f"--gpus {options.gpus} does not go with --device {options.device}, one GPU")
+    if options.memory and (options.offload or options.shard):
+        other = "--shard" if options.shard else "--offload"
+        parser.error(f"--memory does not go with {other}: both say where weights are kept")
     if options.shard and options.offload:
         parser.error("--shard does not go with --offload, which keeps the weights elsewhere")
 

@@ -21,9 +21,9 @@ class ProgressiveVideo:
     """An mp4 that can be watched while its frames are still being made.
 
     Until `close` the frames are in `partial`, `NAME.partial.mp4` beside the target: fragmented
-    mp4, of which every beginning plays; the newest frame comes with the one after it. `close` makes the target of it, without encoding anew;
-    it does so too when an exception or Ctrl-C ends the `with` block, so that what was made is
-    kept. Without a frame there is no file.
+    mp4, of which every beginning plays; the newest frame comes with the one after it. `close`
+    makes the target of it, without encoding anew; it does so too when an exception or Ctrl-C ends
+    the `with` block, so that what was made is kept. Without a frame there is no file.
 
     Args:
         path: The file to write; its folder is made if it is not there.

@@ -20,7 +20,8 @@ from PIL import Image
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit.cli import main
-from pyramid_dit.cli_options import parse_options
+from pyramid_dit.cli_options import MEMORY_PRESETS, parse_options
+from pyramid_dit.memory_presets import AUTO, PRESETS
 from pyramid_dit.video_io import export_to_video, read_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +50,8 @@ BAD_OPTIONS = {
     "negative seed": ([PROMPT, "--seed", "-1"], "from 0"),
     "unknown dtype": ([PROMPT, "--dtype", "int8"], "bf16"),
     "unknown device": ([PROMPT, "--device", "c/d"], "cuda:1"),
+    "unknown preset": ([PROMPT, "--memory", "1GB"], "12GB"),
+    "two ways to save memory": ([PROMPT, "--memory", "8GB", "--offload", "model"], "--offload"),
     "no threads": ([PROMPT, "--threads", "0"], "at least 1"),
     "unknown format": ([PROMPT, "--output", "a.avi"], ".mp4"),
     "model that is not there": ([PROMPT, "--model", "./nowhere/at/all"], "nowhere"),
@@ -476,6 +479,14 @@ def test_a_storyboard(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> N
         Path("bad.json").write_text(content)
         assert main(["--storyboard", "bad.json", *model]) == 2
         check_complaint(capsys.readouterr().err, about=complaint)
+
+
+def test_presets_of_memory_are_those_there_are(checkpoint: Path) -> None:
+    assert [AUTO, *PRESETS] == list(MEMORY_PRESETS)
+    for preset in ("auto", "8GB"):
+        generate(checkpoint, "--seed", "3", "--memory", preset, "-o", preset)
+    generate(checkpoint, "--seed", "3", "-o", "plain")
+    np.testing.assert_array_equal(frames_in("plain"), frames_in("auto"))
 
 
 def test_the_suffix_of_the_prompt(checkpoint: Path) -> None:
