@@ -45,12 +45,23 @@ setup(
     extras_require={
         "app": ["gradio>=6.30,<7"],
         "lora": ["peft>=0.20,<1"],
+        "notebook": [
+            "ipykernel>=7,<8",
+            "ipywidgets>=8.1,<9",  # progress bars
+            "jupyterlab>=4.4,<5",
+            "nbclient>=0.10,<1",
+            "nbformat>=5.10,<6",
+        ],
         "test": [
             "gradio>=6.30,<7",
+            "ipykernel>=7,<8",
             "mypy>=2.4,<2.5",
+            "nbclient>=0.10,<1",
+            "nbformat>=5.10,<6",
             "peft>=0.20,<1",
             "playwright>=1.60,<2",
             "pytest>=8",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
         ],
     },
