@@ -27,7 +27,7 @@ def add_endpoints(page: Page) -> None:
     fields = page.fields
     video = gr.Video(visible=False, label="Video")
     about = gr.JSON(visible=False, label="How it stands, and in the end the settings")
-    seed = gr.Number(None, visible=False, precision=0, label="Seed, none for a new one")
+    seed = gr.Number(-1, visible=False, precision=0, label="Seed, -1 for a new one")
     scenes = gr.JSON(visible=False, label='Scenes, a list of {"start": seconds, "prompt": text}')
     shared = [*fields.shared.values(), seed]
 
@@ -40,7 +40,7 @@ def add_endpoints(page: Page) -> None:
         video_steps: float,
         guidance: float,
         video_guidance: float,
-        seed: float | None,
+        seed: int,
         request: gr.Request,
     ) -> AsyncIterator[Answer]:
         """Make a video from a prompt."""
@@ -58,7 +58,7 @@ def add_endpoints(page: Page) -> None:
         video_steps: float,
         guidance: float,
         video_guidance: float,
-        seed: float | None,
+        seed: int,
         request: gr.Request,
     ) -> AsyncIterator[Answer]:
         """Make a video that starts with a picture, cropped to the size."""
@@ -76,7 +76,7 @@ def add_endpoints(page: Page) -> None:
         video_steps: float,
         guidance: float,
         video_guidance: float,
-        seed: float | None,
+        seed: int,
         request: gr.Request,
     ) -> AsyncIterator[Answer]:
         """Have a video go on for so many seconds; the result has its frames and the new ones."""
@@ -93,7 +93,7 @@ def add_endpoints(page: Page) -> None:
         video_steps: float,
         guidance: float,
         video_guidance: float,
-        seed: float | None,
+        seed: int,
         request: gr.Request,
     ) -> AsyncIterator[Answer]:
         """Make a video of several prompts, each of which holds from its second on."""
@@ -118,8 +118,10 @@ def add_endpoints(page: Page) -> None:
 
 
 def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
-    names = "negative_prompt size seconds steps video_steps guidance video_guidance seed"
-    return {name: arguments[name] for name in names.split()}
+    """What all endpoints take, by the names of `Form`."""
+    names = "negative_prompt size seconds steps video_steps guidance video_guidance"
+    seed = None if arguments["seed"] == -1 else arguments["seed"]
+    return {name: arguments[name] for name in names.split()} | {"seed": seed}
 
 
 async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator[Answer]:

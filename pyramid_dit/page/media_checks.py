@@ -53,14 +53,16 @@ def open_image(path: str | Path) -> Image.Image:
     _check_bytes(path, MAX_IMAGE_BYTES, "picture")
     try:
         image = Image.open(path, formats=IMAGE_FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        too_large = image.width * image.height > MAX_IMAGE_PIXELS
+    except Image.DecompressionBombError:
+        too_large = True
+    except (UnidentifiedImageError, OSError) as error:
         raise ValueError(
             f"this is not a picture that can be read here ({', '.join(IMAGE_FORMATS)})"
         ) from error
-    if image.width * image.height > MAX_IMAGE_PIXELS:
+    if too_large:
         raise ValueError(
-            f"the picture is too large, {image.width} x {image.height}: at most "
-            f"{MAX_IMAGE_PIXELS // 10**6} million pixels"
+            f"the picture is too large: at most {MAX_IMAGE_PIXELS // 10**6} million pixels"
         )
     if min(image.size) < SIZE_MULTIPLE:
         raise ValueError(

@@ -160,9 +160,9 @@ def build_page(
     ) as blocks:
         build_header(card, device)
         with gr.Row(elem_id="pf-columns"):
-            with gr.Column(scale=5, min_width=320):
+            with gr.Column(scale=5, min_width=320, elem_id="pf-fields"):
                 fields = build_fields(card, examples)
-            with gr.Column(scale=6, min_width=320):
+            with gr.Column(scale=6, min_width=320, elem_id="pf-results"):
                 results = build_results()
         page = Page(card=card, fields=fields, results=results, worker=worker, visitors=visitors)
         page.connect()

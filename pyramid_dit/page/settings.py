@@ -145,7 +145,7 @@ class ModelCard:
             long = _multiple(1.5 * short)
             square = short
         else:
-            square = _multiple((short * long) ** 0.5)
+            square = _multiple((short + long) / 2)
         shapes = {
             "Square": (square, square),
             "Landscape": (long, short),

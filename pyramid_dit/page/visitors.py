@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import threading
@@ -65,15 +66,24 @@ class Visitors:
                 self._there[name] = Visitor(self._folder / secrets.token_hex(16))
             return self._there[name]
 
-    def leave(self, session: str | None) -> None:
-        """Stop what a visitor waits for and remove what he has."""
+    def leave(self, session: str | None) -> threading.Thread | None:
+        """Stop what a visitor waits for and remove what he has, in a thread of its own."""
         with self._lock:
             visitor = self._there.pop(session or "", None)
         if visitor is None:
-            return
+            return None
         if visitor.job is not None:
             visitor.job.stop()
-        shutil.rmtree(visitor.folder, ignore_errors=True)
+        thread = threading.Thread(target=_remove, args=(visitor,), daemon=True)
+        thread.start()
+        return thread
+
+
+def _remove(visitor: Visitor) -> None:
+    """Remove the files of a visitor once nothing more is written."""
+    if visitor.job is not None:
+        visitor.job.wait()
+    shutil.rmtree(visitor.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +193,7 @@ def in_words(error: BaseException) -> str:
         return "There is not enough memory for this: a smaller size or a shorter video needs less."
     if isinstance(error, (ValueError, TypeError)) and text:
         return f"{text[0].upper()}{text[1:]}."
-    if isinstance(error, OSError):
-        return f"The video could not be written: {error.strerror or text}."
+    if isinstance(error, OSError):  # whose text may tell where files lie
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        return f"A file could not be read or written: {reason}."
     return f"Something went wrong ({type(error).__name__}). The log of the server has the details."
