@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .history_cache import HistoryCache
 from .normalization import RMSNorm
 from .parallel import SERIAL, Serial
+from .residual import ResidualLinear
 from .rope import apply_rotations
 from .token_layout import TokenLayout
 
@@ -157,8 +158,8 @@ class JointAttention(Attention):
         self.added_norm = added_norm
         self.add_module(f"{added_norm}_q", RMSNorm(dim // num_heads, eps))
         self.add_module(f"{added_norm}_k", RMSNorm(dim // num_heads, eps))
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
-        self.to_add_out = nn.Linear(dim, dim) if text_output else None
+        self.to_out = nn.ModuleList([ResidualLinear(dim, dim)])
+        self.to_add_out = ResidualLinear(dim, dim) if text_output else None
 
     def _project_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         norm_q = self.get_submodule(f"{self.added_norm}_q")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionContext, JointAttention, SingleAttention, last_tokens
 from .normalization import AdaLayerNorm, AdaLayerNormContinuous, modulate
+from .residual import ResidualLinear
 
 MLP_RATIO = 4
 
@@ -34,7 +35,9 @@ class FeedForward(nn.Module):
         """Make both layers; the identity keeps the place of a dropout in checkpoint names."""
         super().__init__()
         hidden = MLP_RATIO * dim
-        self.net = nn.Sequential(GELUProjection(dim, hidden), nn.Identity(), nn.Linear(hidden, dim))
+        self.net = nn.Sequential(
+            GELUProjection(dim, hidden), nn.Identity(), ResidualLinear(hidden, dim)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim]` → `[..., dim]`."""
@@ -124,7 +127,7 @@ class SingleBlock(nn.Module):
         self.norm = AdaLayerNorm(dim, 3)
         self.attn = SingleAttention(dim, num_heads, eps=eps)
         self.proj_mlp = nn.Linear(dim, MLP_RATIO * dim)
-        self.proj_out = nn.Linear((1 + MLP_RATIO) * dim, dim)
+        self.proj_out = ResidualLinear((1 + MLP_RATIO) * dim, dim)
 
     def forward(
         self,

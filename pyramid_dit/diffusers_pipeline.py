@@ -101,7 +101,9 @@ class PyramidFlowPipeline(PyramidFlowComponents):
                 while they are not at work, see `memory_presets`.
             quantization_config: A `PipelineQuantizationConfig`, or a dictionary of configs by
                 component (of diffusers for the transformer, of transformers for text encoders),
-                or a config for the transformer alone.
+                or a config for the transformer alone. Tested on a CPU with torchao's int8
+                weights, written and read again; bitsandbytes takes a GPU and is not tested; GGUF
+                files diffusers reads of its own models only.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where to keep what is fetched from the hub.
             components: Arguments of the constructor, in place of what the checkpoint has; None

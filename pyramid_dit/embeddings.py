@@ -63,10 +63,11 @@ def sincos_table(dim: int, size: int, base_size: int) -> Tensor:
         float32 `[1, size², dim]`.
     """
     quarter = dim // 4
-    frequencies = 10_000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    coordinates = torch.arange(size, dtype=torch.float64) * (base_size / size)
+    # float64 on the CPU, for not every default device has it
+    frequencies = 10_000 ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    coordinates = torch.arange(size, dtype=torch.float64, device="cpu") * (base_size / size)
     angles = coordinates[:, None] * frequencies
-    half = torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+    half = torch.cat([angles.sin(), angles.cos()], dim=-1).float().to(torch.get_default_device())
     columns = half[None, :].expand(size, size, -1)
     rows = half[:, None].expand(size, size, -1)
     return torch.cat([columns, rows], dim=-1).reshape(1, size * size, dim)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionContext
 from .blocks import JointBlock, SingleBlock
-from .rope import axis_rotations, grid_rotations
+from .rope import axis_rotations, frame_positions, grid_rotations
 from .token_layout import PATCH, Grid, patchify
 from .transformer import PyramidTransformer
 
@@ -91,7 +91,7 @@ class PyramidFluxTransformer(PyramidTransformer):
     def _clip_rotations(self, grid: Grid, first_frame: int, last: Grid) -> Tensor:
         resample = self.config.interp_condition_pos
         positions = (
-            torch.arange(first_frame, first_frame + grid.frames, dtype=torch.float64),
+            frame_positions(first_frame, grid.frames),
             axis_positions(grid.height, last.height if resample else grid.height),
             axis_positions(grid.width, last.width if resample else grid.width),
         )

@@ -320,10 +320,17 @@ def _fits(need: int, device: torch.device, *, share: float) -> bool:
 
 
 def _own_precision(vae: CausalVideoVAE, device: torch.device) -> AbstractContextManager[object]:
-    """Keep a caller's autocast from widening the activations of weights in half precision."""
-    if vae.dtype == torch.float32:
+    """Keep a caller's autocast from widening the activations of weights in half precision.
+
+    Weights in float32 follow it, but not into float16: the activations are beyond its range.
+    """
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
         return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    narrows = torch.get_autocast_dtype(kind) == torch.float16
+    if vae.dtype == torch.float32 and not narrows:
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _use_fast_layout(vae: CausalVideoVAE) -> None:

@@ -29,6 +29,11 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return resolved
 
 
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the VAE beside a transformer in `dtype`: float16 holds no large activations."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def load_model(
     model_class: type[Model], folder: Path, *, dtype: torch.dtype, **overrides: Any
 ) -> Model:

@@ -70,14 +70,16 @@ def free_memory(device: torch.device) -> float:
     what the system calls available, within the limit of the control group (version 2) if there is
     one, as in a container.
     """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type in ("cuda", "xpu"):
+        backend = torch.get_device_module(device)
+        free, _ = backend.mem_get_info(device)
+        idle = backend.memory_reserved(device) - backend.memory_allocated(device)
         return free + idle
-    if device.type == "cpu":
-        return min(_available_to_the_system(), _left_to_the_group())
-    # mps, xpu and others: their share of the system's memory is not told in one way
-    return _available_to_the_system() // 2
+    system = min(_available_to_the_system(), _left_to_the_group())
+    if device.type == "mps":  # which has a share of the system's memory
+        return min(system, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    # of other devices' memory is not told in one way
+    return system if device.type == "cpu" else system / 2
 
 
 def _available_to_the_system() -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .attention import AttentionContext
 from .blocks import JointBlock
 from .embeddings import PatchEmbed3D
-from .rope import axis_rotations
+from .rope import axis_rotations, frame_positions
 from .token_layout import PATCH, Grid
 from .transformer import PyramidTransformer
 
@@ -116,7 +116,7 @@ class PyramidDiffusionMMDiT(PyramidTransformer):
         return self.pos_embed.positions(grid, last)
 
     def _clip_rotations(self, grid: Grid, first_frame: int, last: Grid) -> Tensor:
-        frames = torch.arange(first_frame, first_frame + grid.frames, dtype=torch.float64)
+        frames = frame_positions(first_frame, grid.frames)
         rotations = axis_rotations(frames, self.config.attention_head_dim)
         return rotations.repeat_interleave(grid.height * grid.width, dim=0)
 

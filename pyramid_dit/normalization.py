@@ -24,9 +24,12 @@ class RMSNorm(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LN(x)·(1 + scale) + shift; `x` `[B, L, D]`, the modulations `[B, 1, D]`."""
+    """LN(x)·(1 + scale) + shift; `x` `[B, L, D]`, the modulations `[B, 1, D]` and the result alike.
+
+    The residual stream may be wider than what the layers compute in.
+    """
     normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-    return torch.addcmul(shift, normed, 1 + scale)
+    return torch.addcmul(shift, normed, 1 + scale).to(shift.dtype)
 
 
 class AdaLayerNorm(nn.Module):

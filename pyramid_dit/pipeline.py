@@ -18,7 +18,7 @@ from .flux import PyramidFluxTransformer
 from .folder import DEFAULT_VARIANT, CheckpointFolder, read_json
 from .generation import VideoGenerator
 from .hub import open_checkpoint
-from .loading import load_model, load_weights, resolve_dtype
+from .loading import load_model, load_weights, resolve_dtype, vae_dtype
 from .memory_presets import apply_preset, check_preset
 from .mmdit import PyramidDiffusionMMDiT
 from .offload import accelerator_device
@@ -143,7 +143,9 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         )
         vae = text_encoder = None
         if load_vae:
-            vae = load_model(CausalVideoVAE, folder.path / folder.vae_folder, dtype=dtype)
+            vae = load_model(
+                CausalVideoVAE, folder.path / folder.vae_folder, dtype=vae_dtype(dtype)
+            )
             vae.requires_grad_(False)
         if load_text_encoder:
             text_encoder = TEXT_ENCODERS[model_name](folder.path, torch_dtype=dtype)

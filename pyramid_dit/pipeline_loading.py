@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers.quantizers import PipelineQuantizationConfig
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from video_vae import CausalVideoVAE
 
 from .folder import RELEASED_NUM_FRAMES, RELEASED_SIZES, CheckpointFolder
-from .loading import load_model
+from .loading import load_model, vae_dtype
 from .pipeline import TRANSFORMERS
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from .text_encoder import TEXT_ENCODERS
@@ -57,7 +57,9 @@ def load_components(
             **_quantized(quantization, "transformer", from_diffusers=True),
         )
     if "vae" in wanted:
-        found["vae"] = load_model(CausalVideoVAE, folder.path / folder.vae_folder, dtype=dtype)
+        found["vae"] = load_model(
+            CausalVideoVAE, folder.path / folder.vae_folder, dtype=vae_dtype(dtype)
+        )
     for part in parts:
         if part.encoder in wanted:
             options = _quantized(quantization, part.encoder, from_diffusers=False)
@@ -88,11 +90,19 @@ def _generation_defaults(folder: CheckpointFolder) -> dict[str, Any]:
 def _quantized(
     quantization: Quantization | None, component: str, *, from_diffusers: bool
 ) -> dict[str, Any]:
-    """Argument of `from_pretrained` that quantizes a component, if that is asked for."""
+    """Argument of `from_pretrained` that quantizes a component, if that is asked for.
+
+    Raises:
+        ValueError: It is to be read from a GGUF file.
+    """
     if isinstance(quantization, PipelineQuantizationConfig):
         config = quantization._resolve_quant_config(from_diffusers, component)
     elif isinstance(quantization, Mapping):
         config = quantization.get(component)
     else:
         config = quantization if component == "transformer" else None
-    return {} if config is None else {"quantization_config": config}
+    if config is None:
+        return {}
+    if getattr(config, "quant_method", None) == QuantizationMethod.GGUF:
+        raise ValueError("diffusers reads GGUF files of its own models only, not of this one")
+    return {"quantization_config": config}

@@ -30,6 +30,11 @@ def axis_rotations(positions: Tensor, dim: int, theta: float = THETA) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
+def frame_positions(first: int, count: int) -> Tensor:
+    """Positions `[count]` of frames, `first` and those after it; float64, on the CPU."""
+    return torch.arange(first, first + count, dtype=torch.float64, device="cpu")
+
+
 def grid_rotations(axes: Sequence[Tensor]) -> Tensor:
     """Rotations of every token of a grid, from the rotations of its axes.
 

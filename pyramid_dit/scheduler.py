@@ -72,7 +72,9 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         gamma: float = 1 / 3,
     ) -> None:
         _check_config(num_train_timesteps, shift, stages, stage_range, gamma)
-        u = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float64) / num_train_timesteps
+        # on the CPU, for not every default device has float64
+        u = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float64, device="cpu")
+        u = u / num_train_timesteps
         self.sigmas = (shift * u / (1 + (shift - 1) * u)).float()
         self.timesteps = num_train_timesteps * self.sigmas
         self._init_stage_sigmas(num_train_timesteps, stages, stage_range, gamma)
@@ -263,7 +265,7 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         index = (uniform * num_steps).long().clamp(max=num_steps - 1)
 
         def look_up(table: Tensor) -> Tensor:
-            return table.to(uniform.device, torch.float32)[index]
+            return table.float().to(uniform.device)[index]
 
         ratio = look_up(self.sigmas_per_stage[stage])
         return StagePosition(
@@ -331,7 +333,7 @@ def _jump_alpha(signal: float, gamma: float) -> float:
 
 
 def _linspace(start: float, stop: float, count: int) -> Tensor:
-    return torch.linspace(start, stop, count, dtype=torch.float64)
+    return torch.linspace(start, stop, count, dtype=torch.float64, device="cpu")
 
 
 def _check_config(

@@ -20,6 +20,7 @@ from .history_cache import HistoryCache
 from .lora import LoraAdapters
 from .normalization import AdaLayerNorm, AdaLayerNormContinuous
 from .parallel import SERIAL, Serial
+from .residual import residual_dtype
 from .token_layout import (
     PATCH,
     Grid,
@@ -219,8 +220,8 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             for clip, grid in zip(history, grids, strict=False)
         ]
         pooled = self.time_text_embed.text_embedder(pooled_projections.to(self.dtype))
-        text = self.context_embedder(text.to(self.dtype))
-        past = _concat(clips, dim=1) if clips else text[:, :0]
+        text = self.context_embedder(text.to(self.dtype)).to(residual_dtype(self.dtype))
+        past = _concat(clips, dim=1).to(text.dtype) if clips else text[:, :0]
         cache = None
         if clips and refresh_history != 1:
             cache = HistoryCache(every=refresh_history, last_tokens=last.tokens)
@@ -254,7 +255,7 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
         timestep = _reorder(timestep, context.order)
         tokens = self._embed_clip(_reorder(latents, context.order).to(self.dtype))
         parallel = context.attention.parallel
-        tokens = parallel.shard(self._position(tokens, context.positions))
+        tokens = parallel.shard(self._position(tokens, context.positions).to(context.text.dtype))
         embed = self.time_text_embed
         conditioning = F.silu(embed.embed_timestep(timestep, self.dtype) + context.pooled)
 
@@ -286,7 +287,8 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
 
     @staticmethod
     def _position(tokens: Tensor, positions: Tensor | None) -> Tensor:
-        return tokens if positions is None else tokens + positions
+        # a table that is offloaded lies elsewhere
+        return tokens if positions is None else tokens + positions.to(tokens.device)
 
     def enable_cache(self, config: Any) -> None:
         """Skip work from step to step as one of diffusers' caches does, for example

@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import DiffusionPipeline
+from diffusers import (
+    BitsAndBytesConfig,
+    DiffusionPipeline,
+    GGUFQuantizationConfig,
+    TorchAoConfig,
+)
 from diffusers.callbacks import PipelineCallback
+from diffusers.quantizers import PipelineQuantizationConfig
 from PIL import Image
 from tiny_checkpoint import LATENT_CHANNELS, QUICK_INDEX, write_tiny_checkpoint
 from torch import Tensor
+from transformers import BitsAndBytesConfig as TransformersBitsAndBytesConfig
 
 from pyramid_dit import (
     PyramidDiTForVideoGeneration,
@@ -22,6 +29,7 @@ from pyramid_dit import (
     PyramidFlowPipeline,
 )
 from pyramid_dit.offload import module_device
+from pyramid_dit.text_encoder import TextPart
 
 MODELS = ("pyramid_flux", "pyramid_mmdit")
 PROMPT = "a red circle moves left"
@@ -390,3 +398,51 @@ def test_tiling_fast_mode_and_progress_bar_reach_the_engine(flux: PyramidFlowPip
     assert engine._progress_bar_config == {"disable": True}
     flux.disable_fast_mode()
     assert flux.video_generator.fast_mode.history_window is None
+
+
+# ---- quantized weights ------------------------------------------------------------------------
+
+
+def test_configs_of_quantization_reach_their_components(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: dict[str, Any] = {}
+
+    def load_model(kind: type, folder: Path, *, dtype: Any, quantization_config: Any = None) -> Any:
+        taken[kind.__name__] = quantization_config
+        return kind.from_pretrained(folder)
+
+    def load_encoder(self: TextPart, *_: Any, quantization_config: Any = None, **__: Any) -> None:
+        taken[self.encoder] = quantization_config
+
+    def load(config: Any) -> dict[str, Any]:
+        taken.clear()
+        PyramidFlowPipeline.from_pretrained(folders["pyramid_flux"], quantization_config=config)
+        return {name: value for name, value in taken.items() if value is not None}
+
+    monkeypatch.setattr("pyramid_dit.pipeline_loading.load_model", load_model)
+    monkeypatch.setattr(TextPart, "load_encoder", load_encoder)
+    model_config = BitsAndBytesConfig(load_in_8bit=True)
+    text_config = TransformersBitsAndBytesConfig(load_in_8bit=True)
+    both = {"transformer": model_config, "text_encoder_2": text_config}
+    expected = {"PyramidFluxTransformer": model_config, "text_encoder_2": text_config}
+    assert load(None) == {}
+    assert load(model_config) == {"PyramidFluxTransformer": model_config}
+    assert load(both) == expected
+    assert load(PipelineQuantizationConfig(quant_mapping=both)) == expected
+    with pytest.raises(ValueError, match="GGUF"):
+        load(GGUFQuantizationConfig())
+
+
+def test_weights_quantized_by_torchao(flux: PyramidFlowPipeline, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    small = quiet(
+        PyramidFlowPipeline.from_pretrained(flux.name_or_path, quantization_config=config)
+    )
+    weight = small.transformer.transformer_blocks[0].ff.net[2].weight
+    assert type(weight).__module__.startswith("torchao.")
+    error = (made(small) - made(flux)).norm() / made(flux).norm()
+    assert 0 < error < 0.05
+    small.save_pretrained(tmp_path)
+    assert torch.equal(made(quiet(PyramidFlowPipeline.from_pretrained(tmp_path))), made(small))
