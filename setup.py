@@ -45,6 +45,7 @@ setup(
     extras_require={
         "app": ["gradio>=6.30,<7"],
         "lora": ["peft>=0.20,<1"],
+        "quantization": ["bitsandbytes>=0.48,<1", "torchao>=0.16,<1"],
         "notebook": [
             "ipykernel>=7,<8",
             "ipywidgets>=8.1,<9",  # progress bars
