@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RELEASED_SIZES = {"384p": (640, 384), "768p": (1280, 768), "image": (1024, 1024)}
-RELEASED_NUM_FRAMES = 121  # 5 seconds
 
 
 def check_model_name(model: str | None) -> None:
@@ -161,6 +159,8 @@ def device_name(name: str, here: Place | None) -> str:
 
 def default_size(folder: CheckpointFolder, start: tuple[int, int] | None) -> tuple[int, int]:
     """Width and height that suit the model, lying or standing as what the video starts from."""
+    from .folder import RELEASED_SIZES
+
     width, height = folder.defaults.width, folder.defaults.height
     if width is None or height is None:
         name = folder.variant.rpartition("_")[2]
@@ -174,5 +174,7 @@ def default_size(folder: CheckpointFolder, start: tuple[int, int] | None) -> tup
 
 def default_num_frames(folder: CheckpointFolder) -> int:
     """Length of a video that suits the model, in frames."""
+    from .folder import RELEASED_NUM_FRAMES
+
     still = folder.variant.endswith("_image")
     return folder.defaults.num_frames or (1 if still else RELEASED_NUM_FRAMES)

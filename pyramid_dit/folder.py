@@ -30,7 +30,7 @@ PIPELINE_TRANSFORMER, PIPELINE_VAE = "transformer", "vae"
 
 RELEASED_SIZES = {"384p": (640, 384), "768p": (1280, 768), "image": (1024, 1024)}
 """Width and height that the released variants are made for."""
-RELEASED_NUM_FRAMES = 121
+RELEASED_NUM_FRAMES = 121  # 5 seconds
 
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
