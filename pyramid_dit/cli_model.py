@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-
 def check_model_name(model: str | None) -> None:
     """Refuse with a `UsageError` what is no folder and can be no repository of the hub."""
     if model is None or Path(model).is_dir():
