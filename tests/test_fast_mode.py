@@ -251,6 +251,11 @@ def test_first_block_cache(pipeline):
 # Compilation
 
 
+@pytest.mark.parametrize(
+    "pipeline",
+    ["pyramid_flux", pytest.param("pyramid_mmdit", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_compiled_blocks_know_all_shapes_after_one_video(pipeline):
     """A warm run compiles nothing, and videos of other lengths and prompts hardly anything."""
     exact = latents_of(pipeline)
