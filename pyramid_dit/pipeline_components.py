@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import CogVideoXLoraLoaderMixin
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -89,6 +89,32 @@ class PyramidFlowComponents(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self._guidance_scale = self.defaults.guidance_scale
         self._num_timesteps = 0
         self._current_timestep: float | None = None
+
+    def to(self, *args: Any, **kwargs: Any) -> PyramidFlowComponents:
+        """Move or cast the models, as of all of diffusers' pipelines.
+
+        What would be cast to float16 though its range is too small, becomes float32: the VAE, and
+        the layers that T5 names.
+        """
+        tensors = [
+            t for module in self._wide_modules() for t in (*module.parameters(), *module.buffers())
+        ]
+        before = [tensor.data for tensor in tensors]
+        super().to(*args, **kwargs)
+        for tensor, data in zip(tensors, before, strict=True):
+            if tensor.dtype == torch.float16:
+                tensor.data = data.to(tensor.device, torch.float32)
+        return self
+
+    def _wide_modules(self) -> list[nn.Module]:
+        """What float16 does not do for."""
+        wide: list[nn.Module] = [] if self.vae is None else [self.vae]
+        for encoder in (self.text_encoder, self.text_encoder_2, self.text_encoder_3):
+            if encoder is not None:
+                names = encoder._keep_in_fp32_modules or ()
+                parts = encoder.named_modules()
+                wide += [part for name, part in parts if name.rpartition(".")[2] in names]
+        return wide
 
     def load_lora_weights(
         self,

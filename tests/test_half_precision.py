@@ -110,6 +110,14 @@ def test_float16_makes_what_float32_makes(folder: Path) -> None:
     assert relative_error(frames, wanted) < 0.02
 
 
+def test_a_pipeline_that_is_cast(folder: Path) -> None:
+    loaded_so, cast = loaded(folder, torch.float16), loaded(folder, torch.float32)
+    assert cast.to("cpu", torch.float16) is cast
+    assert cast.vae.dtype == torch.float32
+    assert cast.text_encoder.dtype == cast.transformer.dtype == torch.float16
+    torch.testing.assert_close(made(cast, output_type="pt"), made(loaded_so, output_type="pt"))
+
+
 def test_text_in_float16(folder: Path) -> None:
     wide, half = loaded(folder, torch.float32), loaded(folder, torch.float16)
     expected, encoded = wide.encode_prompt(PROMPT), half.encode_prompt(PROMPT)
