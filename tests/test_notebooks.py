@@ -136,7 +136,7 @@ def test_one_variable_switches_the_model(name: str, released: Path, tmp_path: Pa
         assert videos(notebook, tmp_path) == [(n, 384, 640, 3) for n in (17, 17, 17, 33)]
         assert "the same frames as without the stop: True" in printed(notebook)
     elif name == VAE:
-        assert "1 clips of 9 frames of 104x48" in printed(notebook)
+        assert "clips: 1, frames each: 9, of 96x48 pixels" in printed(notebook)
         assert len(videos(notebook, tmp_path)) == 1
     else:
         assert len(figures(notebook)) == 4
