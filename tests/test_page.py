@@ -212,7 +212,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def card(folder: Path) -> ModelCard:
-    return ModelCard.of(CheckpointFolder.open(folder), (64, 64), 9)
+    return ModelCard.of(CheckpointFolder.open(folder), "tiny", (64, 64), 9)
 
 
 @pytest.mark.parametrize(
@@ -272,16 +272,17 @@ def test_a_form_is_checked(card: ModelCard, changes: dict[str, Any], words: str)
 
 
 def test_visitors_have_folders_of_their_own(tmp_path: Path) -> None:
-    visitors = Visitors(tmp_path)
+    visitors = Visitors(tmp_path, kept_after_leaving=0.2)
     first, second = visitors.of("../../a"), visitors.of("b")
     assert first.folder.parent == second.folder.parent == tmp_path
     assert first.folder != second.folder
-    assert visitors.of("../../a") is first
     for visitor in (first, second):
         visitor.folder.mkdir()
-    gone = visitors.leave("../../a")
-    assert gone is not None
-    gone.join(PATIENCE)
+    visitors.leave("../../a")
+    assert visitors.of("../../a") is first  # was only away
+    visitors.leave("../../a")
+    time.sleep(0.3)
+    assert visitors.of("b") is second
     assert list(tmp_path.iterdir()) == [second.folder]
     assert visitors.of("../../a") is not first
 
@@ -495,6 +496,8 @@ def test_a_client_cancels(client: Any) -> None:
         (["--port", "x"], "invalid int value"),
         (["--model", "no/where/at/all"], "is no folder"),
         (["--shard"], "add --gpus"),
+        (["--port", "99999"], "cannot serve at 127.0.0.1, port 99999"),
+        (["--host", "192.0.2.1", "--port", "7860"], "cannot serve at 192.0.2.1"),
         (["--gpus", "2", "--device", "cuda:1"], "does not go with"),
     ],
 )

@@ -148,6 +148,23 @@ def test_the_same_seed_gives_the_same_file(visit: Visit) -> None:
     assert visit.video_file() != first
 
 
+def test_words_of_a_visitor_stay_words(visit: Visit) -> None:
+    words = "<b>64</b><img src=x onerror=alert(1)>"
+    visit.page.fill("#pf-modes textarea >> nth=0", words)
+    visit.page.fill("#pf-size input", words)
+    visit.page.keyboard.press("Enter")
+    visit.page.click("#pf-make-text")
+    assert words in visit.wait_for("failed")
+    assert words in visit.page.inner_text(".toast-wrap")
+    visit.page.fill("#pf-size input", "64x64")
+    visit.page.keyboard.press("Enter")
+    visit.make("text")
+    visit.page.wait_for_selector("#pf-gallery .thumbnail-item")
+    assert words in visit.page.inner_text("#pf-details")
+    assert visit.page.get_attribute("#pf-gallery .thumbnail-item img", "alt") == words
+    assert visit.page.query_selector("img[src=x]") is None
+
+
 def test_stopping(visit: Visit) -> None:
     visit.page.fill("#pf-modes textarea >> nth=0", PROMPT)
     visit.set_seconds(10)
@@ -190,6 +207,10 @@ def test_a_picture_goes_in_and_a_bad_one_does_not(visit: Visit, tmp_path: Path) 
 
 def test_results_are_kept_extended_and_read_back(visit: Visit, tmp_path: Path) -> None:
     visit.open_tab("Storyboard")
+    visit.page.click("#pf-example-scenes")
+    visit.page.wait_for_function(
+        "() => document.querySelector('#pf-scene-1 textarea').value.includes('sun')"
+    )
     visit.page.fill("#pf-scene-0 textarea", PROMPT)
     visit.page.fill("#pf-scene-1 textarea", "a blue square")
     visit.page.fill("#pf-start-1 input", "0.4")

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any
 
 import gradio as gr
+from PIL import ImageOps
 from PIL.Image import Image
 
+from .examples import Examples
 from .layout import SCROLL_TO_RESULT, Fields, Results
 from .media_checks import open_image
 from .metadata import read_settings
@@ -40,6 +43,7 @@ class Page:
 
     Attributes:
         card: The model.
+        examples: What is offered to begin with.
         fields: What visitors set.
         results: Where they see what was made.
         worker: Makes it.
@@ -47,6 +51,7 @@ class Page:
     """
 
     card: ModelCard
+    examples: Examples
     fields: Fields
     results: Results
     worker: Worker
@@ -87,6 +92,13 @@ class Page:
         fields.image.upload(self._turn, [fields.image, fields.size], fields.size, **private)
         scenes = fields.scenes
         scenes.more.click(_one_more, scenes.count, [scenes.count, *scenes.rows], **private)
+        given = self.examples.storyboard
+        scenes.example.click(
+            lambda: [value for pair in given for value in pair],
+            None,
+            [part for index in range(len(given)) for part in scenes.scene(index)],
+            **private,
+        )
         if fields.pictures is not None:
             fields.pictures.click(
                 lambda sample: sample,
@@ -100,7 +112,7 @@ class Page:
             )
 
     def leave(self, request: gr.Request) -> None:
-        """A visitor has closed the page."""
+        """A visitor's connection has ended."""
         self.visitors.leave(request.session_hash)
 
     # ---- making a video -------------------------------------------------------------------
@@ -262,7 +274,8 @@ class Page:
             what = "picture" if settings.mode == "image" else "video"
             gr.Info(f"The {what} that it started from is not in the file: choose it again.")
         if settings.model != self.card.name:
-            gr.Warning(f"This video was made with another model: {settings.model}.")
+            model = escape(settings.model, quote=False)
+            gr.Warning(f"This video was made with another model: {model}.")
         return self._fill(settings)
 
     def _filled(self) -> list[Any]:
@@ -306,7 +319,7 @@ class Page:
     def _turn(self, path: str, size: str) -> str:
         """The size, on its side if that suits a new picture better and is on offer."""
         try:
-            image, (width, height) = open_image(path), size_of(size)
+            image, (width, height) = ImageOps.exif_transpose(open_image(path)), size_of(size)
         except REFUSALS:
             return size  # the crop says why
         turned = f"{height}x{width}"
@@ -331,8 +344,8 @@ def stopped_if_left(job: Job) -> Iterator[None]:
 
 
 def told(error: BaseException) -> gr.Error:
-    """The error as a visitor gets it."""
-    return gr.Error(in_words(error), print_exception=False)
+    """The error as a visitor gets it; Gradio takes messages for HTML."""
+    return gr.Error(escape(in_words(error), quote=False), print_exception=False)
 
 
 def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any, str]]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-_COLORS = {"green": (30, 170, 50), "orange": (250, 130, 20), "blue": (30, 60, 220)}
+_COLORS = {"green": (30, 170, 50), "purple": (150, 40, 185), "blue": (30, 60, 220)}
 _GROUNDS = {"black": (0, 0, 0), "white": (255, 255, 255), "gray": (128, 128, 128)}
 
 
@@ -41,7 +41,7 @@ def shape_examples(folder: Path) -> Examples:
     ]
     pictures = [
         _draw(folder, "green", "square", "moves up", "black"),
-        _draw(folder, "orange", "circle", "moves right", "white"),
+        _draw(folder, "purple", "circle", "moves right", "white"),
         _draw(folder, "blue", "triangle", "grows", "gray"),
     ]
     return Examples(prompts, storyboard, pictures)

@@ -24,7 +24,7 @@ from .words import header_html, status_html
 SCROLL_TO_RESULT = """
 (...inputs) => {
   const result = document.querySelector("#pf-result");
-  if (result && result.getBoundingClientRect().top > window.innerHeight * 0.6) {
+  if (result && result.getBoundingClientRect().top > window.innerHeight * 0.4) {
     result.scrollIntoView({ behavior: "smooth", block: "start" });
   }
   return inputs;
@@ -42,6 +42,11 @@ class Scenes:
     count: gr.State
     """How many are shown."""
     more: gr.Button
+    example: gr.Button
+
+    def scene(self, index: int) -> tuple[gr.Number, gr.Textbox]:
+        """Start and prompt of one scene."""
+        return self.starts[index], self.prompts[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,8 +325,14 @@ def _scenes(examples: Examples) -> Scenes:
                 )
             )
         rows.append(row)
-    more = gr.Button("Add a scene", size="sm", elem_id="pf-add-scene")
-    return Scenes(starts=starts, prompts=prompts, rows=rows, count=count, more=more)
+    with gr.Row():
+        more = gr.Button("Add a scene", size="sm", min_width=120, elem_id="pf-add-scene")
+        example = gr.Button(
+            "Fill in the example", size="sm", min_width=120, elem_id="pf-example-scenes"
+        )
+    return Scenes(
+        starts=starts, prompts=prompts, rows=rows, count=count, more=more, example=example
+    )
 
 
 def _more_settings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -60,6 +61,8 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
     if options.shard and here is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
     check_model_name(options.model)
+    if here is None and options.port is not None:
+        _check_port(options.host, options.port)
     with _temporary_folder():
         if here is None and options.gpus > 1:
             check_processes(options, None)
@@ -74,6 +77,8 @@ def _run_here(options: Namespace, here: Place | None) -> None:
     level = logging.INFO if options.verbose and is_main else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     folder = open_model(options)
+    if is_main:
+        sys.stderr.write(f"Loading {options.model or 'the default checkpoint'} ...\n")
     model = load_model(options, folder, here)
     model.set_progress_bar_config(disable=True)
     offloading = options.offload == "model"
@@ -116,7 +121,8 @@ def _serve(
     from .settings import ModelCard
     from .worker import Worker
 
-    card = ModelCard.of(folder, default_size(folder, None), default_num_frames(folder))
+    name = "the default checkpoint" if options.model is None else Path(options.model).name
+    card = ModelCard.of(folder, name, default_size(folder, None), default_num_frames(folder))
     results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
     rate = folder.defaults.frames_per_second
     worker = Worker(start, frames_per_second=rate, folder=results)
@@ -164,7 +170,14 @@ def build_page(
                 fields = build_fields(card, examples)
             with gr.Column(scale=6, min_width=320, elem_id="pf-results"):
                 results = build_results()
-        page = Page(card=card, fields=fields, results=results, worker=worker, visitors=visitors)
+        page = Page(
+            card=card,
+            examples=examples,
+            fields=fields,
+            results=results,
+            worker=worker,
+            visitors=visitors,
+        )
         page.connect()
         add_endpoints(page)
         blocks.unload(page.leave)
@@ -196,6 +209,17 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
         css_paths=STYLE,
     )
     return public or local
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse with a `UsageError` an address at which nothing can be served."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
+            pass
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot serve at {host}, port {port}: {reason}") from error
 
 
 @contextmanager

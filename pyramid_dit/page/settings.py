@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
@@ -123,14 +124,14 @@ class ModelCard:
     seconds: float
 
     @classmethod
-    def of(cls, folder: CheckpointFolder, size: tuple[int, int], num_frames: int) -> ModelCard:
+    def of(
+        cls, folder: CheckpointFolder, name: str, size: tuple[int, int], num_frames: int
+    ) -> ModelCard:
         """Describe the checkpoint in `folder`, made for videos of this size and length."""
         variant = folder.variant.rpartition("_")[2]
-        name = "the default checkpoint" if folder.path.name == "toy" else folder.path.name
         seconds = round(num_frames / folder.defaults.frames_per_second, 1)
-        return cls(
-            f"{name}, {variant}", folder.defaults, *size, min(max(seconds, 0.1), MAX_SECONDS)
-        )
+        seconds = min(max(seconds, 0.1), MAX_SECONDS)
+        return cls(f"{name}, {variant}", folder.defaults, *size, seconds)
 
     @property
     def max_area(self) -> int:
@@ -216,8 +217,9 @@ def size_of(text: str | None) -> tuple[int, int]:
     Raises:
         ValueError: It is written otherwise, or a side is no multiple of 64.
     """
+    spaced = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text or "")
     try:
-        return parse_size((text or "").replace(" ", ""))
+        return parse_size("x".join(spaced.groups()) if spaced else text or "")
     except argparse.ArgumentTypeError as error:
         said = str(error)
         raise ValueError(f"the size {said}" if said.startswith("must") else said) from error

@@ -24,6 +24,10 @@ def theme() -> gr.Theme:
     ).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
+        # enough contrast for small print
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color="*neutral_500",
+        input_placeholder_color="*neutral_500",
         block_border_width="1px",
         block_label_text_weight="500",
         block_title_text_weight="500",

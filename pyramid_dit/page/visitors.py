@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +39,7 @@ class Visitor:
     results: list[Result] = field(default_factory=list)
     shown: Result | None = None
     """The one that is to be seen large."""
+    kept_until: float = math.inf
 
     @property
     def busy(self) -> bool:
@@ -50,40 +53,52 @@ class Visitor:
 
 
 class Visitors:
-    """All visitors, by the name that Gradio gives to an open page."""
+    """All visitors, by the name that Gradio gives to an open page.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where each gets a folder of his own.
+        kept: Seconds that results are kept after the visitor last did something.
+        kept_after_leaving: The same where his connection has ended; a phone that sleeps ends it
+            too, and comes back.
+    """
+
+    def __init__(
+        self, folder: Path, *, kept: float = 24 * 3600, kept_after_leaving: float = 600
+    ) -> None:
         self._folder = folder
+        self._kept = kept
+        self._kept_after_leaving = kept_after_leaving
         self._there: dict[str, Visitor] = {}
         self._lock = threading.Lock()
 
     def of(self, session: str | None) -> Visitor:
         """The visitor of that name, new if need be."""
         with self._lock:
+            self._remove_old()
             name = session or ""
             if name not in self._there:
-                # a name that others cannot guess, and that nobody chose
+                # a folder whose name others cannot guess, and that nobody chose
                 self._there[name] = Visitor(self._folder / secrets.token_hex(16))
+            self._there[name].kept_until = time.monotonic() + self._kept
             return self._there[name]
 
-    def leave(self, session: str | None) -> threading.Thread | None:
-        """Stop what a visitor waits for and remove what he has, in a thread of its own."""
+    def leave(self, session: str | None) -> None:
+        """Stop what a visitor waits for; what he has is removed later."""
         with self._lock:
-            visitor = self._there.pop(session or "", None)
-        if visitor is None:
-            return None
-        if visitor.job is not None:
-            visitor.job.stop()
-        thread = threading.Thread(target=_remove, args=(visitor,), daemon=True)
-        thread.start()
-        return thread
+            visitor = self._there.get(session or "")
+            if visitor is None:
+                return
+            if visitor.job is not None:
+                visitor.job.stop()
+            visitor.kept_until = time.monotonic() + self._kept_after_leaving
+            self._remove_old()
 
-
-def _remove(visitor: Visitor) -> None:
-    """Remove the files of a visitor once nothing more is written."""
-    if visitor.job is not None:
-        visitor.job.wait()
-    shutil.rmtree(visitor.folder, ignore_errors=True)
+    def _remove_old(self) -> None:
+        now = time.monotonic()
+        for name, visitor in list(self._there.items()):
+            if visitor.kept_until <= now and not visitor.busy:
+                del self._there[name]
+                shutil.rmtree(visitor.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
