@@ -93,7 +93,7 @@ def measure(
         for variant in VARIANTS:
             seconds[variant].append(median(times[variant]))
 
-    names = [f"{n} latents, {_name(length_size)}" for n in lengths]
+    names = [f"{n} latent{'s' * (n > 1)}, {_name(length_size)}" for n in lengths]
     names += [f"unit {LATE_UNIT}, {_name(size)}" for size in sizes]
     xs = [*map(float, lengths), *(height * width / 1e6 for height, width in sizes)]
     rows: list[dict[str, Cell]] = []

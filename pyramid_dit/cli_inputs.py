@@ -15,7 +15,7 @@ import numpy as np
 from .cli_model import default_num_frames, default_size
 from .cli_options import FRAME_MULTIPLE, SIZE_MULTIPLE, UsageError
 from .launcher import place
-from .video_io import Frame, video_frames, video_size
+from .video_io import HISTORY_FRAMES, Frame, video_frames, video_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from .stream import VideoStream
 
 Write: TypeAlias = Callable[[Iterable[Frame]], None]
-
-HISTORY_FRAMES = 33
-"""Of the video that is extended, so many frames at its end are looked at."""
 
 
 def open_image(path: str) -> Image:

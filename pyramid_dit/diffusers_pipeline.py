@@ -23,6 +23,7 @@ from .pipeline_components import PyramidFlowComponents
 from .pipeline_inputs import Images, Video, fit_images, fit_video
 from .pipeline_loading import Quantization, load_components
 from .request import Generators
+from .video_io import HISTORY_FRAMES
 
 T = TypeVar("T")
 StepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -171,7 +172,7 @@ class PyramidFlowPipeline(PyramidFlowComponents):
         image: Images | None = None,
         image_latents: Tensor | None = None,
         video: Video | None = None,
-        history_frames: int = 33,
+        history_frames: int = HISTORY_FRAMES,
         pyramid_num_inference_steps_list: Sequence[int] | None = None,
         video_num_inference_steps: Steps | None = None,
         video_guidance_scale: float | None = None,

@@ -19,6 +19,7 @@ from .request import Callback, Generators, Request
 from .sampler import Unit, plan_units
 from .saved_latents import SavedLatents
 from .stream import VideoStream
+from .video_io import HISTORY_FRAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -259,7 +260,7 @@ class VideoGenerator(GenerationEngine):
         inference_multigpu: bool = False,
         callback: Callback | None = None,
         *,
-        history_frames: int = 33,
+        history_frames: int = HISTORY_FRAMES,
         resume: SavedLatents | str | PathLike[str] | None = None,
         **options: Any,
     ) -> Request:

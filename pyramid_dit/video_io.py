@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -32,6 +32,8 @@ Frame: TypeAlias = "Image | np.ndarray"
 
 PNG_NAME = "frame_{:04d}.png"
 PNG_PATTERN = re.compile(r"frame_\d{4,}\.png")
+HISTORY_FRAMES = 33
+"""Of a video that goes on, so many frames at its end are looked at."""
 
 
 def export_to_video(frames: Iterable[Frame], path: str | Path, fps: float = 24) -> str:
@@ -167,7 +169,11 @@ def read_video(path: str | Path) -> np.ndarray:
 
 
 def video_frames(
-    path: str | Path, *, size: tuple[int, int] | None = None, fps: float | None = None
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+    input_options: Sequence[str] = (),
 ) -> Generator[np.ndarray, None, None]:
     """Decode a video to uint8 frames [height, width, 3], one at a time.
 
@@ -176,6 +182,7 @@ def video_frames(
         size: width and height that a frame is scaled to cover, and cropped to in the middle;
             by default as it is.
         fps: frames a second, by dropping and repeating; by default every stored frame once.
+        input_options: what ffmpeg is told about the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -188,12 +195,18 @@ def video_frames(
     filters = [] if fps is None else [f"fps={fps}"]
     if size is not None:
         extent = f"{size[0]}:{size[1]}"
-        filters += [f"scale={extent}:force_original_aspect_ratio=increase", f"crop={extent}"]
+        filters += [
+            f"scale={extent}:force_original_aspect_ratio=increase:"
+            "flags=lanczos+accurate_rnd+full_chroma_int",
+            f"crop={extent}",
+        ]
     options = ["-vf", ",".join(filters)] if filters else []
     if fps is None:
         options += ["-fps_mode", "passthrough"]
     # an absolute name cannot be taken for an option or a protocol
-    reader = read_frames(str(Path(path).absolute()), output_params=options)
+    reader = read_frames(
+        str(Path(path).absolute()), input_params=list(input_options), output_params=options
+    )
     count = 0
     try:
         width, height = next(reader)["size"]

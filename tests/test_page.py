@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def test_settings_survive_in_a_file(tmp_path: Path) -> None:
     ("comment", "words"),
     [
         ("a holiday", "no settings of this page"),
+        ("[" * 100_000, "no settings of this page"),
         ('["pyramid_flow", 1]', "no settings of this page"),
         ('{"pyramid_flow": 1, "mode": "text"}', "incomplete"),
         (replace(SETTINGS, seed=-1).to_json(), "the seed must be from 0"),
@@ -189,6 +191,18 @@ def test_frames_of_a_video_come_at_the_rate_and_size_asked_for(tmp_path: Path) -
     assert last_frames(iter(frames), 99).shape == (24, 128, 64, 3)
 
 
+def test_a_video_without_a_readable_frame_does_not_tell_where_it_lies(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x64:d=1:r=12", "-movflags", "faststart", str(path))
+    content = path.read_bytes()
+    head = content.index(b"mdat") + 4
+    path.write_bytes(content[:head] + bytes(len(content) - head))
+    assert check_video(path).width == 64
+    with pytest.raises(ValueError, match="damaged") as raised:
+        list(video_frames(path, 64, 64, 24))
+    assert str(tmp_path) not in str(raised.value)
+
+
 # ---- the form and the model -----------------------------------------------------------------
 
 
@@ -261,6 +275,8 @@ def test_a_form_becomes_a_request(card: ModelCard) -> None:
         ({"seconds": 60}, "the length in seconds must be from 0 to 10"),
         ({"seconds": None}, "there must be a number"),
         ({"seed": 1.5}, "whole number"),
+        ({"steps": float("inf")}, "whole number"),
+        ({"mode": "storyboard", "scenes": ((0, 5),)}, "must be text"),
         ({"guidance": -1}, "guidance must be from 0"),
         ({"mode": "image"}, "choose a picture"),
         ({"mode": "extend"}, "choose a video"),
@@ -304,8 +320,18 @@ def worker(model: PyramidDiTForVideoGeneration, tmp_path: Path) -> Iterator[Work
         frames_per_second=24,
         folder=tmp_path,
     )
-    yield worker
+    with at_work(worker):
+        yield worker
+
+
+@contextmanager
+def at_work(worker: Worker) -> Iterator[None]:
+    thread = threading.Thread(target=worker.work, daemon=True)
+    thread.start()
+    yield
     worker.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 def finished(job: Job) -> Job:
@@ -372,13 +398,13 @@ def test_the_queue_has_an_end(card: ModelCard, tmp_path: Path) -> None:
 
     worker = Worker(start, frames_per_second=24, folder=tmp_path)
     request = form().request(card)
-    jobs = [worker.submit(request) for _ in range(20)]
-    with pytest.raises(QueueFull, match="20 requests are waiting"):
+    with at_work(worker):
+        jobs = [worker.submit(request) for _ in range(20)]
+        with pytest.raises(QueueFull, match="20 requests are waiting"):
+            worker.submit(request)
+        jobs[5].stop()
         worker.submit(request)
-    jobs[5].stop()
-    worker.submit(request)
-    go_on.set()
-    worker.close()
+        go_on.set()
     assert all(job.finished for job in jobs)
 
 
@@ -408,9 +434,9 @@ def client(
         client = gradio_client.Client(
             url, verbose=False, download_files=tmp_path_factory.mktemp("downloads")
         )
-        yield client
-        client.close()
-        worker.close()
+        with at_work(worker):
+            yield client
+            client.close()
         page.close(verbose=False)
 
 

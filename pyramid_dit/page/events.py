@@ -30,7 +30,7 @@ from .visitors import (
 from .words import caption, details_html, duration, failure_html, status_html
 from .worker import Job, QueueFull, State, Worker
 
-POLL = 0.1  # seconds between two looks at a job
+POLL = 0.25  # seconds between two looks at a job
 REFUSALS = (ValueError, TypeError, OSError, QueueFull)
 
 Updates = dict[Any, Any]
@@ -148,18 +148,19 @@ class Page:
                 yield {results.status: failure_html(in_words(error))}
                 raise told(error) from error
             yield self._begun(job)
-            seen: tuple[Any, ...] = ()
+            words, strips = "", 0
             with stopped_if_left(job):
                 while not job.finished:
                     await asyncio.sleep(POLL)
-                    ahead = self.worker.ahead(job)
-                    now = (job.steps_done, len(job.strips), ahead, int(job.elapsed()))
-                    if now != seen:
-                        yield {
-                            results.status: status_html(job, ahead),
-                            results.preview: self._frames(job),
-                        }
-                    seen = now
+                    changes: Updates = {}
+                    now = status_html(job, self.worker.ahead(job))
+                    if now != words:
+                        changes[results.status] = words = now
+                    if len(job.strips) != strips:
+                        changes[results.preview] = self._frames(job)
+                        strips = len(job.strips)
+                    if changes:
+                        yield changes
             yield self._ended(job, visitor)
             if job.error is not None:
                 raise told(job.error)

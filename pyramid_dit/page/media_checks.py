@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from .. import video_io
 from ..cli_options import SIZE_MULTIPLE
 
 MAX_IMAGE_BYTES = 32 * 2**20
@@ -116,33 +116,13 @@ def video_frames(
     Raises:
         ValueError: As `check_video`, or the video cannot be decoded.
     """
-    from imageio_ffmpeg import get_ffmpeg_exe
-
-    kind = check_video(path).kind
-    filters = (
-        f"fps={frames_per_second},scale={width}:{height}:force_original_aspect_ratio=increase:"
-        f"flags=lanczos+accurate_rnd+full_chroma_int,crop={width}:{height}"
-    )
-    command = [get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "error"]
-    command += ["-t", str(MAX_VIDEO_SECONDS), *input_arguments(path, kind), "-an", "-sn", "-dn"]
-    command += ["-map", "0:v:0", "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
-    with tempfile.TemporaryFile() as messages:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=messages, start_new_session=True
+    options = ["-t", str(MAX_VIDEO_SECONDS), *_input_options(check_video(path).kind)]
+    try:
+        yield from video_io.video_frames(
+            path, size=(width, height), fps=frames_per_second, input_options=options
         )
-        assert process.stdout is not None
-        count = 0
-        try:
-            with process.stdout as pipe:
-                while len(data := pipe.read(3 * width * height)) == 3 * width * height:
-                    count += 1
-                    yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
-    if not count:
-        raise ValueError("the video is damaged: none of its frames can be decoded")
+    except ValueError as error:  # which tells where the file lies
+        raise ValueError("the video is damaged: it cannot be decoded") from error
 
 
 def last_frames(frames: Iterable[np.ndarray], count: int) -> np.ndarray:
@@ -152,7 +132,11 @@ def last_frames(frames: Iterable[np.ndarray], count: int) -> np.ndarray:
 
 def input_arguments(path: str | Path, kind: str) -> list[str]:
     """What makes ffmpeg read the file at `path` as a `kind`, and nothing else."""
-    return ["-protocol_whitelist", "file", "-f", kind, "-i", f"file:{os.path.abspath(path)}"]
+    return [*_input_options(kind), "-i", f"file:{os.path.abspath(path)}"]
+
+
+def _input_options(kind: str) -> list[str]:
+    return ["-protocol_whitelist", "file", "-f", kind]
 
 
 def ffmpeg_says(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from .worker import Job, VideoRequest
 if TYPE_CHECKING:
     from ..pipeline import PyramidDiTForVideoGeneration
     from ..stream import VideoStream
+
+logger = logging.getLogger(__name__)
 
 _NO_LIMIT = timedelta(days=365)
 """How long the others wait for the next request."""
@@ -27,16 +30,16 @@ class Requests:
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo", timeout=_NO_LIMIT)
 
-    def send(self, request: VideoRequest | None) -> None:
-        """Tell the others what to make, None that nothing more comes."""
+    def send(self, request: VideoRequest) -> None:
+        """Tell the others what to make."""
         self._broadcast(request)
 
-    def receive(self) -> VideoRequest | None:
+    def receive(self) -> VideoRequest:
         """Wait for what process 0 sends."""
         return self._broadcast(None)
 
-    def _broadcast(self, request: VideoRequest | None) -> VideoRequest | None:
-        box = [request]
+    def _broadcast(self, request: VideoRequest | None) -> VideoRequest:
+        box: list[Any] = [request]
         dist.broadcast_object_list(box, src=0, group=self._group, device=torch.device("cpu"))
         return box[0]
 
@@ -53,16 +56,19 @@ def start_together(
 
 def follow(
     model: PyramidDiTForVideoGeneration, requests: Requests, *, cpu_offloading: bool
-) -> None:
-    """Make along what process 0 sends, until nothing more comes.
+) -> NoReturn:
+    """Make along what process 0 sends, until this process is ended.
 
-    What is refused is refused by every process alike, and process 0 tells the visitor.
+    What is refused, or does not fit into memory, is so in all processes alike, and process 0
+    tells the visitor. Where it is not alike, the others time out, and the launcher ends them all.
     """
-    while (request := requests.receive()) is not None:
+    while True:
+        request = requests.receive()
         try:
-            stream = request.stream(model, inference_multigpu=True, cpu_offloading=cpu_offloading)
-        except (ValueError, TypeError):
-            continue
-        with stream:
-            for _ in stream:
-                pass
+            with request.stream(
+                model, inference_multigpu=True, cpu_offloading=cpu_offloading
+            ) as stream:
+                for _ in stream:
+                    pass
+        except (ValueError, TypeError, torch.OutOfMemoryError) as error:
+            logger.info("given up: %s", error)

@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
 
 TEMPORARY_FOLDER = "GRADIO_TEMP_DIR"
 """Environment variable: where Gradio keeps uploads, and the page its videos."""
+
+QUEUE_POLL = 0.02  # seconds between two looks for requests
 
 
 def run_page(options: Namespace, command: Sequence[str]) -> None:
@@ -91,7 +92,6 @@ def _run_here(options: Namespace, here: Place | None) -> None:
     requests = Requests()
     if not is_main:
         follow(model, requests, cpu_offloading=offloading)
-        return
 
     def start(job: Job) -> VideoStream:
         return start_together(model, requests, job, cpu_offloading=offloading)
@@ -131,12 +131,11 @@ def _serve(
     url = launch(page, host=options.host, port=options.port, share=options.share)
     sys.stdout.write(f"The page is at {url} (Ctrl-C ends it)\n")
     sys.stdout.flush()
-    if place is None:
-        _wait_for_signal()
-        worker.close()
-        page.close(verbose=False)
-    else:
-        threading.Event().wait()  # signals end this process, and with it the others
+    if place is None:  # else signals end this process at once, and with it the others
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, lambda *_: worker.close())
+    worker.work()
+    page.close(verbose=False)
 
 
 def build_page(
@@ -194,6 +193,8 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
     from .theme import STYLE, theme
 
     page.queue(default_concurrency_limit=8)
+    # Gradio looks for requests a thousand times a second, for which the models would have to wait.
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_POLL
     _, local, public = page.launch(
         server_name=host,
         server_port=port,
@@ -244,12 +245,3 @@ def _device_words(model: PyramidDiTForVideoGeneration, processes: int) -> str:
         name = torch.cuda.get_device_name(device)
     many = f"{processes} × " if processes > 1 else ""
     return f"{many}{name}, {str(model.dtype).removeprefix('torch.')}"
-
-
-def _wait_for_signal() -> None:
-    """Return when SIGINT or SIGTERM comes."""
-    came = threading.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: came.set())
-    while not came.wait(1):  # in pieces: elsewhere a signal does not end a wait
-        pass

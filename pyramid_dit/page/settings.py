@@ -21,6 +21,7 @@ MAX_PROMPT = 2000  # characters; the text encoders read fewer
 MAX_SCENES = 6
 AREA_FACTOR = 4
 """A video may have so many times the pixels of the model's own size."""
+MAX_RECORD = 200_000  # characters of the record in files, more than it can have
 FORMAT = 1
 """Version of the record in files."""
 
@@ -67,8 +68,8 @@ class Settings:
             ValueError: It is no such record, or a value is outside what the page offers.
         """
         try:
-            entries = json.loads(text)
-        except ValueError as error:
+            entries = json.loads(text[:MAX_RECORD])
+        except (ValueError, RecursionError) as error:
             raise ValueError("the file has a comment, but no settings of this page") from error
         if not isinstance(entries, Mapping) or entries.get("pyramid_flow") != FORMAT:
             raise ValueError("the file has a comment, but no settings of this page")

@@ -14,9 +14,10 @@ from pathlib import Path
 from PIL import Image
 
 from ..inputs import fit_image
+from ..video_io import HISTORY_FRAMES
 from .media_checks import last_frames, open_image, video_frames
 from .settings import MAX_SEED, ModelCard, Scene, Settings, size_of
-from .worker import HISTORY_FRAMES, Job, VideoRequest
+from .worker import Job, VideoRequest
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ class Form:
     def _scenes(self) -> tuple[Scene, ...]:
         found = []
         for start, prompt in self.scenes:
+            if not isinstance(prompt, str | None):
+                raise ValueError(f"a prompt must be text, not {prompt!r}")
             if prompt and prompt.strip():
                 found.append(Scene(_real(start or 0), prompt.strip()))
         return tuple(sorted(found, key=lambda scene: scene.start))
@@ -177,7 +180,7 @@ def _real(value: float) -> float:
 
 
 def _whole(value: float) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    if not _real(value).is_integer():
         raise ValueError(f"there must be a whole number, not {value!r}")
     return int(value)
 

@@ -1,7 +1,7 @@
-"""The queue before the models, and the one thread that works it off.
+"""The queue before the models, and who works it off.
 
-A `Job` is written by the worker's thread and read by those of the page. Whoever holds it can stop
-it: the step that is being computed is finished, nothing more.
+A `Job` is written by the thread that works and read by those of the page. Whoever holds it can
+stop it: the step that is being computed is finished, nothing more.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..video_io import export_to_video
+from ..video_io import HISTORY_FRAMES, export_to_video
 from .media_checks import video_frames
 from .metadata import write_settings
 from .preview import QUALITY, FrameStrip, reduced
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 20
-HISTORY_FRAMES = 33
-"""Of a video that goes on, so many frames are seen by the model."""
 
 
 class QueueFull(RuntimeError):
@@ -128,7 +126,7 @@ class Job:
         self.path: Path | None = None
         self.poster: Path | None = None
         self.error: BaseException | None = None
-        self._stop = threading.Event()
+        self._stopping = False
         self._finished = threading.Event()
         self._began = 0.0
         self._unit_ends: list[tuple[float, int]] = []  # time, and steps done by then
@@ -142,11 +140,11 @@ class Job:
     @property
     def stopping(self) -> bool:
         """Whether it was asked to stop."""
-        return self._stop.is_set()
+        return self._stopping
 
     def stop(self) -> None:
         """Have it end as soon as possible."""
-        self._stop.set()
+        self._stopping = True
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has finished, and say whether it has."""
@@ -215,6 +213,7 @@ class Job:
         """The work is over."""
         self.seconds = self.elapsed()
         self.error = error
+        self.request = replace(self.request, image=None, history=None)  # no longer needed
         complete = 0 < self.total_steps == self.steps_done
         if error is not None:
             self.state = State.FAILED
@@ -249,32 +248,24 @@ Starter = Callable[[Job], "VideoStream"]
 
 
 class Worker:
-    """Works off jobs one after another, in a thread of its own.
+    """Works off jobs one after another, in the thread that calls `work`.
+
+    On a CPU that should be the one that loaded the models: every thread that runs PyTorch gets
+    helpers of its own, and with more of them than cores the work takes about twice as long.
 
     Args:
-        start: Begins the stream of a job; called in the worker's thread.
+        start: Begins the stream of a job.
         frames_per_second: Of all videos.
         folder: Where results go.
-        on_end: Called in the worker's thread when it ends.
     """
 
-    def __init__(
-        self,
-        start: Starter,
-        *,
-        frames_per_second: float,
-        folder: Path,
-        on_end: Callable[[], object] = lambda: None,
-    ) -> None:
+    def __init__(self, start: Starter, *, frames_per_second: float, folder: Path) -> None:
         self.frames_per_second = frames_per_second
         self.folder = folder
         self._start = start
-        self._on_end = on_end
         self._waiting: list[Job] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while it is held
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
-        self._thread.start()
 
     def submit(self, request: VideoRequest, folder: Path | None = None) -> Job:
         """Put a request in the queue.
@@ -300,28 +291,35 @@ class Worker:
             before = self._waiting[: self._waiting.index(job)] if job in self._waiting else []
         return sum(not other.stopping for other in before)
 
-    def close(self) -> None:
-        """Stop what runs and what waits, and end the thread."""
-        with self._lock:
-            jobs = list(self._waiting)
-        for job in jobs:
-            job.stop()
-        self._queue.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
+    def work(self) -> None:
+        """Make one video after another until `close`."""
+        while True:
             try:
-                if not job.stopping:
-                    job.begin()
-                    with self._start(job) as stream:
-                        job.run(stream, self.frames_per_second)
-                job.end()
-            except Exception as error:
-                if not isinstance(error, (ValueError, TypeError)):
-                    logger.exception("a video could not be made")
-                job.end(error)
-            finally:
-                with self._lock:
-                    self._waiting.remove(job)
-        self._on_end()
+                job = self._queue.get(timeout=1)  # where no signal ends a wait, time does
+            except queue.Empty:
+                continue
+            if job is None:
+                return
+            self._make(job)
+
+    def close(self) -> None:
+        """Stop what runs and what waits, and have `work` return; signal handlers may call it."""
+        with self._lock:
+            for job in self._waiting:
+                job.stop()
+        self._queue.put(None)
+
+    def _make(self, job: Job) -> None:
+        try:
+            if not job.stopping:
+                job.begin()
+                with self._start(job) as stream:
+                    job.run(stream, self.frames_per_second)
+            job.end()
+        except Exception as error:
+            if not isinstance(error, (ValueError, TypeError)):
+                logger.exception("a video could not be made")
+            job.end(error)
+        finally:
+            with self._lock:
+                self._waiting.remove(job)
