@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from pyramid_dit.cli import exit_status, one_line
+from pyramid_dit.cli import exit_status, one_line, signals_raise
 from pyramid_dit.cli_options import OneLineParser, add_model_options, check_model_options
 from pyramid_dit.launcher import Stopped, leave_reason
 
@@ -57,19 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the page and return the exit status; errors are told in one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = None
-    try:
-        options = parse_options(arguments)
-        from pyramid_dit.page.serve import run_page
+    with signals_raise() as received:
+        try:
+            options = parse_options(arguments)
+            from pyramid_dit.page.serve import run_page
 
-        run_page(options, [__file__, *arguments])
-    except KeyboardInterrupt as stop:
-        return 128 + (stop.signum if isinstance(stop, Stopped) else 2)
-    except Exception as error:
-        if options is not None and options.verbose:
-            raise
-        if not leave_reason(one_line(error), exit_status(error)):
-            sys.stderr.write(f"app.py: {one_line(error)}\n")
-        return exit_status(error)
+            run_page(options, [__file__, *arguments])
+        except KeyboardInterrupt as stop:
+            return 128 + (stop.signum if isinstance(stop, Stopped) else received[0])
+        except Exception as error:
+            if received:  # an import that a signal breaks off may report something else
+                return 128 + received[0]
+            if options is not None and options.verbose:
+                raise
+            if not leave_reason(one_line(error), exit_status(error)):
+                sys.stderr.write(f"app.py: {one_line(error)}\n")
+            return exit_status(error)
     return 0
 
 

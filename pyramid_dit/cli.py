@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are told in one line."""
     verbose = False
     kept: list[str] = []
-    with _signals_raise() as received:
+    with signals_raise() as received:
         try:
             arguments = sys.argv[1:] if arguments is None else arguments
             options = parse_options(arguments)
@@ -94,7 +94,7 @@ def exit_status(error: BaseException) -> int:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[list[int]]:
+def signals_raise() -> Iterator[list[int]]:
     """Have SIGINT and SIGTERM raise `KeyboardInterrupt`; hand out the list of those received.
 
     SIGINT too, which does so anyway, for a shell starts background jobs deaf to it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -533,6 +535,18 @@ def test_wrong_options_are_told_in_one_line(options: list[str], words: str) -> N
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_signal_while_the_model_is_loaded_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(PROJECT_ROOT / "app.py"), "--model", str(folder)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "Loading" in process.stderr.readline()
+        assert list(tmp_path.glob("pyramid-flow-page-*"))
+        process.terminate()
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("pyramid-flow-page-*"))
 
 
 def test_several_processes_serve_one_page_again_and_again(
