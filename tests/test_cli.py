@@ -409,7 +409,9 @@ def test_interrupted_while_generating(checkpoint: Path) -> None:
     assert files_here() == []
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_what_was_made_before_an_interruption_is_kept_and_can_be_resumed(
     checkpoint: Path, signum: signal.Signals
 ) -> None:

@@ -45,7 +45,7 @@ def test_windows_below_1_are_refused() -> None:
         plan_rounds(3, 2, 0)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_over_ranks_is_alone(ranks: int, tmp_path: Path) -> None:
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     torchrun = subprocess.Popen(
