@@ -79,7 +79,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         UsageError: An option is unknown, malformed, or does not go with another.
     """
     parser = _build_parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        hint = "" if unknown[0].startswith("-") else "; put the prompt in quotes"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     options.prompt = options.prompt or ""
     _check_sources(parser, options)
     if options.image is not None and options.video_steps is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .conditioning import Prompts
@@ -155,7 +155,9 @@ class SavedLatents:
         metadata = {"format": FORMAT, "settings": json.dumps(settings)}
         with replacing(Path(path)) as temporary:
             # an empty tensor, of a complete video, has no storage of its own to share
-            save_file({k: v.clone().contiguous() for k, v in tensors.items()}, temporary, metadata)
+            # (and `save_file` makes files that only their owner can read)
+            own = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+            temporary.write_bytes(save(own, metadata))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SavedLatents:

@@ -32,7 +32,7 @@ BAD_OPTIONS = {
     "no prompt": ([], "prompt is empty"),
     "empty prompt": ([""], "prompt is empty"),
     "blank prompt": (["  "], "prompt is empty"),
-    "two prompts": ([PROMPT, "and more"], "and more"),
+    "a prompt without quotes": (PROMPT.split(), "put the prompt in quotes"),
     "unknown option": ([PROMPT, "--fast"], "--fast"),
     "size without x": ([PROMPT, "--size", "128"], "1280x768"),
     "size that does not fit": ([PROMPT, "--size", "100x128"], "multiples of 64"),

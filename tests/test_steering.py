@@ -172,6 +172,8 @@ def test_a_resumed_run_is_that_without_the_stop(
     whole = model.generate(**{**TEXT, **story})
     np.testing.assert_allclose(frames, whole, rtol=0, atol=1.01 / 255)
     assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+    (tmp_path / "plain").touch()
+    assert name.stat().st_mode == (tmp_path / "plain").stat().st_mode  # others may read it too
 
 
 def test_a_run_with_the_global_generator_and_several_samples_is_resumed(

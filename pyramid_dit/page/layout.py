@@ -107,7 +107,8 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
     make: dict[str, gr.Button] = {}
     with gr.Tabs(elem_id="pf-modes") as all_tabs:
         with gr.Tab("Text", id="text") as tabs["text"]:
-            prompts["text"] = _prompt("What the video should show", examples.prompts[0])
+            example = f"For example: {examples.prompts[0]}"
+            prompts["text"] = _prompt("What the video should show", example)
             make["text"] = _make_button("text")
             gr.Examples([[p] for p in examples.prompts], prompts["text"], label="Examples")
         with gr.Tab("Picture", id="image") as tabs["image"]:
@@ -297,7 +298,7 @@ def _scenes(examples: Examples) -> Scenes:
     given = examples.storyboard
     count = gr.State(max(len(given), 2))
     for index in range(MAX_SCENES):
-        placeholder = given[index][1] if index < len(given) else ""
+        placeholder = f"For example: {given[index][1]}" if index < len(given) else ""
         start = given[index][0] if index < len(given) else starts[-1].value + 1
         with gr.Row(visible=index < count.value, elem_classes="pf-scene") as row:
             starts.append(
