@@ -6,9 +6,9 @@ import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from pyramid_dit.cli import exit_status, one_line, signals_raise
-from pyramid_dit.cli_options import OneLineParser, add_model_options, check_model_options
-from pyramid_dit.launcher import Stopped, leave_reason
+from pyramid_dit.cli.command import exit_status, one_line, signals_raise
+from pyramid_dit.cli.options import OneLineParser, add_model_options, check_model_options
+from pyramid_dit.distributed.launcher import Stopped, leave_reason
 
 EXAMPLES = """\
 examples:

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from pyramid_dit import PyramidDiTForVideoGeneration
-from pyramid_dit.figures import evenly_spaced, picture_grid
-from pyramid_dit.video_io import export_to_gif
+from pyramid_dit.media.figures import evenly_spaced, picture_grid
+from pyramid_dit.media.video_files import export_to_gif
 
 HERE = Path(__file__).parent
 PROMPTS = [

@@ -26,11 +26,16 @@ from dataclasses import dataclass
 import torch
 
 from pyramid_dit import PyramidDiffusionMMDiT, PyramidFluxTransformer
+from pyramid_dit.devices.memory import STEP_WIDTHS
+from pyramid_dit.distributed.parallel import BRANCHES, mesh_shape, split_sizes
+from pyramid_dit.flow.temporal_pyramid import history_plan
 from pyramid_dit.inputs import SPATIAL_FACTOR, temp_of_seconds
-from pyramid_dit.memory import STEP_WIDTHS
-from pyramid_dit.parallel import BRANCHES, mesh_shape, split_sizes
-from pyramid_dit.temporal_pyramid import history_plan
-from pyramid_dit.token_layout import PATCH, Grid, TokenLayout, make_layout
+from pyramid_dit.models.token_layout import (
+    PATCH,
+    Grid,
+    TokenLayout,
+    make_layout,
+)
 
 from .report import Cell, markdown_table
 

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 
 from pyramid_dit import PyramidFluxTransformer
-from pyramid_dit.cpu import keep_freed_memory
-from pyramid_dit.transformer import StageContext
+from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.models.transformer import StageContext
 
 from .baseline.transformer import baseline_transformer
 from .flops import baseline_step_flops, step_flops
@@ -28,8 +28,25 @@ from .measure import (
     speed_up,
     timed,
 )
-from .report import Bar, Cell, Report, finish, median, number, option_parser, rounds, spread
-from .setups import FLUX_CONFIGS, SIZES, TINY_SIZES, StepInputs, random_flux, step_inputs
+from .report import (
+    Bar,
+    Cell,
+    Report,
+    finish,
+    median,
+    number,
+    option_parser,
+    rounds,
+    spread,
+)
+from .setups import (
+    FLUX_CONFIGS,
+    SIZES,
+    TINY_SIZES,
+    StepInputs,
+    random_flux,
+    step_inputs,
+)
 
 BASELINE, OURS = "baseline", "ours"
 VARIANTS = (BASELINE, OURS)

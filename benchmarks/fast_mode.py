@@ -17,8 +17,8 @@ from diffusers.hooks import FirstBlockCacheConfig
 from torch import Tensor
 
 from pyramid_dit import PyramidDiTForVideoGeneration
-from pyramid_dit.cpu import keep_freed_memory
-from trainer_misc.evaluation import evaluate_frames, evaluation_prompts
+from pyramid_dit.devices.cpu import keep_freed_memory
+from trainer_misc.toy.evaluation import evaluate_frames, evaluation_prompts
 
 from .measure import device_name
 from .report import Report, finish, option_parser

@@ -14,9 +14,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyramid_dit.flux import PyramidFluxTransformer
-from pyramid_dit.temporal_pyramid import history_plan
-from pyramid_dit.token_layout import PATCH
+from pyramid_dit.flow.temporal_pyramid import history_plan
+from pyramid_dit.models.flux import PyramidFluxTransformer
+from pyramid_dit.models.token_layout import PATCH
 from video_vae import CausalVideoVAE
 
 STAGES = 3

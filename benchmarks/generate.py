@@ -14,12 +14,28 @@ from typing import Any
 import torch
 
 from pyramid_dit import PyramidDiTForVideoGeneration
-from pyramid_dit.cpu import keep_freed_memory
-from pyramid_dit.engine import GenerationEngine
+from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.generation.engine import GenerationEngine
 
 from .baseline.pipeline import BaselinePipeline
-from .measure import PhaseClock, alternate, device_name, speed_up, timed
-from .report import Bar, Cell, Report, finish, median, number, option_parser, rounds, spread
+from .measure import (
+    PhaseClock,
+    alternate,
+    device_name,
+    speed_up,
+    timed,
+)
+from .report import (
+    Bar,
+    Cell,
+    Report,
+    finish,
+    median,
+    number,
+    option_parser,
+    rounds,
+    spread,
+)
 
 BASELINE, OURS = "baseline", "ours"
 PROMPT = "a red circle moves left on a white background"

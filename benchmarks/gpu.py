@@ -18,15 +18,38 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_dit import PyramidFlowMatchEulerDiscreteScheduler, PyramidFluxTransformer
-from pyramid_dit.generation import VideoGenerator
-from pyramid_dit.latent_codec import RELEASED_STATISTICS
-from pyramid_dit.text_encoder import TextEncoding
+from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
+from pyramid_dit.generation.video_generator import VideoGenerator
+from pyramid_dit.models.text_encoder import TextEncoding
 
-from .dit_step import BASELINE, LATE_UNIT, OURS, VARIANTS, step_function
+from .dit_step import (
+    BASELINE,
+    LATE_UNIT,
+    OURS,
+    VARIANTS,
+    step_function,
+)
 from .flops import step_flops, video_flops
 from .generate import PHASES, phases, watch_ours
-from .measure import Times, alternate, device_name, matmul_peak, peak_memory, speed_up, timed
-from .report import Bar, Cell, Report, finish, median, number, option_parser, rounds
+from .measure import (
+    Times,
+    alternate,
+    device_name,
+    matmul_peak,
+    peak_memory,
+    speed_up,
+    timed,
+)
+from .report import (
+    Bar,
+    Cell,
+    Report,
+    finish,
+    median,
+    number,
+    option_parser,
+    rounds,
+)
 from .setups import (
     SIZES,
     TEXT_LENGTH,

@@ -11,7 +11,15 @@ from pyramid_dit import PyramidFlowMatchEulerDiscreteScheduler
 from .baseline.pipeline import block_noise
 from .flops import SPATIAL_FACTOR
 from .measure import alternate, device_name, speed_up
-from .report import Cell, Report, finish, median, option_parser, rounds, spread
+from .report import (
+    Cell,
+    Report,
+    finish,
+    median,
+    option_parser,
+    rounds,
+    spread,
+)
 from .setups import SIZES, TINY_SIZES
 
 BASELINE, OURS = "baseline", "ours"

@@ -15,13 +15,27 @@ import numpy as np
 import torch
 
 from pyramid_dit import PyramidFluxTransformer
-from pyramid_dit.cpu import keep_freed_memory
+from pyramid_dit.devices.cpu import keep_freed_memory
 
-from .dit_step import LATE_UNIT, MB, VARIANTS, peak_memories, step_function
+from .dit_step import (
+    LATE_UNIT,
+    MB,
+    VARIANTS,
+    peak_memories,
+    step_function,
+)
 from .flops import STAGES
 from .measure import Times, alternate, device_name
 from .plot import Chart, draw_charts
-from .report import RESULTS, Cell, Report, finish, median, option_parser, rounds
+from .report import (
+    RESULTS,
+    Cell,
+    Report,
+    finish,
+    median,
+    option_parser,
+    rounds,
+)
 from .setups import FLUX_CONFIGS, random_flux, step_inputs
 
 Size = tuple[int, int]

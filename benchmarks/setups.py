@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_dit import PyramidFluxTransformer
-from pyramid_dit.conditioning import TextCondition
-from pyramid_dit.temporal_pyramid import history_plan
+from pyramid_dit.flow.temporal_pyramid import history_plan
+from pyramid_dit.sampling.prompts import TextCondition
 from video_vae import CausalVideoVAE
 
-from .flops import SPATIAL_FACTOR, STAGES, Tokens, unit_tokens
+from .flops import (
+    SPATIAL_FACTOR,
+    STAGES,
+    Tokens,
+    unit_tokens,
+)
 
 SIZES = {"384p": (384, 640), "768p": (768, 1280)}
 """Height and width of the released models."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from pyramid_dit.cpu import keep_freed_memory
-from pyramid_dit.latent_codec import (
+from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.generation.latent_codec import (
     DecodeSizes,
     FrameStatistics,
     LatentStatistics,
@@ -23,8 +23,22 @@ from pyramid_dit.latent_codec import (
 
 from .baseline.vae import TILE, BaselineDecoder
 from .flops import decoder_flops
-from .measure import alternate, device_name, matmul_peak, speed_up
-from .report import Bar, Report, finish, median, number, option_parser, rounds, spread
+from .measure import (
+    alternate,
+    device_name,
+    matmul_peak,
+    speed_up,
+)
+from .report import (
+    Bar,
+    Report,
+    finish,
+    median,
+    number,
+    option_parser,
+    rounds,
+    spread,
+)
 from .setups import VAE_CONFIGS, random_vae
 
 BASELINE, TILED, OURS = "baseline", "our kernels, its tiles", "ours"

@@ -10,23 +10,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .diffusers_pipeline import PyramidFlowPipeline
-    from .flux import PyramidFluxTransformer
-    from .mmdit import PyramidDiffusionMMDiT
-    from .pipeline import PyramidDiTForVideoGeneration
-    from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
-    from .text_encoder import FluxTextEncoderWithMask, SD3TextEncoderWithMask
+    from .flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+    from .models.flux import PyramidFluxTransformer
+    from .models.mmdit import PyramidDiffusionMMDiT
+    from .models.text_encoder import FluxTextEncoderWithMask, SD3TextEncoderWithMask
+    from .pipelines.diffusers_pipeline import PyramidFlowPipeline
+    from .pipelines.official import PyramidDiTForVideoGeneration
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "FluxTextEncoderWithMask": "text_encoder",
-    "PyramidDiTForVideoGeneration": "pipeline",
-    "PyramidDiffusionMMDiT": "mmdit",
-    "PyramidFlowMatchEulerDiscreteScheduler": "scheduler",
-    "PyramidFlowPipeline": "diffusers_pipeline",
-    "PyramidFluxTransformer": "flux",
-    "SD3TextEncoderWithMask": "text_encoder",
+    "FluxTextEncoderWithMask": "models.text_encoder",
+    "PyramidDiTForVideoGeneration": "pipelines.official",
+    "PyramidDiffusionMMDiT": "models.mmdit",
+    "PyramidFlowMatchEulerDiscreteScheduler": "flow.scheduler",
+    "PyramidFlowPipeline": "pipelines.diffusers_pipeline",
+    "PyramidFluxTransformer": "models.flux",
+    "SD3TextEncoderWithMask": "models.text_encoder",
 }
 __all__ = [
     "FluxTextEncoderWithMask",

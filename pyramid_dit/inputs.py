@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .video_io import read_video
+from .media.video_files import read_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -51,5 +51,5 @@ fi
 OUTPUT="$output/dit" sh "$root/scripts/train_pyramid_flow.sh"
 "$python" -m trainer_misc.evaluation --model "$output/dit/checkpoint" --mode all \
     --output "$output/scores.json" --contact-sheet "$output/sheet.png"
-"$python" -m trainer_misc.model_card --checkpoint "$output/dit/checkpoint" \
+"$python" -m trainer_misc.toy.model_card --checkpoint "$output/dit/checkpoint" \
     --scores "$output/scores.json"

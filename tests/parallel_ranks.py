@@ -21,16 +21,16 @@ from torch import Tensor
 
 from benchmarks.cost_model import BYTES, Architecture, pass_cost
 from pyramid_dit import PyramidDiTForVideoGeneration
-from pyramid_dit.flux import PyramidFluxTransformer
-from pyramid_dit.parallel import (
+from pyramid_dit.distributed.parallel import (
     Parallel,
     form_groups,
     leave_processes,
     processes_at_work,
     split_sizes,
 )
-from pyramid_dit.token_layout import clip_grid, make_layout
-from pyramid_dit.transformer import PyramidTransformer
+from pyramid_dit.models.flux import PyramidFluxTransformer
+from pyramid_dit.models.token_layout import clip_grid, make_layout
+from pyramid_dit.models.transformer import PyramidTransformer
 from trainer_misc import init_distributed_mode, init_sequence_parallel_group
 
 T = TypeVar("T")

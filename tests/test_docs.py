@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from golden import PROJECT_ROOT
 
-from pyramid_dit import cli_options, memory_presets
-from pyramid_dit.cli_inputs import Storyboard
+from pyramid_dit.cli import options as cli_options
+from pyramid_dit.cli.sources import Storyboard
+from pyramid_dit.generation import memory_presets
 
 PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((PROJECT_ROOT / "scripts").glob("*.sh"))
@@ -313,7 +314,7 @@ def test_the_toy_training_calls_what_exists(
     assert bank.endswith("--output my run/bank.safetensors --images 16000 --clips 5")
     assert dit.startswith("-m torch.distributed.run --standalone --nproc-per-node 2 -m trainer_")
     assert "--vae my run/vae/causal_video_vae --bank my run/bank.safetensors --steps 7" in dit
-    assert "trainer_misc.evaluation" in scores and "trainer_misc.model_card" in card
+    assert "trainer_misc.toy.evaluation" in scores and "trainer_misc.toy.model_card" in card
     for call in (vae, bank, dit, scores, card):
         module, *arguments = call.rpartition("-m trainer_misc.")[2].replace("my run", "run").split()
         parse_with(f"trainer_misc.{module}", [*arguments], monkeypatch)

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_checkpoint import write_tiny_checkpoint
 
 from docs.notebooks import COLORS, KEPT, NOTEBOOKS, ROOT, lightened, run
-from pyramid_dit.video_io import export_to_video, read_video
+from pyramid_dit.media.video_files import export_to_video, read_video
 
 VIDEO, VAE, IMAGES = (
     "video_generation_demo.ipynb",

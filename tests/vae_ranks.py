@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyramid_dit.latent_codec import to_bytes
+from pyramid_dit.generation.latent_codec import to_bytes
 from video_vae import CausalVideoVAE
 from video_vae.context_parallel import decode_over_ranks, encode_over_ranks
 

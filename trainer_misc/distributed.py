@@ -1,6 +1,6 @@
 """Starting processes that work together, by the names that the reference's scripts use.
 
-The groups themselves are made in `pyramid_dit.parallel`.
+The groups themselves are made in `pyramid_dit.distributed.parallel`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from argparse import Namespace
 import torch
 import torch.distributed as dist
 
-from pyramid_dit.launcher import place
-from pyramid_dit.parallel import form_groups, join_processes
+from pyramid_dit.distributed.launcher import place
+from pyramid_dit.distributed.parallel import form_groups, join_processes
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Train the default checkpoint's miniFLUX and its text encoders on a bank of latents.
 
 Autoregressive with the temporal pyramid: each step trains the last unit of clips of one length,
-with all shorter units as history, on every stage at once (`pyramid_dit.flow_objective`).
+with all shorter units as history, on every stage at once (`pyramid_dit.flow.objective`).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyramid_dit.flow_objective import FlowObjective
-from pyramid_dit.flux import PyramidFluxTransformer
-from pyramid_dit.folder import GenerationDefaults
-from pyramid_dit.generation import VideoGenerator
-from pyramid_dit.latent_codec import LatentStatistics
-from pyramid_dit.scheduler import PyramidFlowMatchEulerDiscreteScheduler
-from pyramid_dit.text_encoder import FluxTextEncoderWithMask
+from pyramid_dit.checkpoints.folder import GenerationDefaults
+from pyramid_dit.flow.objective import FlowObjective
+from pyramid_dit.flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from pyramid_dit.generation.latent_codec import LatentStatistics
+from pyramid_dit.generation.video_generator import VideoGenerator
+from pyramid_dit.models.flux import PyramidFluxTransformer
+from pyramid_dit.models.text_encoder import FluxTextEncoderWithMask
 from video_vae.autoencoder import CausalVideoVAE
 
 from .checkpoints import write_folder
-from .data.moving_shapes import NUM_COMBINATIONS, caption_of
 from .latent_bank import LatentBank
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
 from .sheets import save_contact_sheet
-from .toy_text import TEXT_DIM, write_text_encoders
+from .toy.moving_shapes import NUM_COMBINATIONS, caption_of
+from .toy.text import TEXT_DIM, write_text_encoders
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from pyramid_dit.cpu import keep_freed_memory
-from pyramid_dit.latent_codec import FrameStatistics, LatentStatistics
+from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.generation.latent_codec import FrameStatistics, LatentStatistics
 from video_vae.autoencoder import CausalVideoVAE
 
-from .data.moving_shapes import MovingShapes
+from .toy.moving_shapes import MovingShapes
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyramid_dit.cpu import keep_freed_memory
+from pyramid_dit.devices.cpu import keep_freed_memory
 
 from .checkpoints import newest_checkpoint, thin_checkpoints, write_folder
 from .optimization import learning_rate_factor, parameter_groups

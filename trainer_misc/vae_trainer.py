@@ -26,10 +26,10 @@ from video_vae.autoencoder import CausalVideoVAE
 from video_vae.blocks import ResnetBlock, SpatialAttention, TemporalUpsample
 
 from .checkpoints import write_folder
-from .data.moving_shapes import MAX_FRAMES, MovingShapes
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
 from .sheets import save_contact_sheet
+from .toy.moving_shapes import MAX_FRAMES, MovingShapes
 
 logger = logging.getLogger(__name__)
 

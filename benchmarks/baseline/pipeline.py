@@ -11,10 +11,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyramid_dit.engine import GenerationEngine
-from pyramid_dit.latent_codec import to_bytes, to_output
-from pyramid_dit.latent_pyramid import latent_pyramid, noise_pyramid
-from pyramid_dit.temporal_pyramid import gather_history, history_plan
+from pyramid_dit.flow.latents import latent_pyramid, noise_pyramid
+from pyramid_dit.flow.temporal_pyramid import gather_history, history_plan
+from pyramid_dit.generation.engine import GenerationEngine
+from pyramid_dit.generation.latent_codec import to_bytes, to_output
 
 from .transformer import baseline_transformer
 from .vae import BaselineDecoder

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyramid_dit import PyramidDiffusionMMDiT, PyramidFluxTransformer
-from pyramid_dit.embeddings import timestep_sinusoid
-from pyramid_dit.token_layout import clip_grid, patchify, unpatchify
+from pyramid_dit.models.embeddings import timestep_sinusoid
+from pyramid_dit.models.token_layout import clip_grid, patchify, unpatchify
 
 from .weights import Weights
 

@@ -14,7 +14,13 @@ from typing import Any
 
 import gradio as gr
 
-from .events import POLL, REFUSALS, Page, stopped_if_left, told
+from .events import (
+    POLL,
+    REFUSALS,
+    Page,
+    stopped_if_left,
+    told,
+)
 from .visitors import Form
 from .worker import Job
 

@@ -17,7 +17,12 @@ from .examples import Examples
 from .layout import SCROLL_TO_RESULT, Fields, Results
 from .media_checks import open_image
 from .metadata import read_settings
-from .settings import MAX_SCENES, ModelCard, Settings, size_of
+from .settings import (
+    MAX_SCENES,
+    ModelCard,
+    Settings,
+    size_of,
+)
 from .visitors import (
     Form,
     Result,
@@ -27,8 +32,19 @@ from .visitors import (
     in_words,
     last_crop_of_video,
 )
-from .words import caption, details_html, duration, failure_html, status_html
-from .worker import Job, QueueFull, State, Worker
+from .words import (
+    caption,
+    details_html,
+    duration,
+    failure_html,
+    status_html,
+)
+from .worker import (
+    Job,
+    QueueFull,
+    State,
+    Worker,
+)
 
 POLL = 0.25  # seconds between two looks at a job
 REFUSALS = (ValueError, TypeError, OSError, QueueFull)

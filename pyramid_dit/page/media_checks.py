@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .. import video_io
-from ..cli_options import SIZE_MULTIPLE
+from ..cli.options import SIZE_MULTIPLE
+from ..media import video_files as video_io
 
 MAX_IMAGE_BYTES = 32 * 2**20
 MAX_IMAGE_PIXELS = 50_000_000

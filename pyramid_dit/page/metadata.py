@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..ffmpeg import COMPLETE, run_ffmpeg
-from ..video_io import replacing
+from ..media.ffmpeg import COMPLETE, run_ffmpeg
+from ..media.video_files import replacing
 from .media_checks import check_video, ffmpeg_says, input_arguments
 from .settings import Settings
 

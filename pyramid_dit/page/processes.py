@@ -12,8 +12,8 @@ import torch.distributed as dist
 from .worker import Job, VideoRequest
 
 if TYPE_CHECKING:
-    from ..pipeline import PyramidDiTForVideoGeneration
-    from ..stream import VideoStream
+    from ..generation.stream import VideoStream
+    from ..pipelines.official import PyramidDiTForVideoGeneration
 
 logger = logging.getLogger(__name__)
 

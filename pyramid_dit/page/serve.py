@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli_model import (
+from ..cli.model import (
     check_model_name,
     check_processes,
     default_num_frames,
@@ -23,17 +23,22 @@ from ..cli_model import (
     load_model,
     open_model,
 )
-from ..cli_options import UsageError
-from ..launcher import Place, ended_by_signals, place, run_processes
+from ..cli.options import UsageError
+from ..distributed.launcher import (
+    Place,
+    ended_by_signals,
+    place,
+    run_processes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import gradio as gr
 
-    from ..folder import CheckpointFolder
-    from ..pipeline import PyramidDiTForVideoGeneration
-    from ..stream import VideoStream
+    from ..checkpoints.folder import CheckpointFolder
+    from ..generation.stream import VideoStream
+    from ..pipelines.official import PyramidDiTForVideoGeneration
     from .settings import ModelCard
     from .worker import Job, Worker
 

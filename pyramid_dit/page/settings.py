@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from ..cli_options import SIZE_MULTIPLE, parse_size
-from ..folder import CheckpointFolder, GenerationDefaults, Steps
+from ..checkpoints.folder import CheckpointFolder, GenerationDefaults, Steps
+from ..cli.options import SIZE_MULTIPLE, parse_size
 
 MODES = ("text", "image", "extend", "storyboard")
 """Text to video, image to video, a video that goes on, several prompts at chosen times."""

@@ -14,9 +14,15 @@ from pathlib import Path
 from PIL import Image
 
 from ..inputs import fit_image
-from ..video_io import HISTORY_FRAMES
+from ..media.video_files import HISTORY_FRAMES
 from .media_checks import last_frames, open_image, video_frames
-from .settings import MAX_SEED, ModelCard, Scene, Settings, size_of
+from .settings import (
+    MAX_SEED,
+    ModelCard,
+    Scene,
+    Settings,
+    size_of,
+)
 from .worker import Job, VideoRequest
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..video_io import HISTORY_FRAMES, export_to_video
+from ..media.video_files import HISTORY_FRAMES, export_to_video
 from .media_checks import video_frames
 from .metadata import write_settings
 from .preview import QUALITY, FrameStrip, reduced
@@ -28,8 +28,8 @@ from .settings import Settings, scene_units
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..pipeline import PyramidDiTForVideoGeneration
-    from ..stream import VideoStream
+    from ..generation.stream import VideoStream
+    from ..pipelines.official import PyramidDiTForVideoGeneration
 
 logger = logging.getLogger(__name__)
 

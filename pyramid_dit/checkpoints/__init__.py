@@ -1,0 +1,1 @@
+"""Checkpoints: folders on disk and on the hub, what they hold and what they prefer."""

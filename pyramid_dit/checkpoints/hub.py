@@ -1,0 +1,106 @@
+"""Fetching a checkpoint from the Hugging Face hub, only what is needed of it."""
+
+from __future__ import annotations
+
+import re
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from .folder import INDEX_NAME, CheckpointFolder
+
+TOY_FOLDER = Path(__file__).parents[1] / "toy"
+_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` has the form `owner/repository`."""
+    return _REPO_ID.fullmatch(name) is not None
+
+
+def open_checkpoint(
+    folder_or_hub_id: str | PathLike[str] | None, variant: str | None = None, **options: Any
+) -> CheckpointFolder:
+    """Look into a checkpoint, which is fetched first if it lies on the hub.
+
+    Args:
+        folder_or_hub_id: A folder or `owner/repository`; None is the checkpoint that comes with
+            this package.
+        variant: As for `CheckpointFolder.open`.
+        options: Further arguments of `download_checkpoint`.
+
+    Raises:
+        FileNotFoundError: There is no such folder, repository or variant.
+        ConnectionError: The hub cannot be reached and the cache does not hold the files.
+        ValueError: The variant is ambiguous, or a file cannot be understood.
+    """
+    source = TOY_FOLDER if folder_or_hub_id is None else Path(folder_or_hub_id)
+    if not source.exists() and is_repo_id(str(folder_or_hub_id)):
+        source = download_checkpoint(str(folder_or_hub_id), variant, **options)
+    return CheckpointFolder.open(source, variant)
+
+
+def download_checkpoint(
+    repo_id: str,
+    variant: str | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    vae: bool = True,
+    text_encoder: bool = True,
+) -> Path:
+    """Fetch one variant of a checkpoint; what an interrupted run fetched is not fetched again.
+
+    Args:
+        repo_id: `owner/repository`, for example `rain1011/pyramid-flow-miniflux`.
+        variant: `diffusion_transformer_768p`, or in short `768p`; by default as for a folder.
+        revision: Branch, tag or commit.
+        cache_dir: Where to keep it; by default the hub's cache.
+        vae: Fetch the VAE too.
+        text_encoder: Fetch the text encoders and their tokenizers too.
+
+    Returns:
+        The folder it lies in.
+
+    Raises:
+        FileNotFoundError: No such repository, or no such variant in it.
+        ConnectionError: The hub cannot be reached and the cache does not hold the files.
+        ValueError: The variant is ambiguous, or a file cannot be understood.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def fetch(*patterns: str) -> Path:
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            allow_patterns=list(patterns),
+        )
+        return Path(folder)
+
+    try:
+        # The small configs first: gigabytes of text encoders are in vain without the variant.
+        path = fetch(INDEX_NAME, "*/config.json", "scheduler/*")
+        try:
+            folder = CheckpointFolder.open(path, variant)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(str(error).replace(str(path), repo_id)) from error
+        patterns = [INDEX_NAME, "scheduler/*", f"{folder.variant}/*"]
+        if vae:
+            patterns.append(f"{folder.vae_folder}/*")
+        if text_encoder:
+            patterns += ["text_encoder*/*", "tokenizer*/*"]
+        return fetch(*patterns)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(
+            f"no folder and no repository on the hub is called {repo_id!r}"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConnectionError(f"cannot fetch {repo_id} from the hub: {reason}") from error

@@ -1,0 +1,244 @@
+"""The command `pyramid-flow`: a prompt goes in, a video file comes out.
+
+The order matters: options, input files and the output's folder are checked before PyTorch is
+imported, the model's folder before its weights are read, and the file is written last.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ..distributed.launcher import (
+    ProcessesFailed,
+    Stopped,
+    ended_by_signals,
+    leave_reason,
+    place,
+    run_processes,
+)
+from .model import (
+    check_model_name,
+    check_processes,
+    load_model,
+    open_model,
+)
+from .options import UsageError, parse_options
+
+if TYPE_CHECKING:
+    from ..checkpoints.folder import CheckpointFolder
+    from ..media.progressive_video import CollectedFrames, ProgressiveVideo
+    from ..pipelines.official import PyramidDiTForVideoGeneration
+    from .sources import Sources
+
+logger = logging.getLogger(__name__)
+
+FAILED, BAD_INPUT = 1, 2
+_BAD_INPUT_ERRORS = (
+    ValueError,
+    TypeError,
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status; errors are told in one line."""
+    verbose = False
+    kept: list[str] = []
+    with signals_raise() as received:
+        try:
+            arguments = sys.argv[1:] if arguments is None else arguments
+            options = parse_options(arguments)
+            verbose = options.verbose
+            _run(options, arguments, kept)
+        except SystemExit:  # --help and --version
+            raise
+        except BaseException as error:
+            # An import that a signal breaks off may report something else in its stead.
+            if isinstance(error, Stopped):
+                received.append(error.signum)
+            if received or isinstance(error, KeyboardInterrupt):
+                message = f"interrupted, {'; '.join(kept) or 'no video was written'}"
+                status = 128 + (received[0] if received else signal.SIGINT)
+            else:
+                if verbose:
+                    traceback.print_exc()
+                message, status = "; ".join([one_line(error), *kept]), exit_status(error)
+            if not leave_reason(message, status):
+                _complain(message)
+            return status
+    return 0
+
+
+def exit_status(error: BaseException) -> int:
+    """What the command exits with: 2 for wrong input, 1 for what could not be done."""
+    if isinstance(error, ProcessesFailed):
+        return error.status
+    return BAD_INPUT if isinstance(error, _BAD_INPUT_ERRORS) else FAILED
+
+
+@contextmanager
+def signals_raise() -> Iterator[list[int]]:
+    """Have SIGINT and SIGTERM raise `KeyboardInterrupt`; hand out the list of those received.
+
+    SIGINT too, which does so anyway, for a shell starts background jobs deaf to it.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    former = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)
+
+
+def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
+    """Do what the options say; `kept` is told what there is, should this end early."""
+    started = time.perf_counter()
+    here = place()
+    is_main = here is None or here.rank == 0
+    if options.shard and here is None and options.gpus == 1:
+        raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
+    logging.basicConfig(
+        level=logging.INFO if options.verbose and is_main else logging.WARNING, format="%(message)s"
+    )
+    from ..media.progressive_video import ProgressiveVideo, open_video
+    from ..media.video_files import check_folder, check_writable, output_format
+    from .sources import Sources
+
+    sources = Sources.open(options)
+    output = options.output or _free_name(sources.title(options))
+    if is_main:
+        check_writable(output)
+        if options.save_latents is not None:
+            check_folder(options.save_latents)
+    check_model_name(options.model)
+
+    if here is None and options.gpus > 1:
+        check_processes(options, options.guidance)
+        try:
+            run_processes(["-m", "pyramid_dit", *arguments, "--output", output], options.gpus)
+        except KeyboardInterrupt:
+            if output_format(output) == "mp4" and ProgressiveVideo(output).rescue():
+                kept.append(f"what was made is in {output}")
+            raise
+        return
+    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    with nullcontext() if here is None else ended_by_signals():
+        folder = open_model(options)
+        pipeline = load_model(options, folder, here)
+        rate = folder.defaults.frames_per_second
+        writer = open_video(output, rate) if is_main else None
+        try:
+            size = _write(pipeline, options, sources, folder, seed, writer, kept)
+        finally:
+            made = 0 if writer is None else writer.frames
+            if writer is not None:
+                writer.close()
+            if made:
+                kept.insert(0, f"{_count(made)} kept in {output}")
+        if here is not None:
+            from ..distributed.parallel import leave_processes
+
+            leave_processes()
+    if not is_main:
+        return
+    origin = "" if options.resume_latents else f" (seed {seed})"
+    sys.stdout.write(
+        f"{output}: {_count(made)} of {size[0]}x{size[1]}, {made / rate:.1f} s of video "
+        f"made in {time.perf_counter() - started:.1f} s{origin}\n"
+    )
+
+
+def _write(
+    pipeline: PyramidDiTForVideoGeneration,
+    options: Namespace,
+    sources: Sources,
+    folder: CheckpointFolder,
+    seed: int,
+    writer: ProgressiveVideo | CollectedFrames | None,
+    kept: list[str],
+) -> tuple[int, int]:
+    """Write frames as they are made, and show how far that is; return their width and height.
+
+    Without a `writer` this process only helps the one that has it.
+    """
+    from tqdm import tqdm
+
+    from .sources import skip
+
+    def advance(*_: object) -> None:
+        bar.update()
+
+    size = (0, 0)
+    pipeline.set_progress_bar_config(disable=True)
+    copy = skip if writer is None else writer.write
+    stream = sources.stream(pipeline, options, folder, seed, copy, advance)
+    with tqdm(total=stream.total_steps, disable=writer is None or options.quiet) as bar:
+        try:
+            for frames in stream:
+                size = frames[0].size
+                if writer is not None:
+                    writer.write(frames)
+                    bar.set_postfix_str(writer.preview)
+        finally:
+            stream.close()
+            if writer is not None and options.save_latents and stream.latents is not None:
+                stream.save_latents(options.save_latents)
+                kept.append(f"--resume-latents {options.save_latents} goes on from there")
+    return size
+
+
+def _count(frames: int) -> str:
+    return "1 frame" if frames == 1 else f"{frames} frames"
+
+
+def _free_name(title: str) -> str:
+    """A name for an mp4 in the current folder that is made of the title and not yet taken."""
+    words = re.sub(r"[^\w]+", "-", title.lower()).strip("-_")[:60].rstrip("-") or "video"
+    number, name = 1, f"{words}.mp4"
+    while os.path.lexists(name):
+        number += 1
+        name = f"{words}-{number}.mp4"
+    return name
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line for people."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
+    text = " ".join(text.split())
+    if not text or not isinstance(error, (*_BAD_INPUT_ERRORS, OSError)):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    if "OutOfMemory" in type(error).__name__:
+        text += " (--offload model or a smaller --size needs less)"
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"pyramid-flow: {message}\n")

@@ -1,0 +1,179 @@
+"""The model that a command line asks for: which checkpoint, on which device, in which processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..distributed.launcher import Place
+from .options import UsageError
+
+if TYPE_CHECKING:
+    from ..checkpoints.folder import CheckpointFolder
+    from ..pipelines.official import PyramidDiTForVideoGeneration
+
+logger = logging.getLogger(__name__)
+
+
+def check_model_name(model: str | None) -> None:
+    """Refuse with a `UsageError` what is no folder and can be no repository of the hub."""
+    if model is None or Path(model).is_dir():
+        return
+    if Path(model).exists():
+        raise UsageError(f"--model {model!r} is a file, not the folder of a checkpoint")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+        raise UsageError(
+            f"--model {model!r} is no folder, and not OWNER/NAME of a repository on the hub"
+        )
+
+
+def check_processes(options: Namespace, guidance: float | None) -> None:
+    """Find out whether `--gpus` processes can share the work before any is started.
+
+    Args:
+        options: What the command line says.
+        guidance: Scale of the guidance, by default the model's.
+
+    Raises:
+        UsageError: There are too few devices.
+        ValueError: The model cannot be split so often.
+    """
+    from ..checkpoints.folder import read_json
+    from ..distributed.parallel import check_heads, mesh_shape
+
+    device_name(
+        options.device, Place(options.gpus - 1, options.gpus - 1, options.gpus, options.gpus)
+    )
+    folder = open_model(options)
+    guidance = folder.defaults.guidance_scale if guidance is None else guidance
+    config = read_json(folder.path / folder.variant / "config.json")
+    _, parts = mesh_shape(options.gpus, guided=guidance > 0)
+    check_heads(config["num_attention_heads"], parts)
+
+
+def open_model(options: Namespace) -> CheckpointFolder:
+    """Look into the checkpoint that `--model` and `--variant` name, fetched if need be.
+
+    Raises:
+        FileNotFoundError: There is no such folder, repository or variant.
+        ConnectionError: The hub cannot be reached.
+        ValueError: The variant is ambiguous, or a file cannot be understood.
+    """
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "info" if options.verbose else "error")
+    from ..checkpoints.folder import CheckpointFolder
+    from ..checkpoints.hub import download_checkpoint
+
+    path = options.model
+    if path is None:
+        path = Path(__file__).parents[1] / "toy"
+    elif not Path(path).is_dir():
+        path = download_checkpoint(path, options.variant)
+    return CheckpointFolder.open(path, options.variant)
+
+
+def load_model(
+    options: Namespace, folder: CheckpointFolder, here: Place | None
+) -> PyramidDiTForVideoGeneration:
+    """Load the model, and join the other processes if there are any.
+
+    Raises:
+        UsageError: There is no such device.
+        FileNotFoundError: The checkpoint lacks a file.
+        ValueError: A file of the checkpoint is damaged or does not fit.
+    """
+    import torch
+
+    from ..devices.cpu import keep_freed_memory
+    from ..distributed.parallel import join_processes
+
+    keep_freed_memory()
+    device = device_name(options.device, here)
+    threads = options.threads
+    if here is not None:
+        join_processes(torch.device(device))
+        threads = threads or max(1, (os.cpu_count() or 1) // here.local_processes)
+    if threads:
+        torch.set_num_threads(threads)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..pipelines.official import PyramidDiTForVideoGeneration
+
+    disable_progress_bar()  # of loading; the hub's have been shown by now
+    pipeline = PyramidDiTForVideoGeneration.from_pretrained(
+        folder.path,
+        folder.variant,
+        model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
+        device="cpu" if options.offload or options.shard else device,
+        memory=options.memory,
+    )
+    if options.offload == "layer":
+        pipeline.enable_sequential_cpu_offload(device)
+    if options.shard:
+        pipeline.shard_weights(device)
+    assert pipeline.vae is not None
+    pipeline.vae.enable_tiling()
+    logger.info("%s: %s, %s, on %s", folder.path, folder.variant, pipeline.dtype, device)
+    return pipeline
+
+
+def device_name(name: str, here: Place | None) -> str:
+    """The device `name` of this machine, or the one of that kind for the process `here`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto" and here is not None and accelerator is None:
+        raise UsageError(
+            "--gpus: there is no GPU here; --device cpu runs that many processes on the CPU, "
+            "which is no faster"
+        )
+    if name == "auto":
+        name = accelerator.type if accelerator else "cpu"
+    if here is not None and name != "cpu":
+        name = f"{name}:{here.local_rank}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name!r} is unknown") from error
+    if device.type == "cpu":
+        return name
+    if accelerator is None or device.type != accelerator.type:
+        there = f"cpu and {accelerator.type}" if accelerator else "only cpu"
+        raise UsageError(f"--device {name!r} is not available here, {there}")
+    count = torch.accelerator.device_count()
+    if (device.index or 0) >= count:
+        asked = f"--device {name!r}" if here is None else f"{here.local_processes} processes"
+        raise UsageError(f"{asked}: there are {count} GPUs here")
+    return name
+
+
+def default_size(folder: CheckpointFolder, start: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height that suit the model, lying or standing as what the video starts from."""
+    from ..checkpoints.folder import RELEASED_SIZES
+
+    width, height = folder.defaults.width, folder.defaults.height
+    if width is None or height is None:
+        name = folder.variant.rpartition("_")[2]
+        if name not in RELEASED_SIZES:
+            raise UsageError(f"{folder.path} does not say which size it is made for, add --size")
+        width, height = RELEASED_SIZES[name]
+    if start is not None and (start[0] < start[1]) != (width < height):
+        return height, width
+    return width, height
+
+
+def default_num_frames(folder: CheckpointFolder) -> int:
+    """Length of a video that suits the model, in frames."""
+    from ..checkpoints.folder import RELEASED_NUM_FRAMES
+
+    still = folder.variant.endswith("_image")
+    return folder.defaults.num_frames or (1 if still else RELEASED_NUM_FRAMES)

@@ -1,0 +1,249 @@
+"""What a command line asks for: the files that it names, and the video that follows from them."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ..distributed.launcher import place
+from ..media.video_files import (
+    HISTORY_FRAMES,
+    Frame,
+    video_frames,
+    video_size,
+)
+from .model import default_num_frames, default_size
+from .options import FRAME_MULTIPLE, SIZE_MULTIPLE, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..checkpoints.folder import CheckpointFolder
+    from ..generation.stream import VideoStream
+    from ..pipelines.official import PyramidDiTForVideoGeneration
+
+Write: TypeAlias = Callable[[Iterable[Frame]], None]
+
+
+def open_image(path: str) -> Image:
+    """Read a picture.
+
+    Raises:
+        OSError: It cannot be read.
+        UsageError: It is none, or too small or too large.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(path)
+        image.load()
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise type(error)(f"cannot read --image {path!r}: {error.strerror}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"--image {path!r} is not a picture, or it is damaged") from error
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"--image {path!r} is too large: {error}") from error
+    if min(image.size) < SIZE_MULTIPLE:
+        raise UsageError(
+            f"--image {path!r} is too small, {image.width}x{image.height}: "
+            f"both sides must be at least {SIZE_MULTIPLE} pixels"
+        )
+    return image
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video to go on from."""
+
+    path: Path
+    size: tuple[int, int]
+    """Width and height."""
+
+    @classmethod
+    def open(cls, path: str) -> Clip:
+        """Look into a video.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            UsageError: It is no video.
+        """
+        try:
+            return cls(Path(path), video_size(path))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"cannot read --extend {path!r}: no such file") from error
+        except ValueError as error:
+            raise UsageError(f"--extend {path!r} is not a video that can be read") from error
+
+    def copy(self, write: Write, size: tuple[int, int], fps: float) -> np.ndarray:
+        """Hand all its frames to `write`, and return the last of them, bytes `[t, h, w, 3]`.
+
+        Args:
+            write: Goes through an iterable of frames.
+            size: Width and height that they are brought to.
+            fps: Frames a second that they are brought to.
+        """
+        last: deque[np.ndarray] = deque(maxlen=HISTORY_FRAMES)
+
+        def passing() -> Iterator[Frame]:
+            for frame in video_frames(self.path, size=size, fps=fps):
+                last.append(frame)
+                yield frame
+
+        write(passing())
+        return np.stack(last)
+
+
+def skip(frames: Iterable[Frame]) -> None:
+    """Go through `frames`, and do nothing."""
+    deque(frames, maxlen=0)
+
+
+@dataclass(frozen=True)
+class Storyboard:
+    """What each part of a video shows, by its first unit."""
+
+    prompts: Mapping[int, str]
+    guidance_scales: Mapping[int, float]
+
+    @classmethod
+    def read(cls, path: str) -> Storyboard:
+        """Read a JSON file, whose form `--help` describes.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            UsageError: It has another form.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise type(error)(f"cannot read --storyboard {path!r}: {error.strerror}") from error
+        except ValueError as error:
+            raise UsageError(f"--storyboard {path!r} is no valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"--storyboard {path!r} must be an object of prompts by unit")
+        prompts: dict[int, str] = {}
+        scales: dict[int, float] = {}
+        for key, value in content.items():
+            scene = {"prompt": value} if isinstance(value, str) else value
+            if not key.isdecimal() or not isinstance(scene, dict) or not scene:
+                raise UsageError(
+                    f"--storyboard {path!r}: {key!r}: {value!r} is no prompt of a unit"
+                )
+            for name, entry in scene.items():
+                if name == "prompt" and isinstance(entry, str):
+                    prompts[int(key)] = entry
+                elif name == "guidance" and type(entry) in (int, float):
+                    scales[int(key)] = float(entry)
+                else:
+                    raise UsageError(
+                        f"--storyboard {path!r}: unit {key} has {name!r}: {entry!r}; "
+                        'allowed are "prompt", a text, and "guidance", a number'
+                    )
+        if 0 not in prompts:
+            raise UsageError(f"--storyboard {path!r} does not say what unit 0 shows")
+        return cls(prompts, scales)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the video starts from and is led by."""
+
+    image: Image | None
+    clip: Clip | None
+    story: Storyboard | None
+
+    @classmethod
+    def open(cls, options: Namespace) -> Sources:
+        """Look into the files that the options name, but for saved latents.
+
+        Raises:
+            OSError: A file cannot be read.
+            UsageError: A file is not what it should be.
+        """
+        if options.resume_latents is not None and not Path(options.resume_latents).is_file():
+            raise FileNotFoundError(
+                f"cannot read --resume-latents {options.resume_latents!r}: no such file"
+            )
+        return cls(
+            None if options.image is None else open_image(options.image),
+            None if options.extend is None else Clip.open(options.extend),
+            None if options.storyboard is None else Storyboard.read(options.storyboard),
+        )
+
+    def title(self, options: Namespace) -> str:
+        """What to name the video after."""
+        if options.resume_latents is not None:
+            return Path(options.resume_latents).stem
+        return options.prompt if self.story is None else self.story.prompts[0]
+
+    def stream(
+        self,
+        pipeline: PyramidDiTForVideoGeneration,
+        options: Namespace,
+        folder: CheckpointFolder,
+        seed: int,
+        write: Write,
+        on_step: Callable[..., None],
+    ) -> VideoStream:
+        """The video that is asked for.
+
+        Args:
+            pipeline: The models.
+            options: What the command line says.
+            folder: The checkpoint.
+            seed: Of the random numbers.
+            write: Gets the frames of a video to go on from, before any is made.
+            on_step: Called after each step.
+        """
+        from ..inputs import fit_image
+
+        common: dict[str, Any] = {
+            "cpu_offloading": options.offload == "model",
+            "inference_multigpu": place() is not None,
+            "callback_on_step_end": on_step,
+        }
+        if options.resume_latents is not None:
+            return pipeline.stream_v2v(resume=options.resume_latents, **common)
+        story = self.story
+        common |= {
+            "prompt": options.prompt if story is None else None,
+            "prompts": None if story is None else story.prompts,
+            "guidance_scales": None if story is None else story.guidance_scales,
+            "prompt_suffix": options.prompt_suffix,
+            "negative_prompt": options.negative_prompt,
+            "num_inference_steps": options.steps,
+            "guidance_scale": options.guidance,
+            "video_guidance_scale": options.video_guidance,
+            "seed": seed,
+            "num_frames": options.num_frames,
+            "seconds": options.seconds,
+        }
+        if options.num_frames is None and options.seconds is None:
+            whole = default_num_frames(folder)
+            added = max(FRAME_MULTIPLE, whole - 1)
+            common["num_frames"] = whole if self.clip is None else added
+        width, height = options.size or default_size(folder, self._shape)
+        if self.clip is not None:
+            end = self.clip.copy(write, (width, height), folder.defaults.frames_per_second)
+            return pipeline.stream_v2v(video=end, history_frames=HISTORY_FRAMES, **common)
+        if self.image is not None:
+            image = fit_image(self.image, width, height)
+            return pipeline.stream_i2v(input_image=image, **common)
+        steps = options.steps if options.video_steps is None else options.video_steps
+        return pipeline.stream(
+            width=width, height=height, video_num_inference_steps=steps, **common
+        )
+
+    @property
+    def _shape(self) -> tuple[int, int] | None:
+        """Width and height of what the video starts from."""
+        if self.image is not None:
+            return self.image.size
+        return None if self.clip is None else self.clip.size

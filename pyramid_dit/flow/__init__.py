@@ -1,0 +1,1 @@
+"""The paper in numbers: pyramids, noise, the scheduler, the training objective."""

@@ -1,0 +1,175 @@
+"""The text encoders: prompts to token embeddings, their mask, and one pooled vector.
+
+Both released models pool CLIP and read the tokens of T5. The tokenizers and the encoders are
+those of `transformers`, imported only where one is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..devices.offload import module_device, moved_to
+
+T5_LENGTH = 128
+
+
+class TextEncoding(NamedTuple):
+    """What the transformer is told about a batch of prompts."""
+
+    prompt_embeds: Tensor
+    """Token embeddings, `[b, L, d]`."""
+    prompt_attention_mask: Tensor
+    """1 at real tokens, 0 at padding, `[b, L]`."""
+    pooled_prompt_embeds: Tensor
+    """One vector a prompt, `[b, p]`."""
+
+
+class TextPart(NamedTuple):
+    """One of the encoders of a model, and where it is in a checkpoint folder."""
+
+    encoder: str
+    """Folder of the encoder, and name of the module."""
+    tokenizer: str
+    """Folder of its tokenizer."""
+    class_name: str
+    """Class of the encoder in `transformers`."""
+
+    def load_encoder(
+        self, model_path: str | PathLike[str], *, dtype: torch.dtype, **options: Any
+    ) -> nn.Module:
+        """Load the encoder; `options` go to its `from_pretrained`. OSError: files are missing."""
+        import transformers
+
+        encoder = getattr(transformers, self.class_name).from_pretrained(
+            Path(model_path, self.encoder), dtype=dtype, local_files_only=True, **options
+        )
+        return encoder.eval()
+
+    def load_tokenizer(self, model_path: str | PathLike[str]) -> Any:
+        """Load the tokenizer. OSError: files are missing."""
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(
+            Path(model_path, self.tokenizer), local_files_only=True
+        )
+
+
+class TextEncoderWithMask(nn.Module):
+    """CLIP encoders in `text_encoder`, ..., followed by a T5 encoder, each with its tokenizer.
+
+    Args:
+        model_path: Folder that holds `text_encoder`, `tokenizer`, `text_encoder_2`, ...
+        torch_dtype: Dtype of the weights.
+
+    Raises:
+        OSError: A folder is missing or incomplete.
+    """
+
+    num_clip: int
+    clip_class: str
+    tokenizers: dict[str, Any]
+
+    def __init__(
+        self, model_path: str | PathLike[str], torch_dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self._hold(
+            (part.load_encoder(model_path, dtype=torch_dtype), part.load_tokenizer(model_path))
+            for part in self.parts()
+        )
+
+    @classmethod
+    def of(cls, loaded: Iterable[tuple[nn.Module, Any]]) -> TextEncoderWithMask:
+        """Put encoders and tokenizers that are loaded together, in the order of `parts`."""
+        encoder = cls.__new__(cls)
+        nn.Module.__init__(encoder)
+        encoder._hold(loaded)
+        return encoder
+
+    @classmethod
+    def parts(cls) -> list[TextPart]:
+        """The encoders, CLIP before T5."""
+        classes = [cls.clip_class] * cls.num_clip + ["T5EncoderModel"]
+        suffixes = [""] + [f"_{number}" for number in range(2, len(classes) + 1)]
+        return [
+            TextPart(f"text_encoder{suffix}", f"tokenizer{suffix}", class_name)
+            for suffix, class_name in zip(suffixes, classes, strict=True)
+        ]
+
+    def _hold(self, loaded: Iterable[tuple[nn.Module, Any]]) -> None:
+        self.tokenizers = {}
+        for part, (encoder, tokenizer) in zip(self.parts(), loaded, strict=True):
+            self.add_module(part.encoder, encoder)
+            self.tokenizers[part.encoder] = tokenizer
+
+    def forward(
+        self, input_prompts: str | Sequence[str], device: torch.device | str | None = None
+    ) -> TextEncoding:
+        """Encode `input_prompts`; the results lie on `device`, by default the encoder's own."""
+        prompts = [input_prompts] if isinstance(input_prompts, str) else list(input_prompts)
+        *clips, t5 = (part.encoder for part in self.parts())
+        pooled = torch.cat([self._pool(name, prompts) for name in clips], dim=-1)
+        embeds, mask = self._read_tokens(t5, prompts)
+        return TextEncoding(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
+
+    def _pool(self, name: str, prompts: list[str]) -> Tensor:
+        tokenizer, encoder = self.tokenizers[name], getattr(self, name)
+        # a tokenizer that does not know its length says 10^30
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokens = _tokenize(tokenizer, prompts, length)
+        with moved_to(encoder, module_device(encoder)) as device:
+            return self._pooled_output(encoder(tokens["input_ids"].to(device)))
+
+    def _pooled_output(self, output: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _read_tokens(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        tokens = _tokenize(self.tokenizers[name], prompts, T5_LENGTH)
+        encoder = getattr(self, name)
+        with moved_to(encoder, module_device(encoder)) as device:
+            mask = tokens["attention_mask"].to(device)
+            output = encoder(tokens["input_ids"].to(device), attention_mask=mask)
+        return output.last_hidden_state, mask
+
+
+class FluxTextEncoderWithMask(TextEncoderWithMask):
+    """Text side of miniFLUX: `text_encoder` is CLIP, pooled, and `text_encoder_2` is T5."""
+
+    num_clip = 1
+    clip_class = "CLIPTextModel"
+
+    def _pooled_output(self, output: Any) -> Tensor:
+        return output.pooler_output
+
+
+class SD3TextEncoderWithMask(TextEncoderWithMask):
+    """Text side of SD3: two CLIPs with projection, pooled side by side, `text_encoder_3` is T5."""
+
+    num_clip = 2
+    clip_class = "CLIPTextModelWithProjection"
+
+    def _pooled_output(self, output: Any) -> Tensor:
+        return output.text_embeds
+
+
+TEXT_ENCODERS: dict[str, type[TextEncoderWithMask]] = {
+    "pyramid_flux": FluxTextEncoderWithMask,
+    "pyramid_mmdit": SD3TextEncoderWithMask,
+}
+
+
+def text_folders(model_name: str) -> list[tuple[str, str]]:
+    """Folders (encoder, tokenizer) of a checkpoint of architecture `model_name`."""
+    return [(part.encoder, part.tokenizer) for part in TEXT_ENCODERS[model_name].parts()]
+
+
+def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
+    return tokenizer(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )

@@ -1,0 +1,1 @@
+"""The two public faces: the official repository's and that of diffusers."""

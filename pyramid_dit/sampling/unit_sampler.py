@@ -1,0 +1,198 @@
+"""The autoregressive unit loop: one video unit after another, each through all the stages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..distributed.parallel import SERIAL, Serial
+from ..flow.latents import latent_pyramid, noise_pyramid
+from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..flow.temporal_pyramid import gather_history, history_plan
+from ..models.transformer import PyramidTransformer
+from .fast_mode import EXACT, FastMode
+from .guidance import GuidanceSchedule, StageVelocity
+from .prompts import GuidedText
+
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One autoregressive round."""
+
+    index: int
+    """Position in the video, of which given frames are the first units; an image is unit 0."""
+    start: int
+    """First latent frame of its noise; the unit takes frames `start` to `stop`."""
+    stop: int
+    steps: Sequence[int]
+    """Euler steps of each stage."""
+    guidance_scale: float
+    """Scale of the guidance; 1 is the prompt alone."""
+    text: int = 0
+    """Which of the texts it follows."""
+
+
+def plan_units(
+    temp: int,
+    *,
+    frame_per_unit: int,
+    first_index: int = 0,
+    first_steps: Sequence[int],
+    later_steps: Sequence[int],
+    guidance: GuidanceSchedule,
+) -> list[Unit]:
+    """Units of a video whose initial noise has `temp` latent frames.
+
+    Unit 0 is latent frame 0 alone, then come `frame_per_unit` frames a unit. What is given to
+    start from (an image, a video) is not made: the units begin after it, with the first frame of
+    the noise.
+
+    Args:
+        temp: Latent frames of the noise.
+        frame_per_unit: Latent frames of every unit but unit 0.
+        first_index: Position of the first unit that is made.
+        first_steps: Euler steps of each stage in unit 0.
+        later_steps: The same in the other units.
+        guidance: Scales of the guidance.
+    """
+    units: list[Unit] = []
+    start = 0
+    for index in itertools.count(first_index):
+        stop = start + (frame_per_unit if index else 1)
+        if stop > temp:
+            return units
+        steps = later_steps if index else first_steps
+        units.append(Unit(index, start, stop, steps, guidance.scale(index)))
+        start = stop
+    return units
+
+
+class Interrupted(Exception):
+    """Raised by `on_step` to end the work."""
+
+
+class UnitSampler:
+    """Generates latents unit by unit (section 3.3 of arXiv 2410.05954).
+
+    Args:
+        dit: The transformer.
+        scheduler: The mathematics of the stages.
+        texts: What to show and to guide away from; each unit says which of them it follows.
+        frame_per_unit: Latent frames a unit.
+        generator: Source of the noise at the jumps, one for all or one a sample.
+        batched_guidance: Compute the branches of the guidance as one batch, not in two passes.
+        fast_mode: Approximations to make.
+        parallel: Processes that share the work.
+        on_step: Called after every Euler step with its timestep and the unit's latents
+            `[b, c, t, h_k, w_k]`; returns the latents to go on with, or raises `Interrupted`.
+    """
+
+    def __init__(
+        self,
+        dit: PyramidTransformer,
+        scheduler: PyramidFlowMatchEulerDiscreteScheduler,
+        *,
+        texts: Sequence[GuidedText],
+        frame_per_unit: int,
+        generator: Generators = None,
+        batched_guidance: bool = True,
+        fast_mode: FastMode = EXACT,
+        parallel: Serial = SERIAL,
+        on_step: Callable[[float, Tensor], Tensor] = lambda timestep, latents: latents,
+    ) -> None:
+        self.dit = dit
+        self.scheduler = scheduler
+        self.texts = texts
+        self.frame_per_unit = frame_per_unit
+        self.generator = generator
+        self.batched_guidance = batched_guidance
+        self.fast_mode = fast_mode
+        self.parallel = parallel
+        self.on_step = on_step
+
+    def run(
+        self,
+        noise: Tensor,
+        units: Sequence[Unit],
+        *,
+        past: Tensor | None = None,
+        on_unit: Callable[[int], object] = lambda index: None,
+    ) -> Iterator[Tensor]:
+        """Generate the units one after another.
+
+        Args:
+            noise: White noise `[b, c, temp, h, w]` at full resolution, float32.
+            units: What to generate, in order.
+            past: Normalized latents `[b, c, t, h, w]` that the video starts with.
+            on_unit: Called with the index of each unit before it is generated.
+
+        Yields:
+            Normalized latents of a unit `[b, c, t, h, w]`, float32.
+        """
+        # Unit by unit, so that a run that is resumed computes the same bits.
+        stages = self.scheduler.config.stages
+        history: list[Tensor] = []
+        if past is not None:
+            units_given = [1] + [self.frame_per_unit] * ((past.shape[2] - 1) // self.frame_per_unit)
+            for given in past.split(units_given, dim=2):
+                history = _extended(history, given, stages)
+        for unit in units:
+            on_unit(unit.index)
+            white = noise[:, :, unit.start : unit.stop].contiguous()
+            latents = self._generate(noise_pyramid(white, stages)[0], history, unit)
+            history = _extended(history, latents, stages)
+            yield latents
+
+    def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
+        """One unit, from noise at the lowest resolution to clean latents at the highest."""
+        history = self.fast_mode.seen_history(history, self.frame_per_unit)
+        past_frames = history[-1].shape[2] if history else 0
+        guided_steps = iter(self.fast_mode.guided_steps(sum(unit.steps)))
+        for stage, steps in enumerate(unit.steps):
+            if stage > 0:
+                latents = self._jump(latents, stage)
+            plan = history_plan(past_frames, stage, frame_per_unit=self.frame_per_unit)
+            self.dit.forget_cached()
+            velocity_at = StageVelocity(
+                self.dit,
+                gather_history(history, plan),
+                latents.shape,
+                prompt=self.texts[unit.text].prompt,
+                negative=self.texts[unit.text].negative,
+                scale=unit.guidance_scale,
+                batched=self.batched_guidance,
+                refresh_history=self.fast_mode.history_cache,
+                parallel=self.parallel,
+            )
+            # on the CPU, where reading a timestep waits for nothing
+            self.scheduler.set_timesteps(steps, stage, "cpu")
+            for timestep in self.scheduler.timesteps:
+                velocity = velocity_at(latents, float(timestep), guided=next(guided_steps))
+                (latents,) = self.scheduler.step(velocity, timestep, latents, return_dict=False)
+                latents = self.on_step(float(timestep), latents)
+        return latents
+
+    def _jump(self, latents: Tensor, stage: int) -> Tensor:
+        *rest, height, width = latents.shape
+        noise = self.scheduler.sample_block_noise(
+            (*rest, 2 * height, 2 * width),
+            generator=self.generator,
+            device=latents.device,
+            dtype=latents.dtype,
+        )
+        return self.scheduler.jump(latents, stage, noise)
+
+
+def _extended(history: Sequence[Tensor], latents: Tensor, stages: int) -> list[Tensor]:
+    """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit."""
+    levels = latent_pyramid(latents.contiguous(), stages)
+    if not history:
+        return levels
+    return [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]

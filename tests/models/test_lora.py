@@ -1,0 +1,177 @@
+"""LoRA on both transformers, with real adapters of `peft`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoint import DIT_CONFIGS, LATENT_CHANNELS, QUICK_INDEX, write_tiny_checkpoint
+from torch import Tensor
+
+from pyramid_dit import PyramidDiffusionMMDiT, PyramidFlowPipeline, PyramidFluxTransformer
+from pyramid_dit.models import lora
+from pyramid_dit.models.transformer import PyramidTransformer
+
+peft = pytest.importorskip("peft")
+
+CLASSES = {"pyramid_flux": PyramidFluxTransformer, "pyramid_mmdit": PyramidDiffusionMMDiT}
+TARGETS = ["to_q", "to_k", "to_v", "add_k_proj", "to_out.0", "ff.net.2"]
+
+
+@pytest.fixture(params=CLASSES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def dit(name: str) -> PyramidTransformer:
+    torch.manual_seed(0)
+    model = CLASSES[name](**DIT_CONFIGS[name])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def adapted(dit: PyramidTransformer, adapter: str, *, seed: int) -> PyramidTransformer:
+    """`dit` with a new adapter, whose weights are random: fresh ones are zero."""
+    dit.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS), adapter)
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in dit.named_parameters():
+        if f".{adapter}." in key:
+            parameter.data.normal_(std=0.1, generator=generator)
+    return dit
+
+
+@torch.no_grad()
+def velocity(dit: PyramidTransformer) -> Tensor:
+    """What the model says of a clip with one history clip, always the same ones."""
+    generator = torch.Generator().manual_seed(1)
+    config = dit.config
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    (output,) = dit(
+        sample=[[noise(1, LATENT_CHANNELS, 1, 4, 4), noise(1, LATENT_CHANNELS, 1, 8, 8)]],
+        encoder_hidden_states=noise(1, 3, config.joint_attention_dim),
+        encoder_attention_mask=torch.ones(1, 3, dtype=torch.long),
+        pooled_projections=noise(1, config.pooled_projection_dim),
+        timestep_ratio=torch.tensor([500.0]),
+    )
+    return output
+
+
+def test_adapters_are_loaded_weighed_fused_and_unloaded(
+    dit: PyramidTransformer, name: str, tmp_path: Path
+) -> None:
+    base = velocity(dit)
+    saved = {}
+    for seed, adapter in enumerate(("style", "motion")):
+        source = CLASSES[name](**DIT_CONFIGS[name])
+        adapted(source, adapter, seed=seed).save_lora_adapter(tmp_path / adapter, adapter)
+        dit.load_lora_adapter(
+            tmp_path / adapter, adapter_name=adapter, prefix=None, use_safetensors=True
+        )
+        dit.set_adapters(adapter)
+        saved[adapter] = velocity(dit)
+    assert not torch.allclose(saved["style"], base, rtol=1e-2)
+    assert not torch.allclose(saved["style"], saved["motion"], rtol=1e-2)
+
+    dit.set_adapters(["style", "motion"], [0.0, 1.0])
+    torch.testing.assert_close(velocity(dit), saved["motion"])
+    dit.set_adapters(["style", "motion"], [0.5, 0.8])
+    blended = velocity(dit)
+    dit.fuse_lora()
+    torch.testing.assert_close(velocity(dit), blended, rtol=1e-4, atol=1e-5)
+    dit.unfuse_lora()
+    dit.disable_lora()
+    torch.testing.assert_close(velocity(dit), base, rtol=1e-4, atol=1e-5)
+
+
+def test_unloading_restores_the_model_exactly(dit: PyramidTransformer) -> None:
+    base, keys = velocity(dit), list(dit.state_dict())
+    adapted(dit, "style", seed=0)
+    assert not torch.equal(velocity(dit), base)
+    dit.unload_lora()
+    assert list(dit.state_dict()) == keys
+    assert torch.equal(velocity(dit), base)
+
+
+def test_what_was_saved_is_what_is_loaded(
+    dit: PyramidTransformer, name: str, tmp_path: Path
+) -> None:
+    fresh = CLASSES[name](**DIT_CONFIGS[name])
+    fresh.load_state_dict(dit.state_dict())
+    adapted(dit, "style", seed=0).save_lora_adapter(tmp_path, "style")
+    fresh.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+    assert torch.equal(velocity(fresh), velocity(dit))
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    wide = PyramidFluxTransformer(**DIT_CONFIGS["pyramid_flux"] | {"num_attention_heads": 4})
+    adapted(wide, "style", seed=0).save_lora_adapter(tmp_path, "style")
+    narrow = PyramidFluxTransformer(**DIT_CONFIGS["pyramid_flux"])
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        narrow.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+
+
+def test_without_peft_the_extra_is_named(
+    dit: PyramidTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
+    lora._adapter_mixin.cache_clear()
+    with pytest.raises(ImportError, match=r"pyramid-flow\[lora\]"):
+        dit.load_lora_adapter("anything")
+
+
+# ---- through the pipeline ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline(name: str, tmp_path: Path) -> PyramidFlowPipeline:
+    folder = write_tiny_checkpoint(tmp_path / name, name, index=QUICK_INDEX)
+    pipeline = PyramidFlowPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def latents(pipeline: PyramidFlowPipeline) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipeline("a red circle", generator=generator, output_type="latent").frames
+
+
+def test_a_pipeline_loads_weighs_fuses_and_unloads(
+    pipeline: PyramidFlowPipeline, name: str, tmp_path: Path
+) -> None:
+    base = latents(pipeline)
+    adapter = adapted(CLASSES[name](**DIT_CONFIGS[name]), "default", seed=0)
+    weights = peft.get_peft_model_state_dict(adapter)
+    PyramidFlowPipeline.save_lora_weights(tmp_path / "lora", transformer_lora_layers=weights)
+    pipeline.load_lora_weights(tmp_path / "lora", adapter_name="style")
+    assert pipeline.get_active_adapters() == ["style"]
+    styled = latents(pipeline)
+    assert not torch.allclose(styled, base, rtol=1e-2)
+    pipeline.set_adapters("style", 0.5)
+    assert not torch.allclose(latents(pipeline), styled, rtol=1e-2)
+    pipeline.set_adapters("style")
+    pipeline.fuse_lora()
+    torch.testing.assert_close(latents(pipeline), styled, rtol=1e-3, atol=1e-4)
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+    torch.testing.assert_close(latents(pipeline), base, rtol=1e-3, atol=1e-4)
+
+    pipeline.load_lora_weights({f"transformer.{key}": value for key, value in weights.items()})
+    torch.testing.assert_close(latents(pipeline), styled, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_of_something_else_are_refused(
+    pipeline: PyramidFlowPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"start with 'transformer.', got unet.lora_A"):
+        pipeline.load_lora_weights({"unet.lora_A.weight": torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match="got no weights"):
+        pipeline.load_lora_weights({})
+    monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
+    with pytest.raises(ImportError, match=r"pyramid-flow\[lora\]"):
+        pipeline.load_lora_weights({})

@@ -1,0 +1,586 @@
+"""The page without a browser: what it checks, keeps and makes, and what clients call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden import PROJECT_ROOT
+from imageio_ffmpeg import get_ffmpeg_exe
+from page_server import PATIENCE, running_page
+from PIL import Image
+from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
+
+from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.checkpoints.folder import CheckpointFolder
+from pyramid_dit.media.video_files import export_to_video, read_video
+from pyramid_dit.page import media_checks
+from pyramid_dit.page.media_checks import (
+    check_video,
+    last_frames,
+    open_image,
+    video_frames,
+)
+from pyramid_dit.page.metadata import read_settings, write_settings
+from pyramid_dit.page.settings import (
+    ModelCard,
+    Scene,
+    Settings,
+    scene_units,
+    size_of,
+)
+from pyramid_dit.page.visitors import Form, Visitors
+from pyramid_dit.page.worker import (
+    Job,
+    QueueFull,
+    State,
+    Worker,
+)
+
+gradio_client = pytest.importorskip("gradio_client")
+httpx = pytest.importorskip("httpx")
+
+PROMPT = "a red circle moves left"
+NASTY = 'back\\slash "quotes" = ; # $(touch x) `y`\nnew line, Größe, 円, 🎬, \x01\ud800'
+SETTINGS = Settings(
+    mode="storyboard",
+    prompt=NASTY,
+    scenes=(Scene(0.0, PROMPT), Scene(0.4, NASTY)),
+    negative_prompt="",
+    width=128,
+    height=64,
+    seconds=0.7,
+    seed=2**32 - 1,
+    steps=3,
+    video_steps=2,
+    guidance=1.5,
+    video_guidance=0.0,
+    model="tiny, 768p",
+)
+
+
+def noise(frames: int, width: int = 64, height: int = 64) -> np.ndarray:
+    generator = np.random.default_rng(frames)
+    coarse = generator.integers(0, 256, (frames, 4, 4, 3), dtype=np.uint8)
+    return np.stack(
+        [np.asarray(Image.fromarray(frame).resize((width, height))) for frame in coarse]
+    )
+
+
+def ffmpeg(*arguments: str) -> None:
+    command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", *arguments]
+    subprocess.run(command, check=True)
+
+
+# ---- settings in files ----------------------------------------------------------------------
+
+
+def test_settings_survive_in_a_file(tmp_path: Path) -> None:
+    path = export_to_video(noise(9), tmp_path / "video.mp4")
+    before = read_video(path)
+    write_settings(path, SETTINGS)
+    assert read_settings(path) == SETTINGS
+    np.testing.assert_array_equal(read_video(path), before)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["video.mp4"]
+    write_settings(path, replace(SETTINGS, seed=1))
+    assert read_settings(path).seed == 1
+
+
+@pytest.mark.parametrize(
+    ("comment", "words"),
+    [
+        ("a holiday", "no settings of this page"),
+        ("[" * 100_000, "no settings of this page"),
+        ('["pyramid_flow", 1]', "no settings of this page"),
+        ('{"pyramid_flow": 1, "mode": "text"}', "incomplete"),
+        (replace(SETTINGS, seed=-1).to_json(), "the seed must be from 0"),
+        (replace(SETTINGS, seed=True).to_json(), "the seed must be a whole number"),
+        (replace(SETTINGS, mode="rm").to_json(), "the mode must be one of"),
+        (replace(SETTINGS, width=100).to_json(), "width must be a multiple of 64"),
+        (replace(SETTINGS, steps=10**6).to_json(), "steps must be from 1 to 100"),
+        (replace(SETTINGS, prompt="a" * 3000).to_json(), "at most 2000 characters"),
+        (replace(SETTINGS, prompt=7).to_json(), "a prompt must be text"),
+        (replace(SETTINGS, seconds=float("nan")).to_json(), "length in seconds must be from"),
+        (replace(SETTINGS, scenes=(Scene(0, ""),) * 9).to_json(), "at most 6 scenes"),
+        (replace(SETTINGS, scenes=({"begin": 3},)).to_json(), "incomplete"),
+    ],
+)
+def test_settings_in_a_file_are_not_trusted(comment: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings.from_json(comment)
+
+
+def test_files_that_were_not_made_here(tmp_path: Path) -> None:
+    plain, tagged = tmp_path / "plain.mp4", tmp_path / "tagged.mp4"
+    export_to_video(noise(1), plain)
+    with pytest.raises(ValueError, match="no settings in this file"):
+        read_settings(plain)
+    ffmpeg("-i", str(plain), "-c", "copy", "-metadata", "comment=a holiday", str(tagged))
+    with pytest.raises(ValueError, match="no settings of this page"):
+        read_settings(tagged)
+
+
+# ---- uploads --------------------------------------------------------------------------------
+
+
+def png_that_says_it_is(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises very many pixels."""
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    chunks = (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunks + b"\0\0\x10\0IDAT"
+
+
+def test_pictures_are_checked(tmp_path: Path) -> None:
+    good = tmp_path / "picture.txt"  # the name says nothing
+    Image.effect_noise((200, 100), 50).save(good, "PNG")
+    assert open_image(good).size == (200, 100)
+    bad = {
+        "not a picture": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "empty": b"",
+        "damaged": good.read_bytes()[:5000],
+        "at most 50 million pixels": png_that_says_it_is(8000, 8000),
+        "large: at most 50": png_that_says_it_is(60000, 60000),
+        "too small, 10 x 1000": png_that_says_it_is(10, 1000),
+    }
+    for words, content in bad.items():
+        (tmp_path / "bad.png").write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            open_image(tmp_path / "bad.png")
+
+
+def test_videos_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, path = tmp_path / "video.txt", tmp_path / "bad.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=80x60:d=1:r=30", "-f", "webm", str(good))
+    assert check_video(good) == ("matroska", 80, 60, pytest.approx(1, abs=0.05))
+
+    for content in (
+        b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+        b"ffconcat version 1.0\nfile /etc/passwd\n",
+        b"just words",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a video that can be read"):
+            check_video(path)
+    path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
+    with pytest.raises(ValueError, match="damaged"):
+        check_video(path)
+    ffmpeg("-f", "lavfi", "-i", "sine=d=1", "-c:a", "aac", str(path))
+    with pytest.raises(ValueError, match="no picture in it"):
+        check_video(path)
+    ffmpeg("-f", "lavfi", "-i", "color=s=64x64:d=70:r=1", str(path))
+    with pytest.raises(ValueError, match="too long, 70 seconds"):
+        check_video(path)
+    ffmpeg("-f", "lavfi", "-i", "color=s=4096x3072:d=1:r=1", "-preset", "ultrafast", str(path))
+    with pytest.raises(ValueError, match="too large, 4096 x 3072"):
+        check_video(path)
+    monkeypatch.setattr(media_checks, "MAX_VIDEO_BYTES", 1000)
+    with pytest.raises(ValueError, match="at most 0 MB"):
+        check_video(good)
+
+
+def test_a_name_in_metadata_is_no_stream(tmp_path: Path) -> None:
+    """What a file says of itself in words is not taken for what it is."""
+    path = tmp_path / "video.mkv"
+    lie = "x\n  Stream #0:0: Video: h264, 1x1\n  Duration: 09:00:00.00"
+    source = ["-f", "lavfi", "-i", "testsrc=s=80x60:d=1:r=5"]
+    ffmpeg(*source, "-metadata", f"title={lie}", str(path))
+    assert check_video(path) == ("matroska", 80, 60, pytest.approx(1, abs=0.05))
+
+
+def test_frames_of_a_video_come_at_the_rate_and_size_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "video.mov"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=320x180:d=1:r=12", "-pix_fmt", "yuv420p", str(path))
+    frames = list(video_frames(path, 64, 128, 24))
+    assert len(frames) == 24
+    assert {frame.shape for frame in frames} == {(128, 64, 3)}
+    np.testing.assert_array_equal(last_frames(iter(frames), 5), np.stack(frames[-5:]))
+    assert last_frames(iter(frames), 99).shape == (24, 128, 64, 3)
+
+
+def test_a_video_without_a_readable_frame_does_not_tell_where_it_lies(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x64:d=1:r=12", "-movflags", "faststart", str(path))
+    content = path.read_bytes()
+    head = content.index(b"mdat") + 4
+    path.write_bytes(content[:head] + bytes(len(content) - head))
+    assert check_video(path).width == 64
+    with pytest.raises(ValueError, match="damaged") as raised:
+        list(video_frames(path, 64, 64, 24))
+    assert str(tmp_path) not in str(raised.value)
+
+
+# ---- the form and the model -----------------------------------------------------------------
+
+
+def test_scenes_begin_with_the_nearest_unit() -> None:
+    scenes = (Scene(0, "a"), Scene(0.1, "b"), Scene(0.6, "c"), Scene(1.05, "d"))
+    settings = replace(SETTINGS, scenes=scenes, seconds=2.0)
+    # unit i begins with frame 8 i - 7: at 0.04 s, 0.375 s, 0.71 s, 1.04 s
+    assert scene_units(settings, 24) == {0: "a", 1: "b", 3: "c", 4: "d"}
+    with pytest.raises(ValueError, match=r"0\.15 s is too close"):
+        scene_units(replace(settings, scenes=(*scenes, Scene(0.15, "e"))), 24)
+    with pytest.raises(ValueError, match="begins with"):
+        scene_units(replace(settings, scenes=scenes[1:]), 24)
+    with pytest.raises(ValueError, match="after the end"):
+        scene_units(replace(settings, seconds=1.0), 24)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny", index=QUICK_INDEX)
+
+
+@pytest.fixture(scope="module")
+def card(folder: Path) -> ModelCard:
+    return ModelCard.of(CheckpointFolder.open(folder), "tiny", (64, 64), 9)
+
+
+@pytest.mark.parametrize(
+    ("size", "offered"),
+    [
+        ((128, 128), ["128x128", "192x128", "128x192"]),
+        ((1280, 768), ["1280x768", "1024x1024", "768x1280"]),
+        ((384, 640), ["384x640", "512x512", "640x384"]),
+    ],
+)
+def test_sizes_on_offer(card: ModelCard, size: tuple[int, int], offered: list[str]) -> None:
+    sizes = replace(card, width=size[0], height=size[1]).sizes
+    assert [value for _, value in sizes] == offered
+    assert all(size_of(value) for value in offered)
+
+
+def form(**changes: Any) -> Form:
+    fields: dict[str, Any] = {
+        "mode": "text",
+        "prompt": PROMPT,
+        "negative_prompt": None,
+        "size": "64x64",
+        "seconds": 0.4,
+        "seed": 7,
+        "steps": 1,
+        "video_steps": 1,
+        "guidance": 2,
+        "video_guidance": 2,
+    }
+    return Form(**fields | changes)
+
+
+def test_a_form_becomes_a_request(card: ModelCard) -> None:
+    settings = form(size="128 x 64", seed=None).request(card).settings
+    assert (settings.width, settings.height, settings.prompt) == (128, 64, PROMPT)
+    assert settings.seed != form(seed=None).request(card).settings.seed
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": " "}, "the prompt is empty"),
+        ({"size": "large"}, "the size must look like"),
+        ({"size": "100x64"}, "multiples of 64"),
+        ({"size": "6400x6400"}, "too large: this page makes at most 16,384 pixels"),
+        ({"seconds": 60}, "the length in seconds must be from 0 to 10"),
+        ({"seconds": None}, "there must be a number"),
+        ({"seed": 1.5}, "whole number"),
+        ({"steps": float("inf")}, "whole number"),
+        ({"mode": "storyboard", "scenes": ((0, 5),)}, "must be text"),
+        ({"guidance": -1}, "guidance must be from 0"),
+        ({"mode": "image"}, "choose a picture"),
+        ({"mode": "extend"}, "choose a video"),
+    ],
+)
+def test_a_form_is_checked(card: ModelCard, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        form(**changes).request(card)
+
+
+def test_visitors_have_folders_of_their_own(tmp_path: Path) -> None:
+    visitors = Visitors(tmp_path, kept_after_leaving=0.2)
+    first, second = visitors.of("../../a"), visitors.of("b")
+    assert first.folder.parent == second.folder.parent == tmp_path
+    assert first.folder != second.folder
+    for visitor in (first, second):
+        visitor.folder.mkdir()
+    visitors.leave("../../a")
+    assert visitors.of("../../a") is first  # was only away
+    visitors.leave("../../a")
+    time.sleep(0.3)
+    assert visitors.of("b") is second
+    assert list(tmp_path.iterdir()) == [second.folder]
+    assert visitors.of("../../a") is not first
+
+
+# ---- the queue ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> PyramidDiTForVideoGeneration:
+    model = PyramidDiTForVideoGeneration.from_pretrained(folder)
+    model.set_progress_bar_config(disable=True)
+    return model
+
+
+@pytest.fixture
+def worker(model: PyramidDiTForVideoGeneration, tmp_path: Path) -> Iterator[Worker]:
+    worker = Worker(
+        lambda job: job.request.stream(model, **job.callbacks(model)),
+        frames_per_second=24,
+        folder=tmp_path,
+    )
+    with at_work(worker):
+        yield worker
+
+
+@contextmanager
+def at_work(worker: Worker) -> Iterator[None]:
+    thread = threading.Thread(target=worker.work, daemon=True)
+    thread.start()
+    yield
+    worker.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def finished(job: Job) -> Job:
+    assert job.wait(PATIENCE)
+    return job
+
+
+def test_jobs_are_made_one_after_another(
+    worker: Worker, card: ModelCard, model: PyramidDiTForVideoGeneration
+) -> None:
+    request = form().request(card)
+    long, waiting, short = (worker.submit(form(seconds=2).request(card)) for _ in range(3))
+    last = worker.submit(request)
+    assert [worker.ahead(job) for job in (long, waiting, short, last)] == [0, 1, 2, 3]
+    waiting.stop()
+    assert worker.ahead(last) == 2
+    finished(last)
+    assert [job.state for job in (long, waiting, short)] == [State.DONE, State.STOPPED, State.DONE]
+    assert (waiting.path, waiting.frames, waiting.steps_done) == (None, 0, 0)
+    assert long.steps_done == long.total_steps == 7 * 3
+    assert sum(strip.count for strip in long.strips) == long.frames == 49
+    assert last.path is not None
+    assert read_settings(last.path) == request.settings
+    frames = model.generate(PROMPT, negative_prompt="", num_frames=9, seed=7)
+    expected = read_video(export_to_video(frames, last.path.parent / "expected.mp4"))
+    np.testing.assert_array_equal(read_video(last.path), expected)
+
+
+def test_a_job_stops_at_the_next_step(worker: Worker, card: ModelCard) -> None:
+    job = worker.submit(form(seconds=10, video_steps=30).request(card))
+    while job.frames < 9:
+        time.sleep(0.01)
+    assert job.seconds_left() is not None
+    steps = job.steps_done
+    job.stop()
+    finished(job)
+    assert job.state is State.STOPPED
+    assert job.steps_done <= steps + 2 < job.total_steps
+    assert job.path is not None
+    assert len(read_video(job.path)) == job.frames >= 9  # what was made is kept
+    assert finished(worker.submit(form().request(card))).state is State.DONE
+
+
+def test_a_job_that_fails_leaves_the_others_alone(worker: Worker, card: ModelCard) -> None:
+    scenes = ((0.0, "a"), (0.4, "b"), (0.4, "c"))
+    bad = worker.submit(form(mode="storyboard", scenes=scenes, seconds=1).request(card))
+    good = worker.submit(form().request(card))
+    assert "too close" in str(finished(bad).error)
+    assert (bad.state, finished(good).state) == (State.FAILED, State.DONE)
+    # The folder cannot be made: what was to be made is given up.
+    (worker.folder / "taken").write_text("")
+    assert isinstance(
+        finished(worker.submit(form().request(card), worker.folder / "taken")).error, OSError
+    )
+    assert finished(worker.submit(form().request(card))).state is State.DONE
+
+
+def test_the_queue_has_an_end(card: ModelCard, tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def start(job: Job) -> Any:
+        go_on.wait(PATIENCE)
+        raise ValueError("no model here")
+
+    worker = Worker(start, frames_per_second=24, folder=tmp_path)
+    request = form().request(card)
+    with at_work(worker):
+        jobs = [worker.submit(request) for _ in range(20)]
+        with pytest.raises(QueueFull, match="20 requests are waiting"):
+            worker.submit(request)
+        jobs[5].stop()
+        worker.submit(request)
+        go_on.set()
+    assert all(job.finished for job in jobs)
+
+
+# ---- clients --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(
+    model: PyramidDiTForVideoGeneration,
+    card: ModelCard,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
+    pytest.importorskip("gradio")
+    from pyramid_dit.page.serve import build_page, launch
+
+    folder = tmp_path_factory.mktemp("gradio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        worker = Worker(
+            lambda job: job.request.stream(model, **job.callbacks(model)),
+            frames_per_second=24,
+            folder=folder / "results",
+        )
+        page = build_page(card, worker, folder / "results", "CPU", shapes=True)
+        url = launch(page, host="127.0.0.1", port=None, share=False)
+        client = gradio_client.Client(
+            url, verbose=False, download_files=tmp_path_factory.mktemp("downloads")
+        )
+        with at_work(worker):
+            yield client
+            client.close()
+        page.close(verbose=False)
+
+
+def made(answer: tuple[Any, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    video, about = answer
+    return Path(video["video"] if isinstance(video, dict) else video), about
+
+
+def test_a_client_gets_a_video_and_its_settings(client: Any) -> None:
+    path, about = made(client.predict(PROMPT, seed=5, api_name="/text_to_video"))
+    assert about["state"] == "done"
+    assert (about["frames"], about["step"], about["steps"]) == (9, 6, 6)
+    settings = read_settings(path)
+    assert (settings.prompt, settings.seed, settings.seconds) == (PROMPT, 5, 0.4)
+    assert about["settings"]["seed"] == 5
+    again, _ = made(client.predict(PROMPT, seed=5, api_name="/text_to_video"))
+    assert again.read_bytes() == path.read_bytes()
+    other, _ = made(client.predict(PROMPT, api_name="/text_to_video"))
+    assert other.read_bytes() != path.read_bytes()
+
+
+def test_a_client_starts_from_pictures_and_videos(client: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (90, 160), "red").save(tmp_path / "in.png")
+    picture = gradio_client.handle_file(tmp_path / "in.png")
+    path, _ = made(client.predict(picture, PROMPT, size="64x128", api_name="/image_to_video"))
+    assert read_video(path).shape == (9, 128, 64, 3)
+
+    clip = read_video(export_to_video(noise(20), tmp_path / "in.mp4"))
+    video = gradio_client.handle_file(tmp_path / "in.mp4")
+    path, about = made(client.predict(video, PROMPT, seconds=0.7, api_name="/extend_video"))
+    longer = read_video(path)
+    assert (len(longer), about["frames"]) == (20 + 16, 16)
+    assert np.abs(longer[:20].astype(int) - clip).mean() < 3  # encoded once more
+
+    scenes = [{"start": 0, "prompt": PROMPT}, {"start": 0.4, "prompt": "a blue square"}]
+    path, _ = made(client.predict(scenes, seconds=0.7, api_name="/storyboard"))
+    assert [scene.start for scene in read_settings(path).scenes] == [0, 0.4]
+
+
+def test_a_client_is_told_in_words(client: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("words")
+    bad = gradio_client.handle_file(tmp_path / "bad.png")
+    for arguments, words in (
+        ({"prompt": "", "api_name": "/text_to_video"}, "The prompt is empty"),
+        ({"image": bad, "prompt": PROMPT, "api_name": "/image_to_video"}, "not a picture"),
+        ({"scenes": ["a"], "api_name": "/storyboard"}, "Scenes must be a list"),
+    ):
+        with pytest.raises(gradio_client.exceptions.AppError, match=words):
+            client.predict(**arguments)
+
+
+def test_files_of_the_server_are_out_of_reach(client: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (64, 64), "red").save(secret)
+    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    data = [file, PROMPT, "", "64x64", 0.4, 1, 1, 2, 2, 7]
+    address = f"{client.src.rstrip('/')}/gradio_api"
+    call = httpx.post(f"{address}/call/image_to_video", json={"data": data}, timeout=PATIENCE)
+    event = call.json()["event_id"]
+    told = httpx.get(f"{address}/call/image_to_video/{event}", timeout=PATIENCE).text
+    assert "event: error" in told
+    assert "event: complete" not in told
+    assert httpx.get(f"{address}/file={secret}").status_code in (403, 404)
+
+
+def test_a_client_cancels(client: Any) -> None:
+    job = client.submit(PROMPT, seconds=10, video_steps=50, api_name="/text_to_video")
+    while not any(about.get("frames") for _, about in job.outputs()):
+        time.sleep(0.05)
+    assert job.outputs()[-1][1]["steps"] == 3 + 30 * 150
+    job.cancel()
+    began = time.monotonic()
+    made(client.predict(PROMPT, api_name="/text_to_video"))
+    assert time.monotonic() - began < PATIENCE / 10  # not after 4,500 steps
+
+
+# ---- the command ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port", "x"], "invalid int value"),
+        (["--model", "no/where/at/all"], "is no folder"),
+        (["--shard"], "add --gpus"),
+        (["--port", "99999"], "cannot serve at 127.0.0.1, port 99999"),
+        (["--host", "192.0.2.1", "--port", "7860"], "cannot serve at 192.0.2.1"),
+        (["--gpus", "2", "--device", "cuda:1"], "does not go with"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(options: list[str], words: str) -> None:
+    command = [sys.executable, "app.py", *options]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_signal_while_the_model_is_loaded_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(PROJECT_ROOT / "app.py"), "--model", str(folder)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "Loading" in process.stderr.readline()
+        assert list(tmp_path.glob("pyramid-flow-page-*"))
+        process.terminate()
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("pyramid-flow-page-*"))
+
+
+def test_several_processes_serve_one_page_again_and_again(
+    folder: Path, model: PyramidDiTForVideoGeneration, tmp_path: Path
+) -> None:
+    options = ["--gpus", "2", "--device", "cpu", "--threads", "1", "--model", str(folder)]
+    with running_page(*options, log=tmp_path / "log") as (url, process):
+        client = gradio_client.Client(url, verbose=False, download_files=tmp_path)
+        job = client.submit(PROMPT, seconds=10, video_steps=50, api_name="/text_to_video")
+        while not any(about.get("frames") for _, about in job.outputs()):
+            time.sleep(0.05)
+        job.cancel()
+        with pytest.raises(gradio_client.exceptions.AppError, match="too close"):
+            scenes = [{"start": start, "prompt": PROMPT} for start in (0, 0.4, 0.4)]
+            client.predict(scenes, seconds=1, api_name="/storyboard")
+        path, _ = made(client.predict(PROMPT, "", seed=7, api_name="/text_to_video"))
+        client.close()
+    assert process.returncode == 128 + 15
+    frames = model.generate(PROMPT, negative_prompt="", num_frames=9, seed=7)
+    alone = read_video(export_to_video(frames, tmp_path / "alone.mp4"))
+    assert np.abs(read_video(path).astype(int) - alone).mean() < 0.5

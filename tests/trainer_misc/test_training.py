@@ -1,0 +1,319 @@
+"""The training tools: optimizers, checkpoints, the loop, and both trainers end to end, in small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden import PROJECT_ROOT
+from torch import nn
+
+from pyramid_dit import PyramidDiTForVideoGeneration
+from trainer_misc import dit_trainer, vae_trainer
+from trainer_misc.checkpoints import newest_checkpoint, thin_checkpoints, write_folder
+from trainer_misc.dit_trainer import DitRecipe, train_dit
+from trainer_misc.latent_bank import LatentBank, encode_bank
+from trainer_misc.loop import LoopConfig, TrainingLoop
+from trainer_misc.optimization import (
+    Muon,
+    learning_rate_factor,
+    muon_groups,
+    orthogonalize,
+    parameter_groups,
+)
+from trainer_misc.toy import model_card
+from trainer_misc.toy.moving_shapes import NUM_COMBINATIONS, caption_of
+from trainer_misc.toy.text import caption_words, write_text_encoders
+from trainer_misc.vae_trainer import (
+    Phase,
+    coarsen,
+    fix_posterior,
+    inflate,
+    initialize,
+    train_vae,
+)
+from video_vae import CausalVideoVAE
+
+SMALL_VAE = {
+    "encoder_out_channels": 4,
+    "encoder_layers_per_block": (1, 1, 1, 1),
+    "encoder_block_out_channels": (4, 4, 8, 8),
+    "encoder_norm_num_groups": 1,
+    "decoder_layers_per_block": (1, 1, 1, 1),
+    "decoder_block_out_channels": (4, 4, 8, 8),
+    "decoder_norm_num_groups": 1,
+}
+SMALL_DIT = dit_trainer.TOY_DIT | {"num_layers": 1, "num_single_layers": 1}
+
+
+# ---- optimization ---------------------------------------------------------------------------
+
+
+def test_schedules_warm_up_and_come_down():
+    def factors(schedule):
+        return [
+            learning_rate_factor(s, steps=100, warmup=10, schedule=schedule, cooldown=20)
+            for s in (0, 9, 50, 90, 100)
+        ]
+
+    assert factors("constant") == [0.1, 1, 1, 1, 1]
+    assert factors("trapezoid") == [0.1, 1, 1, 0.5, 0]
+    cosine = factors("cosine")
+    assert cosine[:2] == [0.1, 1] and cosine[2] > cosine[3] > cosine[4] == pytest.approx(0)
+    with pytest.raises(ValueError, match="'linear'; allowed are"):
+        learning_rate_factor(50, steps=100, warmup=0, schedule="linear", cooldown=1)
+
+
+def test_only_matrices_are_decayed():
+    matrices, vectors = parameter_groups([nn.Linear(3, 2), nn.LayerNorm(4)], 0.1)
+    assert [p.ndim for p in matrices["params"]] == [2] and matrices["weight_decay"] == 0.1
+    assert [p.ndim for p in vectors["params"]] == [1, 1, 1] and vectors["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4), (3, 5, 7)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices))
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_fits_a_linear_map():
+    torch.manual_seed(0)
+    model, target = nn.Linear(6, 6), nn.Linear(6, 6)
+    optimizer = Muon(muon_groups([model.weight], [model], 0.0), lr=0.05)
+    x = torch.randn(64, 6)
+    losses = []
+    for _ in range(150):
+        loss = (model(x) - target(x)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
+
+
+# ---- checkpoints and the loop ---------------------------------------------------------------
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "checkpoint-3"
+    write_folder(target, lambda folder: (folder / "a").write_text("old"))
+
+    def fail(folder):
+        (folder / "a").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(target, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert (target / "a").read_text() == "old"
+    write_folder(target, lambda folder: (folder / "b").write_text("new"))
+    assert [p.name for p in target.iterdir()] == ["b"]
+
+
+def test_checkpoints_are_found_and_thinned(tmp_path):
+    assert newest_checkpoint(tmp_path / "absent") is None
+    for step in (5, 20, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / ".checkpoint-200.tmp").mkdir()
+    assert newest_checkpoint(tmp_path).name == "checkpoint-100"
+    thin_checkpoints(tmp_path, keep=2)
+    assert not (tmp_path / "checkpoint-5").exists() and (tmp_path / "checkpoint-20").exists()
+
+
+def run_loop(folder, steps):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    config = LoopConfig(
+        output=folder, steps=steps, learning_rate=0.1, schedule="constant", warmup=1, log_every=2
+    )
+    loop = TrainingLoop(config, {"model": model})
+
+    def loss(number):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(number))
+        error = (loop.modules["model"](x) - x.sum(1, keepdim=True)).square().mean()
+        return error, {"error": error.item()}
+
+    assert loop.run(loss)
+    averaged = []
+    loop.averaged(lambda: averaged.extend(p.detach().clone() for p in model.parameters()))
+    return [*averaged, *(p.detach() for p in model.parameters())]
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
+    unbroken = run_loop(tmp_path / "unbroken", 12)
+    run_loop(tmp_path / "broken", 5)
+    for whole, resumed in zip(unbroken, run_loop(tmp_path / "broken", 12), strict=True):
+        torch.testing.assert_close(whole, resumed)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "broken/log.jsonl").open()]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    model = nn.Linear(1, 1)
+    loop = TrainingLoop(LoopConfig(output=tmp_path, steps=3, learning_rate=0.1), {"m": model})
+    with pytest.raises(FloatingPointError, match="nan at step 1"):
+        loop.run(lambda number: (model(torch.full((1, 1), torch.nan)).sum(), {}))
+
+
+# ---- VAE ------------------------------------------------------------------------------------
+
+
+def test_an_inflated_image_model_shows_a_still_clip_as_its_image():
+    torch.manual_seed(0)
+    vae = CausalVideoVAE(**SMALL_VAE).eval().requires_grad_(False)
+    initialize(vae)
+    inflate(vae)
+    image = torch.rand(1, 3, 1, 16, 16) * 2 - 1
+    _, alone = vae(image, sample_posterior=False)
+    _, clip = vae(image.expand(-1, -1, 9, -1, -1), sample_posterior=False)
+    torch.testing.assert_close(clip, alone.expand_as(clip), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fixed_posterior_has_the_noise_of_the_training():
+    vae = CausalVideoVAE(**SMALL_VAE).requires_grad_(False)
+    fix_posterior(vae, 0.1)
+    std = vae.encode(torch.rand(1, 3, 1, 16, 16)).latent_dist.std
+    torch.testing.assert_close(std, torch.full_like(std, 0.1))
+
+
+def test_coarse_latents_are_constant_over_blocks():
+    latents = torch.randn(64, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mixed = coarsen(latents, torch.Generator().manual_seed(1), (0.5, 0.25))
+
+    def constant(x, size):
+        blocks = x.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
+        return bool((blocks == blocks[..., :1, :, :1]).all())
+
+    kinds = [4 if constant(x, 4) else 2 if constant(x, 2) else 1 for x in mixed]
+    assert 5 < kinds.count(4) < 30 and 15 < kinds.count(2) < 50 and kinds.count(1) > 5
+    assert all(torch.equal(m, z) for m, z, k in zip(mixed, latents, kinds, strict=True) if k == 1)
+
+
+def test_the_vae_trainer_runs_stops_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae_trainer, "TOY_VAE", SMALL_VAE)
+    phases = [
+        Phase(name="images", frames=1, crop=32, batch=2, steps=3, learning_rate=1e-3),
+        Phase(name="clips", frames=9, crop=32, batch=1, steps=2, learning_rate=1e-3),
+        Phase(
+            name="decoder",
+            frames=9,
+            crop=32,
+            batch=1,
+            steps=2,
+            learning_rate=1e-3,
+            decoder_only=True,
+        ),
+    ]
+    train_vae(tmp_path, phases=phases[:1])
+    assert (tmp_path / "images/causal_video_vae/config.json").is_file()
+    train_vae(tmp_path, phases=phases)
+    vae = CausalVideoVAE.from_pretrained(tmp_path / "causal_video_vae")
+    before = CausalVideoVAE.from_pretrained(tmp_path / "clips/causal_video_vae")
+    clip = torch.rand(1, 3, 9, 16, 16)
+    latents, same = (model.encode(clip).latent_dist.mode() for model in (vae, before))
+    assert latents.shape == (1, 4, 2, 2, 2) and torch.equal(latents, same)
+    assert not torch.equal(vae.decode(latents).sample, before.decode(latents).sample)
+
+
+# ---- text, latents, DiT ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bank():
+    torch.manual_seed(0)
+    vae = CausalVideoVAE(**SMALL_VAE).eval().requires_grad_(False)
+    return vae, encode_bank(vae, images=12, clips=4, frames=17)
+
+
+def test_the_tokenizers_know_every_word_of_the_captions(tmp_path):
+    from transformers import AutoTokenizer
+
+    write_text_encoders(tmp_path)
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        for word in caption_words():
+            assert len(tokenizer.tokenize(word)) == 1, (name, word)
+        ids = {tuple(tokenizer(caption_of(n))["input_ids"]) for n in range(NUM_COMBINATIONS)}
+        assert len(ids) == NUM_COMBINATIONS
+        assert tokenizer("A RED CIRCLE")["input_ids"] == tokenizer("a red circle")["input_ids"]
+
+
+def test_the_bank_is_normalized_by_its_statistics(bank, tmp_path):
+    _, latents = bank
+    statistics = latents.statistics()
+    clips = statistics.normalize(latents.clips.float())
+    assert clips.shape == (4, 4, 3, 16, 16)
+    later = clips[:, :, 1:]
+    assert later.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-3
+    torch.testing.assert_close(later.std(dim=(0, 2, 3, 4)), torch.ones(4), atol=1e-2, rtol=0)
+    latents.save(tmp_path / "bank.safetensors")
+    back = LatentBank.load(tmp_path / "bank.safetensors")
+    assert all(torch.equal(getattr(back, name), t) for name, t in vars(latents).items())
+
+
+def test_the_dit_trainer_writes_a_checkpoint_that_generates(bank, tmp_path, monkeypatch):
+    monkeypatch.setattr(dit_trainer, "TOY_DIT", SMALL_DIT)
+    vae, latents = bank
+    config = LoopConfig(output=tmp_path, steps=3, learning_rate=1e-3, sheet_every=3, warmup=1)
+    recipe = DitRecipe(per_column=1, first_frame_share=0.5)
+    train_dit(vae, latents, config, recipe)
+    assert (tmp_path / "sheet-000003.png").stat().st_size > 1000
+    pipeline = PyramidDiTForVideoGeneration.from_pretrained(tmp_path / "checkpoint")
+    frames = pipeline.generate(
+        "a red circle grows on a white background",
+        temp=2,
+        num_inference_steps=1,
+        video_num_inference_steps=1,
+    )
+    assert len(frames) == 9 and frames[0].size == (128, 128)
+
+
+def test_two_processes_train_one_model(bank, tmp_path):
+    vae, latents = bank
+    vae.save_pretrained(tmp_path / "vae")
+    latents.save(tmp_path / "bank.safetensors")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "trainer_misc.dit_trainer", "--vae", tmp_path / "vae"),
+        *("--bank", tmp_path / "bank.safetensors", "--output", tmp_path / "run"),
+        *("--steps", "2", "--cooldown", "1", "--per-column", "1"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Path(tmp_path / "run/checkpoint/model_index.json").is_file()
+    configs = list((tmp_path / "run/checkpoint").glob("*/config.json"))
+    assert configs and not any(str(tmp_path) in path.read_text() for path in configs)
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+
+
+def test_the_model_card_tells_the_measured_figures(bank, tmp_path):
+    vae, _ = bank
+    vae.save_pretrained(tmp_path / "causal_video_vae")
+    rates = {"color": 1.0, "background": 0.99, "motion": 0.5, "shape": 0.25, "all": 0.125}
+    scores = {
+        "vae": {"psnr": 33.333, "lowest_psnr": 30.0, "clips": 7},
+        "t2v": {"rates": {"trained": rates}, "clips": [{}] * 3},
+    }
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    model_card.main(
+        ["--checkpoint", str(tmp_path), "--scores", str(tmp_path / "scores.json")]
+        + ["--training", "On a laptop."]
+    )
+    card = (tmp_path / "README.md").read_text()
+    assert "33.3 dB PSNR on 7 fresh clips" in card and "On a laptop." in card
+    assert "Text to video, 49 frames, 3 clips" in card
+    assert "| trained |" in card and " 25% |" in card and "12% |" in card
+    parameters = sum(p.numel() for p in vae.parameters()) / 1e6
+    assert f"| `causal_video_vae` | causal video VAE | {parameters:.2f} million |" in card

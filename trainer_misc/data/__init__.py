@@ -1,1 +1,0 @@
-"""Training data: synthetic captioned clips that are drawn on the fly."""

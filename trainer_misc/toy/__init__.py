@@ -1,0 +1,1 @@
+"""All that knows the moving shapes: drawing, judge, evaluation, model card."""

@@ -1,0 +1,378 @@
+"""How well a model draws moving shapes: prompts, tables, and the command that fills them.
+
+    python -m trainer_misc.evaluation --mode all --output table.json --contact-sheet sheet.png
+
+Modes: ``t2v`` text to video; ``i2v`` a drawn first frame and a prompt; ``long`` 97 frames, judged
+on their last second; ``vae`` reconstruction of fresh clips. Every clip has a generator of its own,
+so the result does not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from pyramid_dit.devices.cpu import keep_freed_memory
+from trainer_misc.toy.judge import (
+    ATTRIBUTES,
+    Verdict,
+    as_frames,
+    judge,
+)
+from trainer_misc.toy.moving_shapes import (
+    MAX_FRAMES,
+    SPLITS,
+    MovingShapes,
+    attributes_of,
+    caption_of,
+    combination_of,
+    draw_clip,
+    first_frame,
+    is_held_out,
+)
+
+if TYPE_CHECKING:
+    from pyramid_dit import PyramidDiTForVideoGeneration
+    from video_vae import CausalVideoVAE
+
+logger = logging.getLogger(__name__)
+
+MODES = ("t2v", "i2v", "long", "vae")
+GROUPS = ("trained", "held-out", "all clips")
+LAST_FRAMES = 25  # of a long clip are judged
+FRESH = 1_000_000  # added to seeds, so that no clip is one of a training set's
+
+Frames = np.ndarray | Sequence[Image.Image]
+Generate = Callable[[list[str], list[int]], Sequence[Frames]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A clip's caption and what the clip shows."""
+
+    caption: str
+    verdict: Verdict
+
+    @property
+    def group(self) -> str:
+        return "held-out" if is_held_out(combination_of(self.caption)) else "trained"
+
+    def right(self, attribute: str) -> bool:
+        """Whether an attribute, or ``"all"`` four, is what the caption says."""
+        agreement = self.verdict.agreement(self.caption)
+        return all(agreement.values()) if attribute == "all" else agreement[attribute]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Verdicts on clips, and the rates at which they agree with the captions."""
+
+    judged: tuple[Judged, ...]
+
+    def members(self, group: str) -> list[Judged]:
+        """Clips of one of :data:`GROUPS`."""
+        if group not in GROUPS:
+            raise ValueError(f"group is {group!r}, must be one of {GROUPS}")
+        return [clip for clip in self.judged if group in (clip.group, "all clips")]
+
+    def rate(self, group: str, attribute: str) -> float:
+        """Share of a group's clips whose attribute (or ``"all"`` four) is right; nan if empty."""
+        right = [clip.right(attribute) for clip in self.members(group)]
+        return sum(right) / len(right) if right else math.nan
+
+    def markdown(self) -> str:
+        """The rates as a markdown table."""
+        rows = [
+            ["clips", "number", *ATTRIBUTES, "all four"],
+            ["---", *["--:"] * (len(ATTRIBUTES) + 2)],
+        ]
+        for group in GROUPS:
+            if members := self.members(group):
+                rates = [f"{self.rate(group, name):.0%}" for name in (*ATTRIBUTES, "all")]
+                rows.append([group, str(len(members)), *rates])
+        return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Rates and single verdicts, ready for json."""
+        rates = {
+            group: {name: self.rate(group, name) for name in (*ATTRIBUTES, "all")}
+            for group in GROUPS
+            if self.members(group)
+        }
+        clips = [
+            {"caption": clip.caption, "right": clip.right("all"), **asdict(clip.verdict)}
+            for clip in self.judged
+        ]
+        return {"rates": rates, "clips": clips}
+
+
+def evaluate_frames(clips: Iterable[tuple[Frames, str]]) -> Table:
+    """Judge pairs of a clip (see :func:`~trainer_misc.toy.judge.as_frames`) and its caption.
+
+    Raises:
+        ValueError: there are no clips, or a caption is not one of the set.
+    """
+    judged = tuple(Judged(caption, judge(frames)) for frames, caption in clips)
+    if not judged:
+        raise ValueError("there are no clips to evaluate")
+    return Table(judged)
+
+
+def evaluation_prompts(count: int = 100, seed: int = 0) -> list[str]:
+    """Different prompts, every other one held out of training, spread evenly over attributes.
+
+    Raises:
+        ValueError: ``count`` is not in 1..102 (there are 51 held-out combinations).
+    """
+    limit = 2 * len(SPLITS["held_out"])
+    if not 1 <= count <= limit:
+        raise ValueError(f"count is {count}, must be in 1..{limit}")
+    rng = random.Random(seed)
+    held_out = _spread(SPLITS["held_out"], count // 2, rng)
+    trained = _spread(SPLITS["train"], count - count // 2, rng)
+    numbers = [(held_out if i % 2 else trained)[i // 2] for i in range(count)]
+    return [caption_of(number) for number in numbers]
+
+
+def _spread(numbers: Sequence[int], count: int, rng: random.Random) -> list[int]:
+    """Choose combinations one by one, always one whose attributes were chosen least so far."""
+    left = {n: tuple(asdict(attributes_of(n)).values()) for n in rng.sample(numbers, len(numbers))}
+    values = [len(set(column)) for column in zip(*left.values(), strict=True)]
+    seen: Counter[str] = Counter()
+    chosen = []
+    for _ in range(count):
+        # Weighted by how many values an attribute has, all attributes count alike.
+        cost = {n: sum(seen[v] * w for v, w in zip(left[n], values, strict=True)) for n in left}
+        best = min(left, key=cost.__getitem__)
+        seen.update(left.pop(best))
+        chosen.append(best)
+    return chosen
+
+
+def psnr(actual: np.ndarray, expected: np.ndarray, peak: float = 255.0) -> float:
+    """Peak signal-to-noise ratio in dB, ``10 log10(peak^2 / mean squared error)``.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if actual.shape != expected.shape:
+        raise ValueError(f"shape {actual.shape} is not the expected shape {expected.shape}")
+    error = float(np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2))
+    return 10 * math.log10(peak**2 / error) if error else math.inf
+
+
+def contact_sheet(clips: Sequence[Frames], table: Table, columns: int = 6) -> Image.Image:
+    """A few frames of every clip under its caption, which is red where the clip is wrong."""
+    tile, line = 64, 12
+    blocks = min(4, math.ceil(len(clips) / 12))
+    rows = math.ceil(len(clips) / blocks)
+    sheet = Image.new("RGB", (blocks * columns * tile, rows * (tile + line)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (frames, judged) in enumerate(zip(map(as_frames, clips), table.judged, strict=True)):
+        left, top = i // rows * columns * tile, i % rows * (tile + line)
+        color = "black" if judged.right("all") else "red"
+        draw.text((left + 2, top), judged.caption, fill=color, font_size=10)
+        for column, frame in enumerate(np.linspace(0, len(frames) - 1, columns).round()):
+            picture = Image.fromarray(frames[int(frame)]).resize((tile, tile))
+            sheet.paste(picture, (left + column * tile, top + line))
+    return sheet
+
+
+def evaluate_model(
+    generate: Generate,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 10,
+    seed: int = 0,
+    last_frames: int | None = None,
+    name: str = "clips",
+) -> tuple[Table, list[np.ndarray]]:
+    """Generate a clip for every prompt and judge it.
+
+    Args:
+        generate: Takes prompts and as many seeds, returns as many clips.
+        prompts: Captions of moving shapes.
+        batch_size: Clips generated at a time.
+        seed: The i-th prompt gets the seed ``seed + i``.
+        last_frames: Judge only so many frames at a clip's end.
+        name: Heads the progress lines.
+
+    Returns:
+        The table, and a few frames of every clip for a contact sheet.
+    """
+    judged: list[Judged] = []
+    glimpses: list[np.ndarray] = []
+    start = time.monotonic()
+    for batch in _batches(len(prompts), batch_size):
+        captions = [prompts[i] for i in batch]
+        clips = generate(captions, [seed + i for i in batch])
+        for caption, clip in zip(captions, clips, strict=True):
+            frames = as_frames(clip)
+            shown = frames if last_frames is None else frames[-last_frames:]
+            judged.append(Judged(caption, judge(shown)))
+            glimpses.append(frames[np.linspace(0, len(frames) - 1, 6).round().astype(int)])
+        logger.info(
+            "%s: %d of %d, all four right in %.0f%%, %.0f s",
+            name,
+            len(judged),
+            len(prompts),
+            100 * Table(tuple(judged)).rate("all clips", "all"),
+            time.monotonic() - start,
+        )
+    return Table(tuple(judged)), glimpses
+
+
+def _batches(count: int, size: int) -> Iterator[range]:
+    return (range(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def text_to_video(pipeline: PyramidDiTForVideoGeneration, num_frames: int) -> Generate:
+    """Clips from prompts alone."""
+
+    def generate(prompts: list[str], seeds: list[int]) -> Sequence[Frames]:
+        return pipeline.generate(
+            prompts,
+            temp=(num_frames - 1) // 8 + 1,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+        )
+
+    return generate
+
+
+def image_to_video(pipeline: PyramidDiTForVideoGeneration, num_frames: int) -> Generate:
+    """Clips from prompts and first frames, drawn where the motion has room."""
+
+    def generate(prompts: list[str], seeds: list[int]) -> Sequence[Frames]:
+        images = [
+            first_frame(draw_clip(combination_of(prompt), np.random.default_rng(FRESH + seed)))
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return pipeline.generate_i2v(
+            prompts,
+            input_image=images,
+            temp=(num_frames - 1) // 8 + 1,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+        )
+
+    return generate
+
+
+@torch.no_grad()
+def reconstruction(
+    vae: CausalVideoVAE, count: int, *, num_frames: int = 49, seed: int = 0
+) -> dict[str, float]:
+    """PSNR in dB of fresh clips, encoded to the posterior's mode and decoded: mean and lowest."""
+    clips = MovingShapes(FRESH + seed, num_frames, combinations="all")
+    values = []
+    for index in range(count):
+        video = clips[index]["video"][None].to(vae.device, vae.dtype)
+        latents = vae.encode(video).latent_dist.mode()
+        decoded = vae.decode(latents).sample.clamp(-1, 1)
+        values.append(psnr(decoded.float().cpu().numpy(), video.float().cpu().numpy(), peak=2.0))
+        logger.info("vae: %d of %d, %.1f dB", index + 1, count, values[-1])
+    return {"psnr": float(np.mean(values)), "lowest_psnr": min(values), "clips": count}
+
+
+def _load_pipeline(folder: Path | None, device: str) -> PyramidDiTForVideoGeneration:
+    from pyramid_dit import PyramidDiTForVideoGeneration
+
+    pipeline = PyramidDiTForVideoGeneration.from_pretrained(folder, device=device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _load_vae(folder: Path | None, device: str) -> CausalVideoVAE:
+    from pyramid_dit.checkpoints.hub import TOY_FOLDER
+    from video_vae import CausalVideoVAE
+
+    vae = CausalVideoVAE.from_pretrained((folder or TOY_FOLDER) / "causal_video_vae")
+    return vae.to(device).eval()
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer_misc.evaluation",
+        description="Measure how well a model draws moving shapes.",
+    )
+    parser.add_argument("--model", type=Path, help="checkpoint folder (default: the bundled one)")
+    parser.add_argument("--mode", choices=[*MODES, "all"], default="t2v")
+    parser.add_argument("--num-frames", type=int, default=49, help="8n + 1; long clips have 97")
+    parser.add_argument("--prompts", type=int, default=100, help="how many, half held out")
+    parser.add_argument("--batch-size", type=int, default=10, help="clips generated at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default_device)
+    parser.add_argument("--output", type=Path, help="write rates and verdicts here, as json")
+    parser.add_argument(
+        "--contact-sheet", type=Path, help="write a picture of the clips; its name gets the mode"
+    )
+    options = parser.parse_args(argv)
+    if options.num_frames % 8 != 1 or not 9 <= options.num_frames <= MAX_FRAMES:
+        parser.error(f"--num-frames is {options.num_frames}, must be 8n + 1 in 9..{MAX_FRAMES}")
+    if not 1 <= options.prompts <= 2 * len(SPLITS["held_out"]):
+        parser.error(f"--prompts is {options.prompts}, must be in 1..{2 * len(SPLITS['held_out'])}")
+    if options.batch_size < 1:
+        parser.error(f"--batch-size is {options.batch_size}, must be at least 1")
+    if options.seed < 0:
+        parser.error(f"--seed is {options.seed}, must not be negative")
+    if options.model and not options.model.is_dir():
+        parser.error(f"--model {options.model} is not a folder")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure a model; tables go to standard output, progress to the log."""
+    keep_freed_memory()
+    options = _arguments(argv)
+    modes = MODES if options.mode == "all" else (options.mode,)
+    results: dict[str, Any] = {}
+    if "vae" in modes:
+        results["vae"] = reconstruction(
+            _load_vae(options.model, options.device),
+            options.prompts,
+            num_frames=options.num_frames,
+            seed=options.seed,
+        )
+        sys.stdout.write(
+            "\nvae: {psnr:.2f} dB, lowest {lowest_psnr:.2f} dB\n".format(**results["vae"])
+        )
+    if drawn := [mode for mode in modes if mode != "vae"]:
+        pipeline = _load_pipeline(options.model, options.device)
+        prompts = evaluation_prompts(options.prompts, options.seed)
+    for mode in drawn:
+        from_text = image_to_video if mode == "i2v" else text_to_video
+        table, glimpses = evaluate_model(
+            from_text(pipeline, MAX_FRAMES if mode == "long" else options.num_frames),
+            prompts,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            last_frames=LAST_FRAMES if mode == "long" else None,
+            name=mode,
+        )
+        results[mode] = table.as_dict()
+        sys.stdout.write(f"\n{mode}\n\n{table.markdown()}")
+        if path := options.contact_sheet:
+            contact_sheet(glimpses, table).save(path.with_stem(f"{path.stem}-{mode}"))
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    main()
