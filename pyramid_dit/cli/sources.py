@@ -202,7 +202,7 @@ class Sources:
             write: Gets the frames of a video to go on from, before any is made.
             on_step: Called after each step.
         """
-        from ..inputs import fit_image
+        from ..media.images import fit_image
 
         common: dict[str, Any] = {
             "cpu_offloading": options.offload == "model",

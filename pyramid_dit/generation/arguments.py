@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .. import inputs
+from ..checks import check_count
 from ..sampling.prompts import TENSOR_NAMES, Triple
 from .request import Generators, Request, StepCallback
 
@@ -165,7 +165,7 @@ class Options:
         if len(names) > 1:
             raise ValueError(f"give only one of {', '.join(names)}")
         if self.num_frames is not None:
-            inputs.check_count("num_frames", self.num_frames)
+            check_count("num_frames", self.num_frames)
             return of_frames(self.num_frames)
         return temp if self.seconds is None else of_seconds(self.seconds)
 

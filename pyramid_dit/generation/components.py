@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .. import inputs
 from ..checkpoints.folder import GenerationDefaults
 from ..devices.offload import accelerator_device, module_device, offload_sequentially
 from ..distributed.parallel import Parallel, processes_at_work
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..flow.sizes import SPATIAL_FACTOR
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
 from ..sampling.fast_mode import EXACT, FastMode
@@ -90,7 +90,7 @@ class Models:
     def size_multiple(self) -> int:
         """Height and width must be multiples of this many pixels: 64 for three stages."""
         halvings = self.scheduler.config.stages - 1
-        return 2 * 2**halvings * inputs.SPATIAL_FACTOR
+        return 2 * 2**halvings * SPATIAL_FACTOR
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Arguments of the `tqdm` bar over all Euler steps, for example `disable=True`."""

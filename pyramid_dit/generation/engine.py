@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import inputs
+from ..checks import check_count, check_generator, check_output_type, check_shape, check_size
 from ..devices.memory import free_memory, step_memory, unit_tokens
 from ..devices.offload import (
     accelerator_device,
@@ -21,6 +21,7 @@ from ..devices.offload import (
     stays_on,
 )
 from ..distributed.parallel import SERIAL, Serial, processes_at_work
+from ..flow.sizes import SPATIAL_FACTOR, frames_of
 from ..sampling.prompts import GuidedText
 from ..sampling.unit_sampler import Generators, Interrupted, UnitSampler
 from .components import Models
@@ -71,7 +72,7 @@ class GenerationEngine(Models):
         The iteration ends early when `stop` was called here or on `progress`.
         """
         self._interrupt = False
-        generator = inputs.check_generator(request.generator, request.batch)
+        generator = check_generator(request.generator, request.batch)
         generator = parallel.common_generator(generator)
         device = self._working_device(self.dit, request)
         noise = progress.noise = parallel.common(self._initial_noise(request, generator, device))
@@ -149,11 +150,11 @@ class GenerationEngine(Models):
             ValueError: Something does not fit, or a model is missing.
         """
         config = self.dit.config
-        inputs.check_size(request.height, request.width, self.size_multiple)
-        inputs.check_output_type(request.output_type)
-        inputs.check_count("num_images_per_prompt", request.samples_each)
+        check_size(request.height, request.width, self.size_multiple)
+        check_output_type(request.output_type)
+        check_count("num_images_per_prompt", request.samples_each)
         if request.latents is not None:
-            inputs.check_shape("latents", request.latents, self._noise_shape(request))
+            check_shape("latents", request.latents, self._noise_shape(request))
         for prompts in request.texts:
             prompts.check_widths(config.joint_attention_dim, config.pooled_projection_dim)
             for given in (request.clip, request.image_latents):
@@ -171,7 +172,7 @@ class GenerationEngine(Models):
             )
 
     def _latent_size(self, request: Request) -> tuple[int, int]:
-        return request.height // inputs.SPATIAL_FACTOR, request.width // inputs.SPATIAL_FACTOR
+        return request.height // SPATIAL_FACTOR, request.width // SPATIAL_FACTOR
 
     def _noise_shape(self, request: Request) -> tuple[int, ...]:
         return (request.batch, self.latent_channels, request.temp, *self._latent_size(request))
@@ -295,7 +296,7 @@ def output_of(video: Tensor, request: Request) -> Any:
 
 def given_frames(request: Request) -> int:
     """How many frames at the start are not to be shown, for they were given."""
-    return 0 if request.shows_given else inputs.frames_of(request.given_frames)
+    return 0 if request.shows_given else frames_of(request.given_frames)
 
 
 def generator_states(generator: Generators, device: torch.device) -> list[Tensor]:

@@ -20,10 +20,10 @@ from torch import nn
 
 from video_vae.memory import decode_memory
 
-from .. import inputs
 from ..checkpoints.folder import RELEASED_NUM_FRAMES, RELEASED_SIZES
 from ..devices.memory import free_memory, step_memory, unit_tokens
 from ..devices.offload import offload_sequentially, offload_whole
+from ..flow.sizes import SPATIAL_FACTOR, temp_of
 from .latent_codec import DecodeSizes
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ class Needs:
             frame_per_unit: Latent frames of an autoregressive unit.
             stages: Of the pyramid.
         """
-        rows, columns = height // inputs.SPATIAL_FACTOR, width // inputs.SPATIAL_FACTOR
-        temp = inputs.temp_of(num_frames)
+        rows, columns = height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
+        temp = temp_of(num_frames)
         unit = -(-(temp - 1) // frame_per_unit)
         tokens = unit_tokens(
             unit,
@@ -131,7 +131,7 @@ class Needs:
         )
         leaves = [part for encoder in text_encoders for part in encoder.modules()]
         sizes = DecodeSizes.of(save_memory=True)
-        tile = sizes.tile // inputs.SPATIAL_FACTOR
+        tile = sizes.tile // SPATIAL_FACTOR
         return cls(
             text_encoders=[weights(encoder) for encoder in text_encoders],
             largest_layer=max((weights(leaf, recurse=False) for leaf in leaves), default=0),

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..inputs import SPATIAL_FACTOR
+from ..flow.sizes import SPATIAL_FACTOR
 from ..media.video_files import replacing
 from ..sampling.prompts import Prompts
 from ..sampling.unit_sampler import Unit

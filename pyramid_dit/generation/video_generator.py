@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from .. import inputs
 from ..checkpoints.folder import Steps
+from ..checks import check_steps, check_temp
+from ..flow.sizes import SPATIAL_FACTOR, TEMPORAL_FACTOR, added_temp_of, temp_of, temp_of_seconds
+from ..media.images import image_pixels, video_pixels
 from ..media.video_files import HISTORY_FRAMES
 from ..sampling.guidance import GuidanceSchedule
 from ..sampling.prompts import Prompts
@@ -107,9 +109,9 @@ class VideoGenerator(GenerationEngine):
         height, width = _either(height, defaults.height), _either(width, defaults.width)
         if height is None or width is None:
             raise ValueError("height and width are needed, in pixels")
-        length = given.length(temp, of_frames=inputs.temp_of, of_seconds=self._temp_of_seconds)
+        length = given.length(temp, of_frames=temp_of, of_seconds=self._temp_of_seconds)
         temp = _either(length, 1)
-        inputs.check_temp(temp, self.frame_per_unit, from_image=False)
+        check_temp(temp, self.frame_per_unit, from_image=False)
         guidance = GuidanceSchedule(
             first=_either(guidance_scale, defaults.guidance_scale),
             later=_either(
@@ -175,7 +177,7 @@ class VideoGenerator(GenerationEngine):
         Args:
             prompt: One prompt or a list of them; it may be empty.
             input_image: An image, or a list with one a prompt, of a size that `generate` takes;
-                `inputs.fit_image` brings any image there. What is transparent shows white.
+                `fit_image` brings any image there. What is transparent shows white.
             temp: Latent frames of the noise, a multiple of `frame_per_unit`; the video has
                 temp - frame_per_unit + 1 latent frames, the image's among them.
             num_inference_steps: Steps of every unit, one number or one a stage; those that
@@ -196,7 +198,7 @@ class VideoGenerator(GenerationEngine):
         given = Options(**options)
         clip = None
         if image_latents is None:
-            clip = inputs.image_pixels(input_image)
+            clip = image_pixels(input_image)
             height, width = clip.shape[-2:]
         else:
             if input_image is not None:
@@ -205,11 +207,11 @@ class VideoGenerator(GenerationEngine):
         unused = self.frame_per_unit - 1  # frames of noise that the image makes idle
         length = given.length(
             temp,
-            of_frames=lambda count: inputs.temp_of(count) + unused,
+            of_frames=lambda count: temp_of(count) + unused,
             of_seconds=lambda seconds: self._temp_of_seconds(seconds) + unused,
         )
         temp = _either(length, self.frame_per_unit)
-        inputs.check_temp(temp, self.frame_per_unit, from_image=True)
+        check_temp(temp, self.frame_per_unit, from_image=True)
         units, guidance = self._later_units(
             temp - self.frame_per_unit,
             1,
@@ -273,7 +275,7 @@ class VideoGenerator(GenerationEngine):
             prompt: One prompt or a list of them, which may be empty. A run that is resumed has
                 its own.
             video: Frames as images or as an array `[t, h, w, 3]` of bytes, or the name of a
-                file, of a size that `generate` takes; `inputs.fit_image` brings any frame there.
+                file, of a size that `generate` takes; `fit_image` brings any frame there.
             temp: Latent frames to add, a multiple of `frame_per_unit`: 8 frames each. A run that
                 is resumed does what was left of it.
             history_frames: So many frames of the video are looked at, at most; of fewer or more,
@@ -315,14 +317,12 @@ class VideoGenerator(GenerationEngine):
             )
             saved = resume if isinstance(resume, SavedLatents) else SavedLatents.load(resume)
             return saved.request(given, self.latent_channels, **rest)
-        length = given.length(
-            temp, of_frames=inputs.added_temp_of, of_seconds=self._added_temp_of_seconds
-        )
+        length = given.length(temp, of_frames=added_temp_of, of_seconds=self._added_temp_of_seconds)
         if length is None:
             raise ValueError("how much to add is needed: temp, num_frames or seconds")
-        inputs.check_temp(length, self.frame_per_unit, from_image=True)
-        clip = inputs.video_pixels(video, history_frames, self.frame_per_unit)
-        past = (clip.shape[2] - 1) // inputs.TEMPORAL_FACTOR
+        check_temp(length, self.frame_per_unit, from_image=True)
+        clip = video_pixels(video, history_frames, self.frame_per_unit)
+        past = (clip.shape[2] - 1) // TEMPORAL_FACTOR
         units, guidance = self._later_units(
             length,
             past // self.frame_per_unit + 1,
@@ -439,18 +439,18 @@ class VideoGenerator(GenerationEngine):
         return units, guidance
 
     def _steps(self, name: str, steps: Steps) -> list[int]:
-        return inputs.check_steps(name, steps, self.scheduler.config.stages)
+        return check_steps(name, steps, self.scheduler.config.stages)
 
     def _temp_of_seconds(self, seconds: float) -> int:
         """Latent frames of a whole video of about so many seconds."""
         rate = self.defaults.frames_per_second
-        return inputs.temp_of_seconds(seconds, rate, frame_per_unit=self.frame_per_unit)
+        return temp_of_seconds(seconds, rate, frame_per_unit=self.frame_per_unit)
 
     def _added_temp_of_seconds(self, seconds: float) -> int:
         """Latent frames that are about so many seconds more."""
         rate = self.defaults.frames_per_second
         frame = 1 / rate  # the first latent frame is one frame
-        whole = inputs.temp_of_seconds(seconds + frame, rate, frame_per_unit=self.frame_per_unit)
+        whole = temp_of_seconds(seconds + frame, rate, frame_per_unit=self.frame_per_unit)
         return max(self.frame_per_unit, whole - 1)
 
     def _check_image_latents(self, latents: Tensor) -> tuple[int, int]:
@@ -460,7 +460,7 @@ class VideoGenerator(GenerationEngine):
                 f"image_latents must be [b, {self.latent_channels}, 1, h, w], "
                 f"got shape {tuple(latents.shape)}"
             )
-        return latents.shape[3] * inputs.SPATIAL_FACTOR, latents.shape[4] * inputs.SPATIAL_FACTOR
+        return latents.shape[3] * SPATIAL_FACTOR, latents.shape[4] * SPATIAL_FACTOR
 
 
 def _either(value: T | None, default: T) -> T:

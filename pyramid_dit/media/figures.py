@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..flow.sizes import SPATIAL_FACTOR
 from ..flow.temporal_pyramid import HistoryClip, history_plan
-from ..inputs import SPATIAL_FACTOR
 from ..models.token_layout import PATCH
 
 T = TypeVar("T")

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..checkpoints.folder import GenerationDefaults
-from ..inputs import fit_image
+from ..checks import check_count
+from ..flow.sizes import TEMPORAL_FACTOR
 from .video_files import read_video
 
 OneImage: TypeAlias = Image.Image | np.ndarray | Tensor
 Images: TypeAlias = OneImage | Sequence[OneImage]
+_OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV")
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 Video: TypeAlias = str | PathLike[str] | np.ndarray | Sequence[Image.Image]
 
 
@@ -87,3 +91,92 @@ def _pictures(images: OneImage) -> list[Image.Image]:
     if array.dtype != np.uint8:
         array = (array.clip(0, 1) * 255).round().astype(np.uint8)
     return [Image.fromarray(picture) for picture in array]
+
+
+def rgb_image(image: Image.Image) -> Image.Image:
+    """`image` in RGB; what is transparent shows white.
+
+    Raises:
+        TypeError: `image` is no PIL image.
+        ValueError: Its mode has no obvious meaning in 8-bit RGB (16-bit or float gray, Lab).
+    """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"the image must be a PIL image, got {type(image).__name__}")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    if image.mode not in _OPAQUE_MODES:
+        allowed = ", ".join((*_OPAQUE_MODES, *_ALPHA_MODES))
+        raise ValueError(f"an image of mode {image.mode} is not supported, only {allowed}")
+    return image.convert("RGB")
+
+
+def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
+    """`image` in RGB, scaled to cover `width` x `height` and cropped to it in the middle."""
+    upright = ImageOps.exif_transpose(image)
+    return ImageOps.fit(rgb_image(upright), (width, height), method=Image.Resampling.LANCZOS)
+
+
+def image_pixels(images: Image.Image | Sequence[Image.Image] | None) -> Tensor:
+    """Images of one size as pixels `[b, 3, 1, h, w]`, float32 in [-1, 1].
+
+    Raises:
+        TypeError: One is no PIL image.
+        ValueError: There is none, one has a mode that does not fit, or the sizes differ.
+    """
+    if images is None:
+        raise ValueError("an input_image is needed, or image_latents")
+    given = list(images) if isinstance(images, Sequence) else [images]
+    if not given:
+        raise ValueError("the list of images is empty")
+    return _pixels(_one_size(given)).unsqueeze(2)
+
+
+def video_pixels(
+    video: str | PathLike[str] | Sequence[Image.Image] | np.ndarray | None,
+    most_frames: int,
+    frame_per_unit: int,
+) -> Tensor:
+    """The end of a video as pixels `[1, 3, 8n + 1, h, w]`, float32 in [-1, 1]: whole units.
+
+    Args:
+        video: A file, images, or bytes `[t, h, w, 3]`.
+        most_frames: Look at so many frames at most.
+        frame_per_unit: Latent frames of every unit but unit 0.
+
+    Raises:
+        TypeError: A frame is no PIL image, or `most_frames` no integer.
+        FileNotFoundError: There is no such file.
+        ValueError: There is no video or no frame in it, the sizes differ, or `most_frames` is
+            below 1.
+    """
+    check_count("history_frames", most_frames)
+    if video is None:
+        raise ValueError("a video is needed, or resume")
+    frames = read_video(Path(video)) if isinstance(video, str | PathLike) else video
+    if len(frames) == 0:
+        raise ValueError("the video has no frames")
+    unit = TEMPORAL_FACTOR * frame_per_unit
+    last = frames[-((min(len(frames), most_frames) - 1) // unit * unit + 1) :]
+    if not isinstance(last, np.ndarray):
+        last = _one_size(last)
+    elif last.ndim != 4 or last.shape[3] != 3 or last.dtype != np.uint8:
+        raise ValueError(
+            f"a video must be bytes [t, h, w, 3], got {last.dtype} of shape {list(last.shape)}"
+        )
+    return _pixels(last).transpose(0, 1).unsqueeze(0)
+
+
+def _one_size(images: Sequence[Image.Image]) -> np.ndarray:
+    """Images as bytes `[n, h, w, 3]`."""
+    converted = [rgb_image(image) for image in images]
+    sizes = {image.size for image in converted}
+    if len(sizes) > 1:
+        raise ValueError(f"the images must have one size, got {sorted(sizes)}")
+    return np.stack([np.asarray(image) for image in converted])
+
+
+def _pixels(frames: np.ndarray) -> Tensor:
+    """Bytes `[n, h, w, 3]` as `[n, 3, h, w]`, float32 in [-1, 1]."""
+    return (torch.tensor(frames).float() / 127.5 - 1).movedim(-1, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..inputs import fit_image
+from ..media.images import fit_image
 from ..media.video_files import HISTORY_FRAMES
 from .media_checks import last_frames, open_image, video_frames
 from .settings import (

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inputs import check_prompts, check_shape
+from ..checks import check_prompts, check_shape
 
 
 @dataclass(frozen=True)

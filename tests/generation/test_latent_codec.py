@@ -12,7 +12,9 @@ from PIL import Image
 from tiny_checkpoint import LATENT_CHANNELS, VAE_CONFIG
 from torch import Tensor
 
+from pyramid_dit.checks import check_size
 from pyramid_dit.devices.memory import free_memory
+from pyramid_dit.flow.sizes import frames_of, temp_of, temp_of_seconds
 from pyramid_dit.generation.latent_codec import (
     RELEASED_STATISTICS,
     DecodeSizes,
@@ -24,15 +26,7 @@ from pyramid_dit.generation.latent_codec import (
     encode_clip,
     to_bytes,
 )
-from pyramid_dit.inputs import (
-    check_size,
-    fit_image,
-    frames_of,
-    image_pixels,
-    rgb_image,
-    temp_of,
-    temp_of_seconds,
-)
+from pyramid_dit.media.images import fit_image, image_pixels, rgb_image
 from video_vae import CausalVideoVAE
 from video_vae.memory import decode_memory
 
