@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyramid_dit.checkpoints.folder import GenerationDefaults
+from pyramid_dit.checkpoints.defaults import GenerationDefaults
 from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from pyramid_dit.generation.components import Components
 from pyramid_dit.generation.latent_codec import LatentStatistics
 from pyramid_dit.generation.video_generator import VideoGenerator
 from pyramid_dit.models.flux import PyramidFluxTransformer
@@ -250,7 +251,7 @@ def sample_sheet(
     model: TrainableDit, vae: CausalVideoVAE, statistics: LatentStatistics, path: Path
 ) -> None:
     """Generate short videos of fixed prompts with the weights as they are."""
-    generator = VideoGenerator(
+    components = Components(
         model.dit,
         PyramidFlowMatchEulerDiscreteScheduler(),
         statistics,
@@ -258,6 +259,7 @@ def sample_sheet(
         text_encoder=model.text,
         defaults=DEFAULTS,
     )
+    generator = VideoGenerator(components)
     generator.set_progress_bar_config(disable=True)
     prompts = [caption_of(number) for number in range(3, NUM_COMBINATIONS, 42)]
     seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..generation.latent_codec import RELEASED_STATISTICS, FrameStatistics, LatentStatistics
+from .defaults import GenerationDefaults
 
 ARCHITECTURES = {
     "PyramidFluxTransformer": "pyramid_flux",
@@ -28,40 +29,11 @@ PIPELINE_CLASS = "PyramidFlowPipeline"
 """Class that `model_index.json` names in the layout of diffusers' `save_pretrained`."""
 PIPELINE_TRANSFORMER, PIPELINE_VAE = "transformer", "vae"
 
-RELEASED_SIZES = {"384p": (640, 384), "768p": (1280, 768), "image": (1024, 1024)}
-"""Width and height that the released variants are made for."""
-RELEASED_NUM_FRAMES = 121  # 5 seconds
-
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 _HALF_PRECISIONS = {"BF16": "bf16", "F16": "fp16"}
-
-Steps = int | Sequence[int]
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """What `generate` does where its caller does not say; the values are the released ones.
-
-    `None` for a size or a number of frames means that the checkpoint prefers none, and for
-    `video_guidance_scale` 7 for text-to-video and 4 for image-to-video.
-    """
-
-    prompt_suffix: str = ", hyper quality, Ultra HD, 8K"
-    negative_prompt: str = (
-        "cartoon style, worst quality, low quality, blurry, absolute black, absolute white, "
-        "low res, extra limbs, extra digits, misplaced objects, mutated anatomy, monochrome, horror"
-    )
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    frames_per_second: int = 24
-    num_inference_steps: Steps = 28
-    video_num_inference_steps: Steps = 28
-    guidance_scale: float = 7.0
-    video_guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +88,11 @@ class CheckpointFolder:
                 f"{', '.join(ARCHITECTURES)}"
             )
         model_name = ARCHITECTURES[class_name]
-        rest = _read_pipeline(folder, index) if saved else {"defaults": read_defaults(index)}
+        rest = (
+            _read_pipeline(folder, index)
+            if saved
+            else {"defaults": _defaults(index, chosen, folder / INDEX_NAME)}
+        )
         return cls(
             path=folder,
             variant=chosen,
@@ -206,22 +182,24 @@ def read_statistics(
     return LatentStatistics(**kinds)
 
 
-def read_defaults(index: Mapping[str, Any]) -> GenerationDefaults:
-    """The entries of `index` that are generation defaults; the rest as released."""
-    names = [entry.name for entry in fields(GenerationDefaults)]
-    return GenerationDefaults(**{name: index[name] for name in names if name in index})
-
-
 def _read_pipeline(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """What the index of a saved pipeline says beside the models, and its scheduler."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     return {
-        "defaults": read_defaults(index.get("generation_defaults") or {}),
+        "defaults": _defaults(index.get("generation_defaults") or {}, "", folder / INDEX_NAME),
         "vae_folder": PIPELINE_VAE,
         "scheduler_config": {k: v for k, v in scheduler.items() if not k.startswith("_")},
         "frame_per_unit": index.get("frame_per_unit", 1),
         "absent": frozenset(k for k, v in index.items() if v == [None, None]),
     }
+
+
+def _defaults(index: Mapping[str, Any], variant: str, source: Path) -> GenerationDefaults:
+    """What `index` says of generation; a value that it may not have is a ValueError."""
+    try:
+        return GenerationDefaults.of(index, variant)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _check_model(folder: Path, weight_names: Sequence[str]) -> None:

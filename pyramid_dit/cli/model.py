@@ -105,7 +105,7 @@ def load_model(
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
     disable_progress_bar()  # of loading; the hub's have been shown by now
-    pipeline = PyramidDiTForVideoGeneration.from_pretrained(
+    model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
         model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
@@ -113,13 +113,13 @@ def load_model(
         memory=options.memory,
     )
     if options.offload == "layer":
-        pipeline.enable_sequential_cpu_offload(device)
+        model.enable_sequential_cpu_offload(device)
     if options.shard:
-        pipeline.shard_weights(device)
-    assert pipeline.vae is not None
-    pipeline.vae.enable_tiling()
-    logger.info("%s: %s, %s, on %s", folder.path, folder.variant, pipeline.dtype, device)
-    return pipeline
+        model.shard_weights(device)
+    assert model.vae is not None
+    model.vae.enable_tiling()
+    logger.info("%s: %s, %s, on %s", folder.path, folder.variant, model.dtype, device)
+    return model
 
 
 def device_name(name: str, here: Place | None) -> str:
@@ -154,26 +154,3 @@ def device_name(name: str, here: Place | None) -> str:
         asked = f"--device {name!r}" if here is None else f"{here.local_processes} processes"
         raise UsageError(f"{asked}: there are {count} GPUs here")
     return name
-
-
-def default_size(folder: CheckpointFolder, start: tuple[int, int] | None) -> tuple[int, int]:
-    """Width and height that suit the model, lying or standing as what the video starts from."""
-    from ..checkpoints.folder import RELEASED_SIZES
-
-    width, height = folder.defaults.width, folder.defaults.height
-    if width is None or height is None:
-        name = folder.variant.rpartition("_")[2]
-        if name not in RELEASED_SIZES:
-            raise UsageError(f"{folder.path} does not say which size it is made for, add --size")
-        width, height = RELEASED_SIZES[name]
-    if start is not None and (start[0] < start[1]) != (width < height):
-        return height, width
-    return width, height
-
-
-def default_num_frames(folder: CheckpointFolder) -> int:
-    """Length of a video that suits the model, in frames."""
-    from ..checkpoints.folder import RELEASED_NUM_FRAMES
-
-    still = folder.variant.endswith("_image")
-    return folder.defaults.num_frames or (1 if still else RELEASED_NUM_FRAMES)

@@ -19,8 +19,7 @@ from ..media.video_files import (
     video_frames,
     video_size,
 )
-from .model import default_num_frames, default_size
-from .options import FRAME_MULTIPLE, SIZE_MULTIPLE, UsageError
+from .options import FLAGS, SIZE_MULTIPLE, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -185,7 +184,7 @@ class Sources:
 
     def stream(
         self,
-        pipeline: PyramidDiTForVideoGeneration,
+        model: PyramidDiTForVideoGeneration,
         options: Namespace,
         folder: CheckpointFolder,
         seed: int,
@@ -195,7 +194,7 @@ class Sources:
         """The video that is asked for.
 
         Args:
-            pipeline: The models.
+            model: The models.
             options: What the command line says.
             folder: The checkpoint.
             seed: Of the random numbers.
@@ -210,36 +209,24 @@ class Sources:
             "callback_on_step_end": on_step,
         }
         if options.resume_latents is not None:
-            return pipeline.stream_v2v(resume=options.resume_latents, **common)
-        story = self.story
-        common |= {
-            "prompt": options.prompt if story is None else None,
-            "prompts": None if story is None else story.prompts,
-            "guidance_scales": None if story is None else story.guidance_scales,
-            "prompt_suffix": options.prompt_suffix,
-            "negative_prompt": options.negative_prompt,
-            "num_inference_steps": options.steps,
-            "guidance_scale": options.guidance,
-            "video_guidance_scale": options.video_guidance,
-            "seed": seed,
-            "num_frames": options.num_frames,
-            "seconds": options.seconds,
-        }
-        if options.num_frames is None and options.seconds is None:
-            whole = default_num_frames(folder)
-            added = max(FRAME_MULTIPLE, whole - 1)
-            common["num_frames"] = whole if self.clip is None else added
-        width, height = options.size or default_size(folder, self._shape)
+            return model.stream_v2v(resume=options.resume_latents, **common)
+        common |= {name: getattr(options, name) for name in FLAGS}
+        common = {name: value for name, value in common.items() if value is not None}
+        common["seed"] = seed
+        if self.story is None:
+            common["prompt"] = options.prompt
+        else:
+            common["prompts"] = self.story.prompts
+            common["guidance_scales"] = self.story.guidance_scales
+        width, height = options.size or folder.defaults.size(self._shape)
         if self.clip is not None:
             end = self.clip.copy(write, (width, height), folder.defaults.frames_per_second)
-            return pipeline.stream_v2v(video=end, history_frames=HISTORY_FRAMES, **common)
+            return model.stream_v2v(video=end, **common)
         if self.image is not None:
-            image = fit_image(self.image, width, height)
-            return pipeline.stream_i2v(input_image=image, **common)
-        steps = options.steps if options.video_steps is None else options.video_steps
-        return pipeline.stream(
-            width=width, height=height, video_num_inference_steps=steps, **common
-        )
+            return model.stream_i2v(input_image=fit_image(self.image, width, height), **common)
+        if "num_inference_steps" in common:
+            common.setdefault("video_num_inference_steps", common["num_inference_steps"])
+        return model.stream(width=width, height=height, **common)
 
     @property
     def _shape(self) -> tuple[int, int] | None:

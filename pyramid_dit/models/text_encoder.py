@@ -108,14 +108,35 @@ class TextEncoderWithMask(nn.Module):
             self.add_module(part.encoder, encoder)
             self.tokenizers[part.encoder] = tokenizer
 
+    @property
+    def max_sequence_length(self) -> int:
+        """Most tokens that T5 may read of a prompt."""
+        name = self.parts()[-1].encoder
+        limits = (
+            self.tokenizers[name].model_max_length,
+            getattr(getattr(self, name).config, "n_positions", None),
+        )
+        # a tokenizer that does not know its length says 10^30
+        return min((limit for limit in limits if limit and limit < 10**6), default=512)
+
     def forward(
-        self, input_prompts: str | Sequence[str], device: torch.device | str | None = None
+        self,
+        input_prompts: str | Sequence[str],
+        device: torch.device | str | None = None,
+        *,
+        max_sequence_length: int = T5_LENGTH,
     ) -> TextEncoding:
-        """Encode `input_prompts`; the results lie on `device`, by default the encoder's own."""
+        """Encode `input_prompts`.
+
+        Args:
+            input_prompts: One prompt or several.
+            device: Where the results lie, by default on the encoder's own.
+            max_sequence_length: Tokens that T5 reads of a prompt, padded where it has fewer.
+        """
         prompts = [input_prompts] if isinstance(input_prompts, str) else list(input_prompts)
         *clips, t5 = (part.encoder for part in self.parts())
         pooled = torch.cat([self._pool(name, prompts) for name in clips], dim=-1)
-        embeds, mask = self._read_tokens(t5, prompts)
+        embeds, mask = self._read_tokens(t5, prompts, max_sequence_length)
         return TextEncoding(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
 
     def _pool(self, name: str, prompts: list[str]) -> Tensor:
@@ -129,8 +150,8 @@ class TextEncoderWithMask(nn.Module):
     def _pooled_output(self, output: Any) -> Tensor:
         raise NotImplementedError
 
-    def _read_tokens(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        tokens = _tokenize(self.tokenizers[name], prompts, T5_LENGTH)
+    def _read_tokens(self, name: str, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
+        tokens = _tokenize(self.tokenizers[name], prompts, length)
         encoder = getattr(self, name)
         with moved_to(encoder, module_device(encoder)) as device:
             mask = tokens["attention_mask"].to(device)

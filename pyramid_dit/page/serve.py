@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING
 from ..cli.model import (
     check_model_name,
     check_processes,
-    default_num_frames,
-    default_size,
     load_model,
     open_model,
 )
@@ -127,7 +125,7 @@ def _serve(
     from .worker import Worker
 
     name = "the default checkpoint" if options.model is None else Path(options.model).name
-    card = ModelCard.of(folder, name, default_size(folder, None), default_num_frames(folder))
+    card = ModelCard.of(folder, name)
     results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
     rate = folder.defaults.frames_per_second
     worker = Worker(start, frames_per_second=rate, folder=results)

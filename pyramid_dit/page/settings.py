@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from ..checkpoints.folder import CheckpointFolder, GenerationDefaults, Steps
+from ..checkpoints.defaults import GenerationDefaults, Mode, Steps
+from ..checkpoints.folder import CheckpointFolder
 from ..cli.options import SIZE_MULTIPLE, parse_size
 
 MODES = ("text", "image", "extend", "storyboard")
@@ -125,14 +126,12 @@ class ModelCard:
     seconds: float
 
     @classmethod
-    def of(
-        cls, folder: CheckpointFolder, name: str, size: tuple[int, int], num_frames: int
-    ) -> ModelCard:
-        """Describe the checkpoint in `folder`, made for videos of this size and length."""
-        variant = folder.variant.rpartition("_")[2]
-        seconds = round(num_frames / folder.defaults.frames_per_second, 1)
+    def of(cls, folder: CheckpointFolder, name: str) -> ModelCard:
+        """Describe the checkpoint in `folder`."""
+        variant, defaults = folder.variant.rpartition("_")[2], folder.defaults
+        seconds = round(defaults.frames() / defaults.frames_per_second, 1)
         seconds = min(max(seconds, 0.1), MAX_SECONDS)
-        return cls(f"{name}, {variant}", folder.defaults, *size, seconds)
+        return cls(f"{name}, {variant}", defaults, *defaults.size(), seconds)
 
     @property
     def max_area(self) -> int:
@@ -163,9 +162,7 @@ class ModelCard:
     def settings(self, mode: str = "text") -> Settings:
         """What the model recommends."""
         defaults = self.defaults
-        guidance = defaults.video_guidance_scale
-        if guidance is None:
-            guidance = 4.0 if mode == "image" else 7.0
+        starts: dict[str, Mode] = {"image": "image", "extend": "extend"}
         return Settings(
             mode=mode,
             negative_prompt=defaults.negative_prompt,
@@ -176,7 +173,7 @@ class ModelCard:
             steps=_most(defaults.num_inference_steps),
             video_steps=_most(defaults.video_num_inference_steps),
             guidance=defaults.guidance_scale,
-            video_guidance=guidance,
+            video_guidance=defaults.video_guidance(starts.get(mode, "text")),
             model=self.name,
         )
 

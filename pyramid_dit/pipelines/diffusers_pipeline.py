@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
 from os import PathLike
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+)
 
-from ..checkpoints.folder import RELEASED_NUM_FRAMES, Steps
+from video_vae import CausalVideoVAE
+
+from ..checkpoints.defaults import GenerationDefaults
+from ..checkpoints.folder import read_statistics
 from ..checkpoints.hub import open_checkpoint
 from ..checkpoints.weights import resolve_dtype
-from ..generation.engine import GenerationEngine
-from ..generation.memory_presets import check_preset
-from ..generation.request import Generators
-from ..media.images import (
-    Images,
-    Video,
-    fit_images,
-    fit_video,
+from ..checks import FLAG, STEPS, Kind, OneOf, OneOrMore
+from ..devices.offload import accelerator_device, module_device, moved_to
+from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..generation.arguments import (
+    OPTIONS,
+    TENSOR_NAMES,
+    Arguments,
+    ImageToVideo,
+    KeywordArguments,
+    StepCallback,
+    TextToVideo,
+    VideoToVideo,
+    about,
+    takes,
 )
-from ..media.video_files import HISTORY_FRAMES
-from .pipeline_components import PyramidFlowComponents
+from ..generation.components import Components
+from ..generation.memory_presets import apply_preset, check_preset
+from ..generation.video_generator import VideoGenerator
+from ..media.images import Images, Video, fit_image, fit_video, pictures_of
+from ..models.flux import PyramidFluxTransformer
+from ..models.lora import require_peft
+from ..models.mmdit import PyramidDiffusionMMDiT
+from ..models.text_encoder import TEXT_ENCODERS, TextEncoderWithMask
+from ..sampling.fast_mode import FastMode
+from ..sampling.prompts import Prompts
+from .delegation import Part, delegated
+from .official import TRANSFORMERS
 from .pipeline_loading import Quantization, load_components
 
 T = TypeVar("T")
@@ -47,7 +74,87 @@ class PyramidFlowPipelineOutput(BaseOutput):
     frames: list[list[Image]] | np.ndarray | Tensor
 
 
-class PyramidFlowPipeline(PyramidFlowComponents):
+_NOT_OURS = Kind("anything", lambda value: True)
+_CALLBACK_TENSORS = ("latents",)
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineArguments(KeywordArguments):
+    """Arguments of a call, in the order of diffusers' video pipelines."""
+
+    prompt: str | Sequence[str] | None = None
+    negative_prompt: str | Sequence[str] | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_inference_steps: int | Sequence[int] | None = None
+    guidance_scale: float | None = None
+    num_videos_per_prompt: int = field(
+        default=1, metadata={"option": OPTIONS["num_images_per_prompt"]}
+    )
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    latents: Tensor | None = None
+    prompt_embeds: Tensor | None = None
+    prompt_attention_mask: Tensor | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    negative_prompt_attention_mask: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
+    output_type: str = "pil"
+    return_dict: bool = field(
+        default=True, metadata=about("Return a `PyramidFlowPipelineOutput`, not a tuple.", FLAG)
+    )
+    callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = field(
+        default=_CALLBACK_TENSORS,
+        metadata=about(
+            'What the callback is handed: "latents".', OneOrMore(OneOf(_CALLBACK_TENSORS))
+        ),
+    )
+    _: KW_ONLY
+    image: Images | None = field(
+        default=None,
+        metadata=about(
+            "What the video starts with, one for all or one a prompt: images, arrays `[h, w, 3]` "
+            "or tensors `[3, h, w]` (floats in [0, 1]). They are scaled and cropped to the size.",
+            _NOT_OURS,
+        ),
+    )
+    video: Video | None = field(
+        default=None,
+        metadata=about(
+            "What to go on with: images, an array `[t, h, w, 3]` of bytes, or a file; scaled and "
+            "cropped where a size is given. Only the new frames are returned.",
+            _NOT_OURS,
+        ),
+    )
+    pyramid_num_inference_steps_list: Sequence[int] | None = field(
+        default=None,
+        metadata=about(
+            "Steps, one number a stage, as of `HeliosPyramidPipeline`; the same as a list in "
+            "`num_inference_steps`.",
+            OneOrMore(STEPS),
+        ),
+    )
+    video_num_inference_steps: int | Sequence[int] | None = None
+    video_guidance_scale: float | None = None
+    save_memory: bool = True
+
+    def _check_pairs(self) -> None:
+        starts = [n for n in ("image", "image_latents", "video") if getattr(self, n) is not None]
+        if len(starts) > 1:
+            raise ValueError(f"give only one of {' and '.join(starts)}")
+        if None not in (self.num_inference_steps, self.pyramid_num_inference_steps_list):
+            raise ValueError("give either num_inference_steps or pyramid_num_inference_steps_list")
+
+    @property
+    def steps(self) -> int | Sequence[int] | None:
+        """Steps of each stage."""
+        return _first(self.pyramid_num_inference_steps_list, self.num_inference_steps)
+
+
+# The LoRA loader of CogVideoX is the plain one: all adapters are the transformer's.
+class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """Text, images and videos to videos by pyramidal flow matching.
 
     The work is done by a `VideoGenerator`, the same that `PyramidDiTForVideoGeneration` is; as
@@ -73,6 +180,58 @@ class PyramidFlowPipeline(PyramidFlowComponents):
         batched_guidance: Whether both branches of the guidance are computed as one batch; None
             decides by the memory that is free.
     """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer->vae"
+    _callback_tensor_inputs = ["latents"]
+    _optional_components = [
+        "vae",
+        *("text_encoder", "tokenizer"),
+        *("text_encoder_2", "tokenizer_2"),
+        *("text_encoder_3", "tokenizer_3"),
+    ]
+
+    transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT
+    scheduler: PyramidFlowMatchEulerDiscreteScheduler
+    vae: CausalVideoVAE | None
+
+    def __init__(
+        self,
+        transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT,
+        scheduler: PyramidFlowMatchEulerDiscreteScheduler,
+        vae: CausalVideoVAE | None = None,
+        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder_2: T5EncoderModel | CLIPTextModelWithProjection | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        text_encoder_3: T5EncoderModel | None = None,
+        tokenizer_3: PreTrainedTokenizerBase | None = None,
+        latent_statistics: dict | None = None,
+        generation_defaults: dict | None = None,
+        frame_per_unit: int = 1,
+    ) -> None:
+        super().__init__()
+        self._video_generator: VideoGenerator | None = None
+        self.register_modules(
+            transformer=transformer,
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
+        )
+        self.register_to_config(
+            latent_statistics=latent_statistics,
+            generation_defaults=generation_defaults,
+            frame_per_unit=frame_per_unit,
+        )
+        self._memory_preset: tuple[str, torch.device] | None = None
+        self._interrupt = False
+        self._guidance_scale = self.defaults.guidance_scale
+        self._num_timesteps = 0
+        self._current_timestep: float | None = None
 
     @classmethod
     def from_pretrained(
@@ -151,86 +310,14 @@ class PyramidFlowPipeline(PyramidFlowComponents):
             return pipeline
         return pipeline if device is None else pipeline.to(device)
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        num_inference_steps: Steps | None = None,
-        guidance_scale: float | None = None,
-        num_videos_per_prompt: int = 1,
-        generator: Generators | None = None,
-        latents: Tensor | None = None,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        pooled_prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-        negative_pooled_prompt_embeds: Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        *,
-        image: Images | None = None,
-        image_latents: Tensor | None = None,
-        video: Video | None = None,
-        history_frames: int = HISTORY_FRAMES,
-        pyramid_num_inference_steps_list: Sequence[int] | None = None,
-        video_num_inference_steps: Steps | None = None,
-        video_guidance_scale: float | None = None,
-        prompts: Mapping[int, str | Sequence[str]] | None = None,
-        guidance_scales: Mapping[int, float] | None = None,
-        prompt_suffix: str | None = None,
-        save_memory: bool = True,
-    ) -> PyramidFlowPipelineOutput | tuple[Any]:
+    @torch.no_grad()
+    @takes(PipelineArguments)
+    def __call__(self, arguments: PipelineArguments) -> PyramidFlowPipelineOutput | tuple[Any]:
         """Generate videos, or with `num_frames=1` images.
 
-        Where an argument is None, the checkpoint's `generation_defaults` decide.
-
-        Args:
-            prompt: One prompt or a list of them; a suffix is appended, see `prompt_suffix`. With
-                an image or a video it may be empty.
-            negative_prompt: What to guide away from, one for all or one a prompt.
-            height: Pixels, a multiple of 64. An image is scaled and cropped to the size; a video
-                keeps its own where no size is given.
-            width: Pixels, a multiple of 64.
-            num_frames: Length of the video, 8n + 1; that which is added to `video`, 8n.
-            num_inference_steps: Steps of each stage, one number or one a stage.
-            guidance_scale: Guidance; 1 is none.
-            num_videos_per_prompt: Videos of each prompt.
-            generator: Source of all random numbers, one for all or a list with one a video.
-            latents: Initial white noise `[b, c, n + 1, height/8, width/8]`.
-            prompt_embeds: Encoded prompts `[b, L, d]`, as `encode_prompt` returns them.
-            prompt_attention_mask: `[b, L]`, 1 at real tokens.
-            pooled_prompt_embeds: `[b, p]`.
-            negative_prompt_embeds: Encoded negative prompts `[b or 1, L', d]`.
-            negative_prompt_attention_mask: `[b or 1, L']`.
-            negative_pooled_prompt_embeds: `[b or 1, p]`.
-            output_type: "pil", "np", "pt" or "latent".
-            return_dict: Return a `PyramidFlowPipelineOutput`, not a tuple.
-            callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` after
-                each Euler step; steps are counted over the whole video, and the latents are those
-                of the unit at work `[b, c, t, h_k, w_k]`. It may return changed tensors, and end
-                the call by `pipeline._interrupt = True`: then what is complete is returned.
-            callback_on_step_end_tensor_inputs: What it is handed: "latents".
-            image: What the video starts with, one for all or one a prompt: images, arrays
-                `[h, w, 3]` or tensors `[3, h, w]` (floats in [0, 1]).
-            image_latents: The same as latents of the VAE `[b or 1, c, 1, h/8, w/8]`.
-            video: What to go on with: images, an array `[t, h, w, 3]` of bytes, or a file. Only
-                the new frames are returned.
-            history_frames: So many of its last frames are looked at, at most.
-            pyramid_num_inference_steps_list: Steps, one number a stage, as of
-                `HeliosPyramidPipeline`; the same as a list in `num_inference_steps`.
-            video_num_inference_steps: Steps of all units after the first frame, where they differ.
-            video_guidance_scale: Guidance of all units after the first frame, where it differs.
-            prompts: A storyboard in place of `prompt`, by unit as in `options.Options`.
-            guidance_scales: Guidance by unit.
-            prompt_suffix: What is appended to the prompts; by default that of the checkpoint,
-                for the released models ", hyper quality, Ultra HD, 8K".
-            save_memory: Decode in small pieces: less memory, same frames.
+        Where an argument is None, the checkpoint's `generation_defaults` decide. A guidance of 1
+        is none. The callback is called as `callback(pipeline, step, timestep, tensors)`, and ends
+        the call by `pipeline._interrupt = True`: then what is complete is returned.
 
         Returns:
             The videos as `.frames`, or in a tuple.
@@ -240,104 +327,292 @@ class PyramidFlowPipeline(PyramidFlowComponents):
             FileNotFoundError: There is no such file.
             ValueError: An argument is outside its range, or two do not fit each other.
         """
-        starts = {"image": image, "image_latents": image_latents, "video": video}
-        starts = {name: value for name, value in starts.items() if value is not None}
-        if len(starts) > 1:
-            raise ValueError(f"give only one of {' and '.join(starts)}")
-        if pyramid_num_inference_steps_list is not None:
-            if num_inference_steps is not None:
-                raise ValueError(
-                    "give either num_inference_steps or pyramid_num_inference_steps_list"
-                )
-            num_inference_steps = list(pyramid_num_inference_steps_list)
-        common: dict[str, Any] = {
-            "prompt": _as_list(prompt),
-            "prompts": prompts and {unit: _as_list(text) for unit, text in prompts.items()},
-            "prompt_suffix": prompt_suffix,
-            "negative_prompt": negative_prompt,
-            "guidance_scale": guidance_scale,
-            "video_guidance_scale": _first(video_guidance_scale, guidance_scale),
-            "guidance_scales": guidance_scales,
-            "num_images_per_prompt": num_videos_per_prompt,
-            "generator": generator,
-            "output_type": output_type,
-            "save_memory": save_memory,
-            "prompt_embeds": prompt_embeds,
-            "prompt_attention_mask": prompt_attention_mask,
-            "pooled_prompt_embeds": pooled_prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "negative_prompt_attention_mask": negative_prompt_attention_mask,
-            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
-            "latents": latents,
-            "callback_on_step_end": self._step_callback(
-                callback_on_step_end, callback_on_step_end_tensor_inputs
-            ),
-        }
-        later_steps = _first(video_num_inference_steps, num_inference_steps)
-        engine, defaults = self.video_generator, self.defaults
-        self._guidance_scale = _first(guidance_scale, defaults.guidance_scale)
+        record = self._record(arguments)
+        self._guidance_scale = _first(arguments.guidance_scale, self.defaults.guidance_scale)
         self._interrupt, self._num_timesteps = False, 0
-        length = _first(defaults.num_frames, RELEASED_NUM_FRAMES)
         try:
-            if video is not None:
-                frames = engine.generate_v2v(
-                    video=fit_video(video, height, width, history_frames),
-                    num_frames=_first(num_frames, length - 1),
-                    num_inference_steps=later_steps,
-                    history_frames=history_frames,
-                    **common,
-                )
-            elif image is not None or image_latents is not None:
-                frames = engine.generate_i2v(
-                    input_image=None
-                    if image is None
-                    else fit_images(image, height, width, defaults),
-                    image_latents=image_latents,
-                    num_frames=_first(num_frames, length),
-                    num_inference_steps=later_steps,
-                    **common,
-                )
-            else:
-                frames = engine.generate(
-                    height=height,
-                    width=width,
-                    num_frames=_first(num_frames, length),
-                    num_inference_steps=num_inference_steps,
-                    video_num_inference_steps=later_steps,
-                    **common,
-                )
+            frames = self.video_generator.start(record, as_they_come=False).join()
         finally:
             self._current_timestep = None
             self.maybe_free_model_hooks()
         if isinstance(frames, list) and not (frames and isinstance(frames[0], list)):
             frames = [frames]  # encoded prompts of a single video
-        return PyramidFlowPipelineOutput(frames=frames) if return_dict else (frames,)
+        return PyramidFlowPipelineOutput(frames=frames) if arguments.return_dict else (frames,)
 
-    def _step_callback(
-        self, callback: StepEnd | None, tensor_inputs: Sequence[str]
-    ) -> Callable[..., dict[str, Tensor]]:
+    def _record(self, arguments: PipelineArguments) -> Arguments:
+        """The arguments by our names; steps and guidance hold for all frames, if not said."""
+        own: dict[str, Any] = {}
+        kind: type[Arguments] = TextToVideo
+        steps = arguments.steps
+        later_steps = _first(arguments.video_num_inference_steps, steps)
+        guidance = arguments.guidance_scale
+        height, width = arguments.height, arguments.width
+        if arguments.video is not None:
+            kind, steps = VideoToVideo, later_steps
+            own["video"] = fit_video(arguments.video, height, width, arguments.history_frames)
+        elif arguments.image is not None or arguments.image_latents is not None:
+            kind, steps = ImageToVideo, later_steps
+            if arguments.image is not None:
+                pictures = pictures_of(arguments.image)
+                preferred = self.defaults.size(None if height or width else pictures[0].size)
+                size = _first(width, preferred[0]), _first(height, preferred[1])
+                own["input_image"] = [fit_image(picture, *size) for picture in pictures]
+        own |= {
+            "prompt": _as_list(arguments.prompt),
+            "prompts": arguments.prompts
+            and {unit: _as_list(text) or () for unit, text in arguments.prompts.items()},
+            "num_inference_steps": steps,
+            "video_num_inference_steps": later_steps,
+            "video_guidance_scale": _first(arguments.video_guidance_scale, guidance),
+            "num_images_per_prompt": arguments.num_videos_per_prompt,
+            "callback_on_step_end": self._step_callback(arguments),
+        }
+        taken = {entry.name for entry in fields(kind) if entry.init}
+        same = {entry.name for entry in fields(arguments)} & taken - own.keys()
+        own |= {name: getattr(arguments, name) for name in same}
+        return kind(**{name: value for name, value in own.items() if name in taken})
+
+    def _step_callback(self, arguments: PipelineArguments) -> StepCallback:
         """What a `VideoGenerator` calls after each step, for a callback of diffusers' kind."""
+        callback = arguments.callback_on_step_end
+        tensor_inputs = arguments.callback_on_step_end_tensor_inputs
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             tensor_inputs = callback.tensor_inputs
-        unknown = sorted({*tensor_inputs} - {*self._callback_tensor_inputs})
-        if unknown:
-            raise ValueError(
-                "callback_on_step_end_tensor_inputs must be among "
-                f"{', '.join(self._callback_tensor_inputs)}, got {', '.join(unknown)}"
-            )
+            OneOrMore(OneOf(_CALLBACK_TENSORS))("the callback's tensor_inputs", tensor_inputs)
 
         def on_step(
-            engine: GenerationEngine, step: int, timestep: float, tensors: dict[str, Tensor]
+            generator: VideoGenerator, step: int, timestep: float, tensors: dict[str, Tensor]
         ) -> dict[str, Tensor]:
             self._num_timesteps, self._current_timestep = step + 1, timestep
             if callback is not None:
                 handed = {name: tensors[name] for name in tensor_inputs}
                 tensors = tensors | (callback(self, step, timestep, handed) or {})
             if self._interrupt:
-                engine.stop()
+                generator.stop()
             return tensors
 
         return on_step
+
+    # ---- components -----------------------------------------------------------------------
+
+    def to(self, *args: Any, **kwargs: Any) -> PyramidFlowPipeline:
+        """Move or cast the models, as of all of diffusers' pipelines.
+
+        What would be cast to float16 though its range is too small, becomes float32: the VAE, and
+        the layers that T5 names.
+        """
+        tensors = [
+            t for module in self._wide_modules() for t in (*module.parameters(), *module.buffers())
+        ]
+        before = [tensor.data for tensor in tensors]
+        super().to(*args, **kwargs)
+        for tensor, data in zip(tensors, before, strict=True):
+            if tensor.dtype == torch.float16:
+                tensor.data = data.to(tensor.device, torch.float32)
+        return self
+
+    def _wide_modules(self) -> list[nn.Module]:
+        """What float16 does not do for."""
+        wide: list[nn.Module] = [] if self.vae is None else [self.vae]
+        for encoder in (self.text_encoder, self.text_encoder_2, self.text_encoder_3):
+            if encoder is not None:
+                names = encoder._keep_in_fp32_modules or ()
+                parts = encoder.named_modules()
+                wide += [part for name, part in parts if name.rpartition(".")[2] in names]
+        return wide
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | PathLike[str] | dict[str, Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Load a LoRA of the transformer, as of all of diffusers' pipelines.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A folder, a file, a repository on the hub, or
+                the weights, whose names start with `transformer.`.
+            adapter_name: What to call it.
+            hotswap: Put it in the place of the adapter of this name.
+            kwargs: As of diffusers' loaders, for example `weight_name`.
+
+        Raises:
+            ImportError: There is no `peft`.
+            ValueError: The weights are none of a LoRA for this transformer.
+        """
+        require_peft()
+        if self._memory_preset is not None:  # diffusers would put hooks of its own in their place
+            self.remove_all_hooks()
+        try:
+            super().load_lora_weights(
+                pretrained_model_name_or_path_or_dict, adapter_name, hotswap, **kwargs
+            )
+        finally:
+            if self._memory_preset is not None:
+                self.enable_memory_preset(*self._memory_preset)
+
+    @classmethod
+    def load_lora_into_transformer(
+        cls, state_dict: dict[str, Tensor], transformer: Any, **kwargs: Any
+    ) -> None:
+        """Add the adapter of `state_dict`; weights of another component are a ValueError."""
+        foreign = [key for key in state_dict if not key.startswith("transformer.")]
+        if foreign or not state_dict:
+            raise ValueError(
+                "the names of a LoRA's weights must start with 'transformer.', "
+                f"got {', '.join(sorted(foreign)[:3]) or 'no weights at all'}"
+            )
+        super().load_lora_into_transformer(state_dict, transformer, **kwargs)
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """What is done where a caller does not say."""
+        return GenerationDefaults.of(self.config.generation_defaults or {})
+
+    @property
+    def text_encoder_with_mask(self) -> TextEncoderWithMask | None:
+        """The text encoders as the transformer wants them, None where one is missing."""
+        kind = TEXT_ENCODERS[self._model_name]
+        pairs = [(getattr(self, p.encoder), getattr(self, p.tokenizer)) for p in kind.parts()]
+        if any(part is None for pair in pairs for part in pair):
+            return None
+        return kind.of(pairs)
+
+    @property
+    def video_generator(self) -> VideoGenerator:
+        """What makes the videos, of these components, with its `generate`, `stream` and so on."""
+        index = {"latent_statistics": self.config.latent_statistics}
+        components = Components(
+            self.transformer,
+            self.scheduler,
+            read_statistics(index, self._model_name, "the config"),
+            vae=self.vae,
+            text_encoder=self.text_encoder_with_mask,
+            defaults=self.defaults,
+            frame_per_unit=self.config.frame_per_unit,
+        )
+        if self._video_generator is None:
+            self._video_generator = VideoGenerator(components)
+        self._video_generator.components = components
+        self._video_generator.set_progress_bar_config(
+            **getattr(self, "_progress_bar_config", {"disable": None})
+        )
+        return self._video_generator
+
+    @property
+    def _model_name(self) -> str:
+        return next(
+            name for name, kind in TRANSFORMERS.items() if isinstance(self.transformer, kind)
+        )
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the first unit in the last call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the last call was guided."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Euler steps that were made so far in the call at work, or in the last one."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> float | None:
+        """What the transformer was told last, None between calls."""
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call at work is to end; a callback sets `_interrupt`."""
+        return self._interrupt
+
+    fast_mode = Part[FastMode]()
+    batched_guidance = Part["bool | None"]()
+    enable_fast_mode = delegated(VideoGenerator.enable_fast_mode)
+    disable_fast_mode = delegated(VideoGenerator.disable_fast_mode)
+
+    def enable_memory_preset(
+        self, name: str = "auto", device: str | torch.device | None = None
+    ) -> None:
+        """Keep weights where the preset `name` says while they are not at work.
+
+        Args:
+            name: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`, see `memory_presets`.
+            device: What to compute on; by default the accelerator, else the CPU.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        target = torch.device(device or accelerator_device() or "cpu")
+        self._memory_preset = apply_preset(self.video_generator, name, target), target
+
+    def enable_vae_tiling(self) -> None:
+        """Let the VAE work in tiles where pictures whole do not fit in the free memory."""
+        self._the_vae().enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Have the VAE work on whole pictures (the default)."""
+        self._the_vae().disable_tiling()
+
+    def _the_vae(self) -> CausalVideoVAE:
+        if self.vae is None:
+            raise ValueError("this pipeline has no VAE")
+        return self.vae
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        prompt_suffix: str | None = None,
+        max_sequence_length: int = 128,
+    ) -> dict[str, Tensor]:
+        """Encode prompts once, for several calls or before the text encoders are dropped.
+
+        Args:
+            prompt: One prompt or a list of them.
+            negative_prompt: One for all or one a prompt; by default that of the checkpoint.
+            do_classifier_free_guidance: Encode the negative prompts too.
+            prompt_suffix: What is appended to the prompts; by default that of the checkpoint.
+            max_sequence_length: Tokens that T5 reads of a prompt.
+
+        Returns:
+            Arguments of a call: `prompt_embeds` `[b, L, d]`, `prompt_attention_mask` `[b, L]`,
+            `pooled_prompt_embeds` `[b, p]`, and with guidance their `negative_` twins.
+
+        Raises:
+            TypeError: A prompt is not a string.
+            ValueError: There is no prompt, the numbers do not fit, or a text encoder is missing.
+        """
+        encoder = self.text_encoder_with_mask
+        if encoder is None:
+            raise ValueError("a text encoder is missing")
+        defaults = self.defaults
+        prompts = Prompts.checked(
+            prompt,
+            defaults.negative_prompt if negative_prompt is None else negative_prompt,
+            encoded=(None, None, None),
+            encoded_negative=(None, None, None),
+            suffix=defaults.prompt_suffix if prompt_suffix is None else prompt_suffix,
+            guided=do_classifier_free_guidance,
+            allow_empty=True,
+        )
+        with moved_to(encoder, module_device(encoder)):
+            text = prompts.encode(encoder, max_sequence_length)
+        text = text.to(module_device(self.transformer), self.transformer.dtype)
+        encoded: dict[str, Tensor] = {}
+        for prefix, condition in (("", text.prompt), ("negative_", text.negative)):
+            if condition is not None:
+                tensors = (condition.embeds, condition.mask, condition.pooled)
+                names = [f"{prefix}{name}" for name in TENSOR_NAMES]
+                encoded |= zip(names, tensors, strict=True)
+        return encoded
 
 
 def _first(value: T | None, otherwise: T) -> T:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from video_vae import CausalVideoVAE
 
+from ..checkpoints.defaults import GenerationDefaults
 from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder, read_json
 from ..checkpoints.hub import open_checkpoint
 from ..checkpoints.weights import (
@@ -23,12 +25,18 @@ from ..checkpoints.weights import (
 from ..devices.offload import accelerator_device
 from ..flow.objective import FlowObjective
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..generation.arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
+from ..generation.components import Components
+from ..generation.latent_codec import LatentStatistics
 from ..generation.memory_presets import apply_preset, check_preset
+from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
 from ..models.text_encoder import TEXT_ENCODERS, text_folders
+from ..sampling.fast_mode import FastMode
 from ..sampling.prompts import TextCondition
+from .delegation import Part, delegated
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,8 +46,10 @@ logger = logging.getLogger(__name__)
 TRANSFORMERS = {"pyramid_flux": PyramidFluxTransformer, "pyramid_mmdit": PyramidDiffusionMMDiT}
 PROMPT_DROPOUT = 0.1
 
+A = TypeVar("A", bound=Arguments)
 
-class PyramidDiTForVideoGeneration(VideoGenerator):
+
+class PyramidDiTForVideoGeneration:
     """Text-to-video, image-to-video and text-to-image by pyramidal flow matching.
 
     The reference's scripts run against this class unchanged. Weights are loaded onto the CPU;
@@ -75,12 +85,9 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         kwargs: Other arguments are ignored, with a warning.
 
     Attributes:
-        dit: The transformer.
-        vae: The VAE, or None.
-        text_encoder: The text encoder, or None.
-        scheduler: The mathematics of the stages.
+        video_generator: What makes videos; its attributes and those of its components are at hand
+            here too, as `dit`, `vae`, `text_encoder`, `scheduler` and so on.
         objective: The training objective.
-        defaults: What `generate` does where its caller does not say.
         accumulate_steps: Number of training calls so far, which sets the clip lengths.
 
     Raises:
@@ -155,7 +162,7 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         if load_text_encoder:
             text_encoder = TEXT_ENCODERS[model_name](folder.path, torch_dtype=dtype)
             text_encoder.requires_grad_(False)
-        super().__init__(
+        components = Components(
             dit,
             scheduler,
             folder.statistics,
@@ -164,6 +171,81 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             defaults=folder.defaults,
             frame_per_unit=frame_per_unit,
         )
+        self.video_generator = VideoGenerator(components)
+
+    dit = Part[PyramidFluxTransformer | PyramidDiffusionMMDiT]()
+    vae = Part["CausalVideoVAE | None"]()
+    text_encoder = Part[Any]()
+    scheduler = Part[PyramidFlowMatchEulerDiscreteScheduler]()
+    statistics = Part[LatentStatistics]()
+    defaults = Part[GenerationDefaults]()
+    frame_per_unit = Part[int]()
+    device = Part[torch.device]()
+    dtype = Part[torch.dtype]()
+    latent_channels = Part[int]()
+    size_multiple = Part[int]()
+    fast_mode = Part[FastMode]()
+    batched_guidance = Part["bool | None"]()
+
+    stop = delegated(VideoGenerator.stop)
+    set_progress_bar_config = delegated(VideoGenerator.set_progress_bar_config)
+    enable_fast_mode = delegated(VideoGenerator.enable_fast_mode)
+    disable_fast_mode = delegated(VideoGenerator.disable_fast_mode)
+    compile = delegated(VideoGenerator.compile)
+    enable_sequential_cpu_offload = delegated(VideoGenerator.enable_sequential_cpu_offload)
+    shard_weights = delegated(VideoGenerator.shard_weights)
+
+    @takes(TextToVideo)
+    def generate(self, arguments: TextToVideo) -> Any:
+        """`VideoGenerator.generate`, which has the reference's `temp=1`, a still image, where
+        neither the caller nor the checkpoint says a length.
+        """
+        return self._start(self._reference_length(arguments, 1), as_they_come=False).join()
+
+    @takes(ImageToVideo)
+    def generate_i2v(self, arguments: ImageToVideo) -> Any:
+        """`VideoGenerator.generate_i2v`, which has the reference's `temp=1` where neither the
+        caller nor the checkpoint says a length.
+        """
+        arguments = self._reference_length(arguments, self.frame_per_unit)
+        return self._start(arguments, as_they_come=False).join()
+
+    @takes(VideoToVideo)
+    def generate_v2v(self, arguments: VideoToVideo) -> Any:
+        """`VideoGenerator.generate_v2v`."""
+        return self._start(arguments, as_they_come=False).join()
+
+    @takes(TextToVideo)
+    def stream(self, arguments: TextToVideo) -> VideoStream:
+        """`VideoGenerator.stream`."""
+        return self._start(arguments)
+
+    @takes(ImageToVideo)
+    def stream_i2v(self, arguments: ImageToVideo) -> VideoStream:
+        """`VideoGenerator.stream_i2v`."""
+        return self._start(arguments)
+
+    @takes(VideoToVideo)
+    def stream_v2v(self, arguments: VideoToVideo) -> VideoStream:
+        """`VideoGenerator.stream_v2v`."""
+        return self._start(arguments)
+
+    def _start(self, arguments: Arguments, *, as_they_come: bool = True) -> VideoStream:
+        return self.video_generator.start(arguments, as_they_come=as_they_come, caller=self)
+
+    def _reference_length(self, arguments: A, temp: int) -> A:
+        said = (arguments.temp, arguments.num_frames, arguments.seconds, self.defaults.num_frames)
+        return replace(arguments, temp=temp) if said == (None,) * 4 else arguments
+
+    @property
+    def _interrupt(self) -> bool:
+        """Callbacks that were written for diffusers set it, to end the work."""
+        return False
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        if value:
+            self.stop()
 
     @classmethod
     def from_pretrained(
@@ -229,7 +311,7 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             **kwargs,
         )
         if memory is not None:
-            apply_preset(pipeline, memory, torch.device(device or "cpu"))
+            apply_preset(pipeline.video_generator, memory, torch.device(device or "cpu"))
         elif device is not None:
             for module in (pipeline.dit, pipeline.vae, pipeline.text_encoder):
                 if module is not None:

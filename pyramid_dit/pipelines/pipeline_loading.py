@@ -12,7 +12,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin, Qu
 
 from video_vae import CausalVideoVAE
 
-from ..checkpoints.folder import RELEASED_NUM_FRAMES, RELEASED_SIZES, CheckpointFolder
+from ..checkpoints.folder import CheckpointFolder
 from ..checkpoints.weights import load_model, vae_dtype
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..models.text_encoder import TEXT_ENCODERS
@@ -69,22 +69,11 @@ def load_components(
     scheduler = PyramidFlowMatchEulerDiscreteScheduler(**folder.scheduler_config)
     found.setdefault("scheduler", scheduler)
     found.setdefault("latent_statistics", asdict(folder.statistics))
-    found.setdefault("generation_defaults", _generation_defaults(folder))
+    found.setdefault(
+        "generation_defaults", asdict(replace(folder.defaults, num_frames=folder.defaults.frames()))
+    )
     found.setdefault("frame_per_unit", folder.frame_per_unit)
     return found
-
-
-def _generation_defaults(folder: CheckpointFolder) -> dict[str, Any]:
-    """The defaults of a checkpoint; a released one does not tell its size, but its name does."""
-    defaults = folder.defaults
-    kind = folder.variant.rpartition("_")[2]
-    if kind in RELEASED_SIZES and defaults.height is None and defaults.width is None:
-        width, height = RELEASED_SIZES[kind]
-        defaults = replace(defaults, height=height, width=width)
-    if defaults.num_frames is None:
-        frames = 1 if kind == "image" else RELEASED_NUM_FRAMES
-        defaults = replace(defaults, num_frames=frames)
-    return asdict(defaults)
 
 
 def _quantized(

@@ -193,14 +193,14 @@ class Prompts:
         """Whether any of them is still in words."""
         return isinstance(self.positive, list) or isinstance(self.negative, list)
 
-    def encode(self, text_encoder: nn.Module | None) -> GuidedText:
-        """Encode what is in words."""
+    def encode(self, text_encoder: nn.Module | None, max_sequence_length: int) -> GuidedText:
+        """Encode what is in words; of each prompt T5 reads `max_sequence_length` tokens."""
 
         def condition(texts: list[str] | TextCondition) -> TextCondition:
             if isinstance(texts, TextCondition):
                 return texts
             assert text_encoder is not None  # the caller has asked need_encoder
-            return TextCondition(*text_encoder(texts))
+            return TextCondition(*text_encoder(texts, max_sequence_length=max_sequence_length))
 
         positive = condition(self.positive)
         return GuidedText(positive, None if self.negative is None else condition(self.negative))

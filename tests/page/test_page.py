@@ -244,7 +244,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def card(folder: Path) -> ModelCard:
-    return ModelCard.of(CheckpointFolder.open(folder), "tiny", (64, 64), 9)
+    return ModelCard.of(CheckpointFolder.open(folder), "tiny")
 
 
 @pytest.mark.parametrize(
