@@ -27,13 +27,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from pyramid_dit.devices.cpu import keep_freed_memory
-from trainer_misc.toy.judge import (
+
+from .judge import (
     ATTRIBUTES,
     Verdict,
     as_frames,
     judge,
 )
-from trainer_misc.toy.moving_shapes import (
+from .moving_shapes import (
     MAX_FRAMES,
     SPLITS,
     MovingShapes,
