@@ -131,7 +131,7 @@ def test_alone_everything_stays_as_it_is() -> None:
 
 PREAMBLE = """
 import os, sys, time
-from pyramid_dit.launcher import *
+from pyramid_dit.distributed.launcher import *
 rank = place().rank
 """
 

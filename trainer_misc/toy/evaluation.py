@@ -339,6 +339,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure a model; tables go to standard output, progress to the log."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_freed_memory()
     options = _arguments(argv)
     modes = MODES if options.mode == "all" else (options.mode,)
@@ -375,5 +376,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     main()
