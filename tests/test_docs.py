@@ -225,10 +225,10 @@ def options_of(page: Path) -> set[str]:
 def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {
         "vae_trainer": ["--output", "a"],
-        "latent_bank": ["--vae", "a", "--output", "b"],
+        "toy.latent_bank": ["--vae", "a", "--output", "b"],
         "dit_trainer": ["--vae", "a", "--bank", "b", "--output", "c"],
         "evaluation": [],
-        "model_card": ["--checkpoint", "a", "--scores", "b"],
+        "toy.model_card": ["--checkpoint", "a", "--scores", "b"],
     }
     known: set[str] = set()
     for module, needed in arguments.items():
@@ -314,7 +314,7 @@ def test_the_toy_training_calls_what_exists(
     assert bank.endswith("--output my run/bank.safetensors --images 16000 --clips 5")
     assert dit.startswith("-m torch.distributed.run --standalone --nproc-per-node 2 -m trainer_")
     assert "--vae my run/vae/causal_video_vae --bank my run/bank.safetensors --steps 7" in dit
-    assert "trainer_misc.toy.evaluation" in scores and "trainer_misc.toy.model_card" in card
+    assert "trainer_misc.evaluation" in scores and "trainer_misc.toy.model_card" in card
     for call in (vae, bank, dit, scores, card):
         module, *arguments = call.rpartition("-m trainer_misc.")[2].replace("my run", "run").split()
         parse_with(f"trainer_misc.{module}", [*arguments], monkeypatch)

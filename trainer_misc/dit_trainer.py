@@ -30,10 +30,10 @@ from pyramid_dit.models.text_encoder import FluxTextEncoderWithMask
 from video_vae.autoencoder import CausalVideoVAE
 
 from .checkpoints import write_folder
-from .latent_bank import LatentBank
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
 from .sheets import save_contact_sheet
+from .toy.latent_bank import LatentBank
 from .toy.moving_shapes import NUM_COMBINATIONS, caption_of
 from .toy.text import TEXT_DIM, write_text_encoders
 

@@ -25,8 +25,8 @@ from ..distributed.launcher import (
     ProcessesFailed,
     Stopped,
     ended_by_signals,
+    launched_process,
     leave_reason,
-    place,
     run_processes,
 )
 from .model import (
@@ -119,7 +119,7 @@ def signals_raise() -> Iterator[list[int]]:
 def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
     """Do what the options say; `kept` is told what there is, should this end early."""
     started = time.perf_counter()
-    here = place()
+    here = launched_process()
     is_main = here is None or here.rank == 0
     if options.shard and here is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")

@@ -9,7 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..distributed.launcher import Place
+from ..distributed.launcher import LaunchedProcess
 from .options import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def check_processes(options: Namespace, guidance: float | None) -> None:
     from ..distributed.parallel import check_heads, mesh_shape
 
     device_name(
-        options.device, Place(options.gpus - 1, options.gpus - 1, options.gpus, options.gpus)
+        options.device,
+        LaunchedProcess(options.gpus - 1, options.gpus - 1, options.gpus, options.gpus),
     )
     folder = open_model(options)
     guidance = folder.defaults.guidance_scale if guidance is None else guidance
@@ -77,7 +78,7 @@ def open_model(options: Namespace) -> CheckpointFolder:
 
 
 def load_model(
-    options: Namespace, folder: CheckpointFolder, here: Place | None
+    options: Namespace, folder: CheckpointFolder, here: LaunchedProcess | None
 ) -> PyramidDiTForVideoGeneration:
     """Load the model, and join the other processes if there are any.
 
@@ -122,7 +123,7 @@ def load_model(
     return model
 
 
-def device_name(name: str, here: Place | None) -> str:
+def device_name(name: str, here: LaunchedProcess | None) -> str:
     """The device `name` of this machine, or the one of that kind for the process `here`.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ..distributed.launcher import place
+from ..distributed.launcher import launched_process
 from ..media.video_files import (
     HISTORY_FRAMES,
     Frame,
@@ -205,7 +205,7 @@ class Sources:
 
         common: dict[str, Any] = {
             "cpu_offloading": options.offload == "model",
-            "inference_multigpu": place() is not None,
+            "inference_multigpu": launched_process() is not None,
             "callback_on_step_end": on_step,
         }
         if options.resume_latents is not None:

@@ -27,13 +27,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from pyramid_dit.devices.cpu import keep_freed_memory
-from trainer_misc.toy.judge import (
+
+from .judge import (
     ATTRIBUTES,
     Verdict,
     as_frames,
     judge,
 )
-from trainer_misc.toy.moving_shapes import (
+from .moving_shapes import (
     MAX_FRAMES,
     SPLITS,
     MovingShapes,
@@ -338,6 +339,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure a model; tables go to standard output, progress to the log."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_freed_memory()
     options = _arguments(argv)
     modes = MODES if options.mode == "all" else (options.mode,)
@@ -374,5 +376,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     main()
