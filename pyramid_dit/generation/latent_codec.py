@@ -7,8 +7,8 @@ first frame, which the VAE encodes as an image, and for all later ones.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -246,21 +246,13 @@ def encode_clip(
     latent_size = [side // vae.spatial_factor for side in (height, width)]
     tiled = _tiles_needed(vae, latent_size, tile, need, device)
     pixels = pixels.to(device, vae.dtype)
-    with _own_precision(vae, device), _tiling(vae, tiled):
+    with _own_precision(vae, device):
         return vae.encode(
-            pixels, temporal_chunk=True, window_size=window, tile_sample_min_size=tile
+            pixels,
+            temporal_chunk=True,
+            window_size=window,
+            tile_sample_min_size=tile if tiled else None,
         ).latent_dist
-
-
-@contextmanager
-def _tiling(vae: CausalVideoVAE, tiled: bool) -> Iterator[None]:
-    """Have `vae` work in tiles within the block, or not."""
-    allowed, forced = vae.use_tiling, vae.force_tiling
-    vae.enable_tiling(tiled)
-    try:
-        yield
-    finally:
-        vae.enable_tiling(allowed, force=forced)
 
 
 def to_bytes(video: Tensor) -> Tensor:
