@@ -14,13 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from .events import (
-    POLL,
-    REFUSALS,
-    Page,
-    stopped_if_left,
-    told,
-)
+from .events import REFUSALS, Page, told
 from .visitors import Form
 from .worker import Job
 
@@ -139,23 +133,21 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
     except REFUSALS as error:
         raise told(error) from error
     seen: dict[str, Any] = {}
-    with stopped_if_left(job):
-        while not job.finished:
-            standing = {"ahead": page.worker.ahead(job)} | _standing(job)
-            if standing != seen:
-                yield gr.skip(), standing
-            seen = standing
-            await asyncio.sleep(POLL)
+    async for strips in job.watch():
+        standing = {"ahead": page.worker.ahead(job)} | _standing(job, strips)
+        if standing != seen:
+            yield gr.skip(), standing
+        seen = standing
     if job.error is not None:
         raise told(job.error)
     settings = asdict(job.request.settings)
     yield job.path and str(job.path), _standing(job) | {"settings": settings}
 
 
-def _standing(job: Job) -> dict[str, Any]:
+def _standing(job: Job, strips: int | None = None) -> dict[str, Any]:
     return {
         "state": job.state.value,
-        "frames": job.frames,
+        "frames": sum(strip.count for strip in job.strips[:strips]),
         "step": job.steps_done,
         "steps": job.total_steps,
     }

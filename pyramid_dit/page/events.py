@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
 
@@ -46,7 +45,6 @@ from .worker import (
     Worker,
 )
 
-POLL = 0.25  # seconds between two looks at a job
 REFUSALS = (ValueError, TypeError, OSError, QueueFull)
 
 Updates = dict[Any, Any]
@@ -164,29 +162,30 @@ class Page:
                 yield {results.status: failure_html(in_words(error))}
                 raise told(error) from error
             yield self._begun(job)
-            words, strips = "", 0
-            with stopped_if_left(job):
-                while not job.finished:
-                    await asyncio.sleep(POLL)
-                    changes: Updates = {}
-                    now = status_html(job, self.worker.ahead(job))
-                    if now != words:
-                        changes[results.status] = words = now
-                    if len(job.strips) != strips:
-                        changes[results.preview] = self._frames(job)
-                        strips = len(job.strips)
-                    if changes:
-                        yield changes
+            words, shown = "", 0
+            async for strips in job.watch():
+                changes: Updates = {}
+                now = status_html(job, self.worker.ahead(job))
+                if now != words:
+                    changes[results.status] = words = now
+                if strips != shown:
+                    changes[results.preview] = self._frames(job, strips)
+                    shown = strips
+                if changes:
+                    yield changes
             yield self._ended(job, visitor)
             if job.error is not None:
                 raise told(job.error)
 
         return make
 
-    def _frames(self, job: Job) -> Updates:
-        """What the preview's script shows."""
-        strips = [{"count": strip.count, "source": strip.source} for strip in job.strips]
-        return {"run": id(job), "fps": self.card.defaults.frames_per_second, "strips": strips}
+    def _frames(self, job: Job, strips: int | None = None) -> Updates:
+        """What the preview's script shows: the first `strips`, by default all of them."""
+        return {
+            "run": job.folder.name,
+            "fps": self.card.defaults.frames_per_second,
+            "strips": [asdict(strip) for strip in job.strips[:strips]],
+        }
 
     async def _submit(self, form: Form, visitor: Visitor) -> Job:
         """Check the form and put it into the queue.
@@ -207,7 +206,7 @@ class Page:
         return {
             results.status: status_html(job, self.worker.ahead(job)),
             results.stop: gr.Button(visible=True),
-            results.preview: self._frames(job),
+            results.preview: self._frames(job, 0),
             results.video: gr.Video(None, visible=False),
             results.details: "",
             results.actions: gr.Row(visible=False),
@@ -230,7 +229,9 @@ class Page:
             return updates | {results.preview: None}
         visitor.results.append(result)
         visitor.shown = result
-        return updates | self._showing(result) | {results.gallery: _gallery(visitor)}
+        covered = self._frames(job) | {"covered": True}
+        updates |= self._showing(result) | {results.preview: covered}
+        return updates | {results.gallery: _gallery(visitor)}
 
     def _result(self, job: Job) -> Result | None:
         if job.path is None or job.poster is None:
@@ -348,16 +349,6 @@ class Page:
         own = self.card.settings(mode).video_guidance
         usual = {self.card.settings(other).video_guidance for other in self.fields.mode_tabs}
         return lambda value: own if value in usual else value
-
-
-@contextmanager
-def stopped_if_left(job: Job) -> Iterator[None]:
-    """Stop the job if nobody waits for it any longer: the visitor went away, or cancelled."""
-    try:
-        yield
-    finally:
-        if not job.finished:
-            job.stop()
 
 
 def told(error: BaseException) -> gr.Error:

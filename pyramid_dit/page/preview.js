@@ -1,5 +1,6 @@
 // Plays the frames that have arrived so far, in a loop, on a canvas. The value of the component is
-// null, or {run, fps, strips: [{count, source}]}; a strip holds `count` frames one below the other.
+// null, or {run, fps, strips: [{count, source}], covered}; a strip holds `count` frames one below
+// the other, and once the preview is covered the finished video is shown in its place.
 const box = element.querySelector(".pf-preview");
 const empty = element.querySelector(".pf-empty");
 const canvas = element.querySelector("canvas");
@@ -7,6 +8,7 @@ const context = canvas.getContext("2d");
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 let run = null;
 let pictures = [];
+let complete = 0;
 let frames = [];
 let position = 0;
 let timer = null;
@@ -27,43 +29,42 @@ function tick() {
 }
 
 function arrange() {
-  // Only what has arrived without a gap is shown.
-  frames = [];
-  for (const entry of pictures) {
-    if (!entry || !entry.ready) break;
-    const height = entry.picture.naturalHeight / entry.count;
-    for (let i = 0; i < entry.count; i++) {
-      frames.push({ picture: entry.picture, top: i * height, height });
-    }
+  // Only what has arrived without a gap is shown, one strip after the other.
+  for (; pictures[complete]?.ready; complete++) {
+    const { picture, count } = pictures[complete];
+    const height = picture.naturalHeight / count;
+    for (let i = 0; i < count; i++) frames.push({ picture, top: i * height, height });
+    box.dataset.frames = frames.length;
   }
-  box.dataset.frames = frames.length;
-  if (frames.length && box.hidden === false && !still.matches && position >= frames.length) position = 0;
+}
+
+function begin(newRun, fps) {
+  run = newRun;
+  pictures = [];
+  complete = 0;
+  frames = [];
+  position = 0;
+  box.dataset.frames = 0;
+  clearInterval(timer);
+  timer = fps ? setInterval(tick, 1000 / fps) : null;
 }
 
 function update() {
-  const value = props.value;
-  const shown = Boolean(value && value.strips && value.strips.length);
-  if (!value || value.run !== run) {
-    run = value ? value.run : null;
-    pictures = [];
-    frames = [];
-    position = 0;
-    box.dataset.frames = 0;
-    clearInterval(timer);
-    timer = value && value.fps ? setInterval(tick, 1000 / value.fps) : null;
-  }
-  box.hidden = !shown;
-  empty.hidden = shown || Boolean(value && value.covered);
-  if (!shown) return;
-  value.strips.forEach((strip, index) => {
-    if (pictures[index]) return;
-    const entry = { picture: new Image(), count: strip.count, ready: false };
-    pictures[index] = entry;
+  const value = props.value || {};
+  const strips = value.strips || [];
+  const covered = Boolean(value.covered);
+  if ((value.run || null) !== run) begin(value.run || null, value.fps);
+  if (covered) clearInterval(timer);
+  box.hidden = covered || !strips.length;
+  empty.hidden = covered || strips.length > 0;
+  strips.slice(pictures.length).forEach(({ count, source }) => {
+    const entry = { picture: new Image(), count, ready: false };
+    pictures.push(entry);
     entry.picture.onload = () => {
       entry.ready = true;
       arrange();
     };
-    entry.picture.src = strip.source;
+    entry.picture.src = source;
   });
 }
 

@@ -6,14 +6,17 @@ stop it: the step that is being computed is finished, nothing more.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 20
+STEPS_EVERY = 0.25  # seconds between two looks at the steps of a job
 
 
 class QueueFull(RuntimeError):
@@ -107,7 +111,6 @@ class Job:
     Attributes:
         state: Where it stands.
         strips: The new frames so far, a few at a time, for showing.
-        frames: Their number.
         steps_done: Euler steps so far.
         total_steps: Euler steps altogether, 0 before the work begins.
         seconds: What the work took in the end.
@@ -121,16 +124,22 @@ class Job:
         self.folder = folder
         self.state = State.WAITING
         self.strips: list[FrameStrip] = []
-        self.frames = self.steps_done = self.total_steps = 0
+        self.steps_done = self.total_steps = 0
         self.seconds = 0.0
         self.path: Path | None = None
         self.poster: Path | None = None
         self.error: BaseException | None = None
         self._stopping = False
         self._finished = threading.Event()
+        self._watchers: list[Callable[[], object]] = []
         self._began = 0.0
         self._unit_ends: list[tuple[float, int]] = []  # time, and steps done by then
         self._last: Image
+
+    @property
+    def frames(self) -> int:
+        """Number of new frames so far."""
+        return sum(strip.count for strip in self.strips)
 
     @property
     def finished(self) -> bool:
@@ -149,6 +158,34 @@ class Job:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has finished, and say whether it has."""
         return self._finished.wait(timeout)
+
+    async def watch(self) -> AsyncIterator[int]:
+        """Yield how many strips are to be shown, until the job has finished.
+
+        No strip is skipped, however fast they come, and each is told of at once. In between the
+        number comes again when the work begins and every `STEPS_EVERY` seconds, for the rest may
+        have changed. Whoever leaves before the end stops the job.
+        """
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        wake = partial(loop.call_soon_threadsafe, woken.set)
+        self._watchers.append(wake)
+        shown = 0
+        try:
+            while True:
+                woken.clear()
+                finished = self.finished  # looked at first: after the end there are no more strips
+                new = range(shown + 1, len(self.strips) + 1)
+                for shown in new or [shown]:
+                    yield shown
+                if finished:
+                    return
+                timer = loop.call_later(STEPS_EVERY, woken.set)
+                await woken.wait()
+                timer.cancel()
+        finally:
+            self._watchers.remove(wake)
+            if not self.finished:
+                self.stop()
 
     def elapsed(self) -> float:
         """Seconds since the work began."""
@@ -184,6 +221,7 @@ class Job:
         """The work begins."""
         self._began = time.monotonic()
         self.state = State.RUNNING
+        self._wake_watchers()
 
     def run(self, stream: VideoStream, frames_per_second: float) -> None:
         """Make the video and write it.
@@ -220,6 +258,7 @@ class Job:
         else:
             self.state = State.DONE if complete or not self.stopping else State.STOPPED
         self._finished.set()
+        self._wake_watchers()
 
     def _frames(
         self, first: list[Image], stream: VideoStream, frames_per_second: float
@@ -238,10 +277,15 @@ class Job:
         unit: list[Image] | None = next(stream, None)
         if unit is not None:
             self.strips.append(FrameStrip.of(unit))
-            self.frames += len(unit)
             self._last = unit[-1]
             self._unit_ends.append((time.monotonic(), self.steps_done))
+            self._wake_watchers()
         return unit
+
+    def _wake_watchers(self) -> None:
+        for wake in tuple(self._watchers):
+            with suppress(RuntimeError):  # the page has been closed, and its event loop with it
+                wake()
 
 
 Starter = Callable[[Job], "VideoStream"]
