@@ -43,7 +43,7 @@ SIZES = {"384p": (384, 640), "768p": (768, 1280)}
 STAGES = 3
 MODELS = {"miniflux": PyramidFluxTransformer, "sd3": PyramidDiffusionMMDiT}
 FIRST_STEPS, LATER_STEPS = 20, 10
-"""Steps a stage, as in the released models' examples."""
+"""Steps per stage, as in the released models' examples."""
 TEXT_TOKENS = 128
 BYTES = 2
 """Of a number in bf16."""

@@ -228,7 +228,7 @@ class GpuBenchmark:
         self.bars.append(Bar(what, seconds, FIRST_FRAME_BAR, " s", at_least=False))
 
     def long_video_memory(self, name: str) -> None:
-        """Peak of ten seconds, one step a stage, the text encoders not on the device."""
+        """Peak of ten seconds, one step per stage, the text encoders not on the device."""
         encoder, self.pipeline.text_encoder = self.pipeline.text_encoder, None
         assert encoder is not None
         with torch.no_grad():
@@ -246,7 +246,7 @@ class GpuBenchmark:
             seconds.append(timed(generate, self.device))
 
         memory = self._peak(run)
-        what = f"ten seconds at {name}, one step a stage"
+        what = f"ten seconds at {name}, one step per stage"
         self._add(what, seconds[0], memory=memory)
         self.bars.append(Bar(f"peak memory of {what}", memory, MEMORY_BAR, " GB", at_least=False))
 

@@ -71,7 +71,7 @@ class DitRecipe:
     Attributes:
         first_columns: Columns of each stage in steps that train the first unit.
         later_columns: The same in steps that train a later unit.
-        per_column: Samples a column and process.
+        per_column: Samples per column and process.
         first_frame_share: Share of the steps that train the first unit, which has no history.
         drop: Share of the prompts replaced by the empty one.
     """
@@ -126,7 +126,7 @@ def new_dit(latent_channels: int) -> PyramidFluxTransformer:
     """A fresh toy transformer whose text embedders start at full size.
 
     The usual deviation of 0.02 is meant for widths in the thousands; at 128 it would leave the
-    text unheard for long.
+    text without effect for long.
     """
     dit = PyramidFluxTransformer(in_channels=4 * latent_channels, **TOY_DIT)
     embed = dit.time_text_embed
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cooldown", type=int, default=2000, help="steps of the descent at the end"
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--per-column", type=int, default=16, help="samples a column and process")
+    parser.add_argument("--per-column", type=int, default=16, help="samples per column and process")
     parser.add_argument("--max-minutes", type=float, default=0.0, help="stop after so long")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument("--seed", type=int, default=0)

@@ -126,7 +126,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         for name, value in per_block:
             if len(value) != blocks:
                 raise ValueError(
-                    f"{name} is {list(value)}; {blocks} values are wanted, one a block"
+                    f"{name} is {list(value)}; {blocks} values are wanted, one per block"
                 )
         fixed: tuple[tuple[str, Any, Any], ...] = (
             ("encoder_act_fn", encoder_act_fn, "silu"),

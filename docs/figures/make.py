@@ -124,7 +124,7 @@ def tint(color: str) -> str:
 
 
 def attention_figure() -> Canvas:
-    """Who sees whom in stage 1 of unit 4, on a toy grid."""
+    """Which tokens attend to which in stage 1 of unit 4, on a toy grid."""
     stage, unit = 1, 4
     plan = history_plan(unit, stage)
     areas = (1, 4)

@@ -211,7 +211,7 @@ def last_crop_of_video(path: str, size: str, frames_per_second: float) -> Image.
 
 
 def in_words(error: BaseException) -> str:
-    """What a visitor is told of an error: what the library says, or else only its kind."""
+    """The message that a visitor gets of an error: what the library says, or else only its kind."""
     text = " ".join(str(error).split())
     if "OutOfMemory" in type(error).__name__:
         return "There is not enough memory for this: a smaller size or a shorter video needs less."

@@ -1,4 +1,4 @@
-"""A bank of latents: the VAE encodes once, the DiT trainer reads as often as it likes."""
+"""A bank of latents: the VAE encodes once, the DiT trainer reads many times."""
 
 from __future__ import annotations
 
