@@ -128,12 +128,15 @@ def _new(arguments: Arguments, model: Components) -> Request:
         case VideoToVideo():
             start = _from_video(arguments, model)
         case _:
-            width, height = defaults.size()
+            height, width = arguments.height, arguments.width
+            if height is None or width is None:
+                preferred = defaults.size()
+                width, height = _either(width, preferred[0]), _either(height, preferred[1])
             temp = _length(arguments, model)
             check_temp(temp, unit, from_image=False)
             start = _Start(
-                height=_either(arguments.height, height),
-                width=_either(arguments.width, width),
+                height=height,
+                width=width,
                 temp=temp,
                 made_frames=temp,
             )
