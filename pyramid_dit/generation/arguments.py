@@ -35,6 +35,7 @@ from ..checks import (
     ByUnit,
     Check,
     Kind,
+    Number,
     OneOf,
     OneOrMore,
     Whole,
@@ -81,6 +82,8 @@ class Option:
     """On the page, if visitors may set it there."""
     info: str = ""
     """There, below the label."""
+    offered: Check | None = None
+    """What may be chosen there, where that is less."""
     resumes: bool = False
     """Whether it may be given along with what was saved of a run."""
     kept: bool = False
@@ -118,6 +121,7 @@ class KeywordArguments:
             OneOrMore(SEED),
             flag="--seed",
             metavar="N",
+            offered=Whole(0, 2**32 - 1),
             label="Seed",
             info="The same seed and settings give the same video.",
         ),
@@ -155,6 +159,7 @@ class KeywordArguments:
             Whole(1, 100_000),
             flag="--max-sequence-length",
             metavar="N",
+            offered=Whole(1, 512),
             label="Length of prompts",
             info="In tokens, about a word each; what is longer is cut.",
             kept=True,
@@ -245,6 +250,7 @@ class Arguments(KeywordArguments):
             OneOrMore(STEPS),
             flag="--steps",
             metavar="N[,N,N]",
+            offered=Whole(1, 100),
             label="Steps of the first frame",
             info="At each of three resolutions. More take longer and draw more carefully.",
         ),
@@ -256,6 +262,7 @@ class Arguments(KeywordArguments):
             OneOrMore(STEPS),
             flag="--video-steps",
             metavar="N[,N,N]",
+            offered=Whole(1, 100),
             label="Steps of later frames",
             info="The same for all other frames; here most of the time goes.",
         ),
@@ -267,6 +274,7 @@ class Arguments(KeywordArguments):
             GUIDANCE,
             flag="--guidance",
             metavar="G",
+            offered=Number(0, 20),
             label="Guidance of the first frame",
             info=_FIRST_GUIDANCE,
         ),
@@ -278,6 +286,7 @@ class Arguments(KeywordArguments):
             GUIDANCE,
             flag="--video-guidance",
             metavar="G",
+            offered=Number(0, 20),
             label="Guidance of later frames",
             info="The same for all other frames; with less of it things move more freely.",
         ),
@@ -357,6 +366,7 @@ class Arguments(KeywordArguments):
             SECONDS,
             flag="--seconds",
             metavar="S",
+            offered=Number(0, 10, above=True),
             label="Seconds",
             info="How long the video is, or how much is added to one that goes on.",
         ),

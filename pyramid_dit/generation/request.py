@@ -151,8 +151,8 @@ def _new(arguments: Arguments, model: Components) -> Request:
         lower_bound=arguments.min_guidance_scale,
     )
     first, later = arguments.num_inference_steps, arguments.video_num_inference_steps
-    preferred = defaults.num_inference_steps if of_text else defaults.video_num_inference_steps
-    first_steps = steps_per_stage("num_inference_steps", _either(first, preferred), model.stages)
+    usual = defaults.num_inference_steps if of_text else defaults.video_num_inference_steps
+    first_steps = steps_per_stage("num_inference_steps", _either(first, usual), model.stages)
     later_steps = first_steps
     if of_text:
         later_steps = steps_per_stage(
