@@ -128,6 +128,16 @@ def test_names_and_files_exist(page: Path) -> None:
             assert (PROJECT_ROOT / span).is_file(), f"{name_of(page)} names {span}"
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_in_docstrings_and_comments_exist(package: str) -> None:
+    for path in (PROJECT_ROOT / package).rglob("*.py"):
+        for name in re.findall(rf"`~?({DOTTED.pattern})[`( ]", path.read_text(encoding="utf-8")):
+            try:
+                resolve(name)
+            except (ModuleNotFoundError, AttributeError):
+                pytest.fail(f"{name_of(path)} names {name}")
+
+
 def test_the_map_names_the_files_that_hold_the_names() -> None:
     page = PROJECT_ROOT / "docs" / "paper-to-code.md"
     rows = [line for line in prose(page).splitlines() if "](../" in line and line.startswith("|")]
