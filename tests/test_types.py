@@ -34,15 +34,12 @@ COMMON_WRONG = [
 ]
 OPTIONS_RIGHT = ['"a", seed=1, seconds=2.0', '["a", "b"], seed=[1, 2], temp=3', '"a", num_frames=9']
 OPTIONS_WRONG = ['"a", seed="x"', '"a", seconds="2"', '"a", temp=1.5']
-made_at_runtime = pytest.mark.xfail(
-    strict=True, reason="generation.arguments makes these signatures at runtime, mypy sees Any"
-)
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        pytest.param(f"model.{name}", marks=made_at_runtime)
+        f"model.{name}"
         for start in ("generate", "stream")
         for name in (start, f"{start}_i2v", f"{start}_v2v")
     ]

@@ -310,7 +310,6 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             return pipeline
         return pipeline if device is None else pipeline.to(device)
 
-    @torch.no_grad()
     @takes(PipelineArguments)
     def __call__(self, arguments: PipelineArguments) -> PyramidFlowPipelineOutput | tuple[Any]:
         """Generate videos, or with `num_frames=1` images.
