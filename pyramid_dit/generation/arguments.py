@@ -185,8 +185,7 @@ class KeywordArguments:
     def __post_init__(self) -> None:
         options = {entry.name: option_of(entry) for entry in fields(self)}
         for name, value in self.given():
-            if value is not None:
-                options[name].check(name, value)
+            options[name].check(name, value)
         self._check_pairs()
 
     def _check_pairs(self) -> None:
@@ -196,8 +195,9 @@ class KeywordArguments:
         """Names and values of what differs from its default."""
         for entry in fields(self):
             value = getattr(self, entry.name)
+            same_kind = type(value) is type(entry.default)
             plain = isinstance(value, (str, int, float))
-            if value is not entry.default and not (plain and value == entry.default):
+            if value is not entry.default and not (plain and same_kind and value == entry.default):
                 yield entry.name, value
 
 
@@ -544,10 +544,16 @@ class VideoToVideo(Arguments):
         super()._check_pairs()
 
 
-def takes(record: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Taking[S, P, R]]:
+def takes(
+    record: Callable[P, A], *, like: Callable[..., Any] | None = None
+) -> Callable[[Callable[[S, A], R]], Taking[S, P, R]]:
     """Make of a method of one of the records above one that takes the record's arguments.
 
     The signature and the section `Args` of its documentation are the record's.
+
+    Args:
+        record: The class of the record.
+        like: The method whose documentation is also this one's.
     """
 
     def decorate(method: Callable[[S, A], R]) -> Taking[S, P, R]:
@@ -560,6 +566,8 @@ def takes(record: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Taking[S, P
         result = inspect.signature(method).return_annotation
         call.__signature__ = inspect.Signature([shown_first, *own], return_annotation=result)  # type: ignore[attr-defined]
         call.__doc__ = _with_arguments(method.__doc__ or "", record, [p.name for p in own])
+        if like is not None:
+            call.__doc__ = like.__doc__
         return call
 
     return decorate
@@ -587,4 +595,4 @@ def _with_arguments(text: str, record: Any, names: Sequence[str]) -> str:
         line = f"{name}: {option_of(entries[name]).help}"
         lines += textwrap.wrap(line, 90, initial_indent="    ", subsequent_indent="        ")
     described, returns, rest = inspect.cleandoc(text).partition("\nReturns:")
-    return f"{described}\n{chr(10).join(lines)}\n{returns}{rest}"
+    return "\n\n".join([described.strip(), "\n".join(lines), f"{returns}{rest}".strip()]).strip()
