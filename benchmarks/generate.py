@@ -70,9 +70,9 @@ def phases(
     return {**seconds, "rest, s": total - sum(clock.seconds.values())}
 
 
-def run_arguments(pipeline: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict[str, Any]:
+def run_arguments(model: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict[str, Any]:
     """The settings of the checkpoint, written out."""
-    defaults = pipeline.defaults
+    defaults = model.defaults
     assert defaults.num_frames is not None  # the bundled checkpoint's model_index.json has it
     frames = 9 if tiny else defaults.num_frames
     steps = {
@@ -92,24 +92,24 @@ def run_arguments(pipeline: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict
 
 def measure(*, device: torch.device, repeats: int, tiny: bool = False) -> Report:
     """Time of the run and of its phases."""
-    pipeline = PyramidDiTForVideoGeneration.from_pretrained(device=device)
-    pipeline.set_progress_bar_config(disable=True)
-    model = pipeline.video_generator.components
-    baseline = BaselinePipeline(model)
+    model = PyramidDiTForVideoGeneration.from_pretrained(device=device)
+    model.set_progress_bar_config(disable=True)
+    components = model.video_generator.components
+    baseline = BaselinePipeline(components)
     if device.type == "cpu":
         keep_freed_memory()  # for both
-    arguments = run_arguments(pipeline, tiny=tiny)
+    arguments = run_arguments(model, tiny=tiny)
 
     def run(generate: Callable[..., object]) -> object:
         return generate(PROMPT, generator=torch.Generator().manual_seed(0), **arguments)
 
     runs = {
         BASELINE: partial(run, baseline.generate),
-        OURS: partial(run, pipeline.generate),
+        OURS: partial(run, model.generate),
     }
     watches = {
         BASELINE: partial(watch_baseline, baseline=baseline),
-        OURS: partial(watch_ours, model=model),
+        OURS: partial(watch_ours, model=components),
     }
     times = alternate(runs, repeats=repeats, device=device)
     rows: list[dict[str, Cell]] = [

@@ -165,8 +165,8 @@ class GpuBenchmark:
             vae=random_vae(self.size, device, self.dtype),
             text_encoder=RandomTextEncoder(self.size, device, self.dtype),
         )
-        self.pipeline = VideoGenerator(self.model)
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.generator = VideoGenerator(self.model)
+        self.generator.set_progress_bar_config(disable=True)
         self.matmul_flops = matmul_peak(device, self.dtype)
         self.rows: list[dict[str, Cell]] = []
         self.bars: list[Bar] = []
@@ -200,12 +200,12 @@ class GpuBenchmark:
         temp = 2 if self.tiny else FIVE_SECONDS
         run = partial(self._generate, name, temp)
         if fast:
-            self.pipeline.enable_fast_mode(**FAST_MODE)
+            self.generator.enable_fast_mode(**FAST_MODE)
         self._generate(name, 2, steps=1)
         memory = self._peak(lambda: self._generate(name, temp, steps=1))
         seconds = timed(run, self.device)
         detail = phases(partial(watch_ours, model=self.model), run, self.device)
-        self.pipeline.disable_fast_mode()
+        self.generator.disable_fast_mode()
         height, width = self.sizes[name]
         operations = video_flops(
             self.dit,
@@ -280,7 +280,7 @@ class GpuBenchmark:
         **encoded: Any,
     ) -> object:
         height, width = self.sizes[name]
-        return self.pipeline.generate(
+        return self.generator.generate(
             prompt,
             height,
             width,
@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.attention is not None:
         benchmark.dit.set_attention_backend(options.attention)
     if options.compile:
-        benchmark.pipeline.compile()
+        benchmark.generator.compile()
     for name in SIZES:
         benchmark.late_step(name)
     for name in SIZES:
