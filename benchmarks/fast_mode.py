@@ -70,9 +70,7 @@ def make_latents(
     for start in range(0, len(prompts), BATCH):
         batch = list(prompts[start : start + BATCH])
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
-        parts.append(
-            model.generate(batch, temp=temp, generator=generators, output_type="latent")
-        )
+        parts.append(model.generate(batch, temp=temp, generator=generators, output_type="latent"))
     return torch.cat(parts), time.perf_counter() - began
 
 
