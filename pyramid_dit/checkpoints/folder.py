@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from ..generation.latent_codec import RELEASED_STATISTICS, FrameStatistics, LatentStatistics
 from .defaults import GenerationDefaults
@@ -228,40 +230,21 @@ def _check_weights(path: Path) -> None:
 
 
 def _is_complete_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
-    header = _safetensors_header(path)
-    return header is not None and path.stat().st_size == header.end
+    return _stored_dtypes(path) is not None
 
 
-class _SafetensorsHeader(NamedTuple):
-    """What a safetensors file says of itself."""
-
-    dtypes: frozenset[str]
-    """Dtypes of the tensors, `F32`, `BF16`, ..."""
-    end: int
-    """Length of a complete file: 8 bytes of length, JSON, the tensors."""
-
-
-def _safetensors_header(path: Path) -> _SafetensorsHeader | None:
-    """The header of the file, None where it is cut off or damaged."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if path.stat().st_size < 8 + length:
-            return None
-        try:
-            header = json.loads(file.read(length))
-            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-            ends = [entry["data_offsets"][1] for entry in tensors]
-            dtypes = frozenset(entry["dtype"] for entry in tensors)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            return None
-    return _SafetensorsHeader(dtypes, 8 + length + max(ends, default=0))
+def _stored_dtypes(path: Path) -> set[str] | None:
+    """Dtypes of the tensors in a safetensors file, `F32`, `BF16`, ...; None where it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {entry.get_dtype() for entry in map(file.get_slice, file.keys())}
+    except SafetensorError:
+        return None
 
 
 def _stored_half_precision(folder: Path) -> str | None:
     """`bf16` or `fp16` where all weights in `folder` are stored so, else None."""
-    headers = [_safetensors_header(path) for path in folder.glob("*.safetensors")]
-    dtypes = {dtype for header in headers if header for dtype in header.dtypes}
+    dtypes = set[str]().union(*(_stored_dtypes(f) or () for f in folder.glob("*.safetensors")))
     return _HALF_PRECISIONS.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 

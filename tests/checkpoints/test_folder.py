@@ -100,6 +100,10 @@ def truncate(name: str) -> Callable[[Path], object]:
     return spoil
 
 
+def lengthen(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + b"more")
+
+
 def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
@@ -126,6 +130,8 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = 
     "no weights": (remove(WEIGHTS), FileNotFoundError, "no weights"),
     "cut weights": (truncate(WEIGHTS), ValueError, "truncated"),
     "empty weights": (write(WEIGHTS, ""), ValueError, "truncated"),
+    "weights and more": (lengthen(WEIGHTS), ValueError, "damaged"),
+    "weights that are text": (write(WEIGHTS, "version 1\n" * 20), ValueError, "damaged"),
     "no VAE": (remove_folder("causal_video_vae"), FileNotFoundError, "causal_video_vae"),
     "no text encoder": (remove_folder("text_encoder_2"), FileNotFoundError, "text_encoder_2"),
     "no tokenizer": (remove_folder("tokenizer"), FileNotFoundError, "tokenizer"),
