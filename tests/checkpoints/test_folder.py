@@ -17,7 +17,8 @@ from tiny_checkpoint import QUICK_INDEX, VAE_CONFIG, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline, PyramidFluxTransformer
 from pyramid_dit.checkpoints.folder import CheckpointFolder
-from pyramid_dit.checkpoints.hub import download_checkpoint, is_repo_id
+from pyramid_dit.checkpoints.hub import download_checkpoint
+from pyramid_dit.checks import is_repo_id
 from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
 from pyramid_dit.models.text_encoder import text_folders
 from video_vae import CausalVideoVAE
