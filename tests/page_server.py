@@ -1,17 +1,23 @@
-"""The page as a process of its own, as `python app.py` starts it."""
+"""The page as a process of its own, as `python app.py` starts it, or in this process."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 from golden import PROJECT_ROOT
 
-PATIENCE = 100  # seconds; a loaded machine takes many times what an idle one does
+from pyramid_dit.page.settings import ModelCard
+from pyramid_dit.page.worker import Job, Worker
+
+PATIENCE = 300  # seconds after which a test hangs; a loaded machine is many times slower
 
 
 @contextmanager
@@ -36,3 +42,32 @@ def running_page(*options: str, log: Path) -> Iterator[tuple[str, subprocess.Pop
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.wait(PATIENCE)
+
+
+@contextmanager
+def at_work(worker: Worker) -> Iterator[Worker]:
+    """Let `worker` work in a thread of its own."""
+    thread = threading.Thread(target=worker.work, daemon=True)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.close()
+        thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@contextmanager
+def page_here(card: ModelCard, start: Callable[[Job], Any], folder: Path) -> Iterator[str]:
+    """Serve the page from this process, with jobs that `start` begins; hand out its address."""
+    from pyramid_dit.page.serve import build_page, launch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        worker = Worker(start, frames_per_second=24, folder=folder / "results")
+        page = build_page(card, worker, folder / "results", "CPU", shapes=True)
+        url = launch(page, host="127.0.0.1", port=None, share=False)
+        with at_work(worker):
+            yield url
+        page.close(verbose=False)

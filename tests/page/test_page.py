@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,23 +11,24 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from golden import PROJECT_ROOT
 from imageio_ffmpeg import get_ffmpeg_exe
-from page_server import PATIENCE, running_page
+from page_server import PATIENCE, at_work, page_here, running_page
 from PIL import Image
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.checkpoints.folder import CheckpointFolder
+from pyramid_dit.generation.stream import VideoStream
 from pyramid_dit.media.video_files import export_to_video, read_video
-from pyramid_dit.page import media_checks
+from pyramid_dit.page import media_checks, visitors
 from pyramid_dit.page.media_checks import (
     check_video,
     last_frames,
@@ -314,20 +316,28 @@ def test_a_form_is_checked(card: ModelCard, changes: dict[str, Any], words: str)
         form(**changes).request(card)
 
 
-def test_visitors_have_folders_of_their_own(tmp_path: Path) -> None:
-    visitors = Visitors(tmp_path, kept_after_leaving=0.2)
-    first, second = visitors.of("../../a"), visitors.of("b")
+def test_visitors_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(visitors, "time", clock)
+    now = 1000.0
+    there = Visitors(tmp_path, kept=500, kept_after_leaving=20)
+    first, second = there.of("../../a"), there.of("b")
     assert first.folder.parent == second.folder.parent == tmp_path
     assert first.folder != second.folder
     for visitor in (first, second):
         visitor.folder.mkdir()
-    visitors.leave("../../a")
-    assert visitors.of("../../a") is first  # was only away
-    visitors.leave("../../a")
-    time.sleep(0.3)
-    assert visitors.of("b") is second
+    there.leave("../../a")
+    now += 19
+    assert there.of("../../a") is first  # was only away
+    there.leave("../../a")
+    now += 21
+    assert there.of("b") is second
     assert list(tmp_path.iterdir()) == [second.folder]
-    assert visitors.of("../../a") is not first
+    assert there.of("../../a") is not first
+    now += 501
+    assert there.of("b") is not second
 
 
 # ---- the queue ------------------------------------------------------------------------------
@@ -341,24 +351,13 @@ def model(folder: Path) -> PyramidDiTForVideoGeneration:
 
 
 @pytest.fixture
-def worker(model: PyramidDiTForVideoGeneration, tmp_path: Path) -> Iterator[Worker]:
-    worker = Worker(
+def worker(model: PyramidDiTForVideoGeneration, tmp_path: Path) -> Worker:
+    """One that does not work yet."""
+    return Worker(
         lambda job: job.request.stream(model, **job.callbacks(model)),
         frames_per_second=24,
         folder=tmp_path,
     )
-    with at_work(worker):
-        yield worker
-
-
-@contextmanager
-def at_work(worker: Worker) -> Iterator[None]:
-    thread = threading.Thread(target=worker.work, daemon=True)
-    thread.start()
-    yield
-    worker.close()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
 
 
 def finished(job: Job) -> Job:
@@ -375,11 +374,13 @@ def test_jobs_are_made_one_after_another(
     assert [worker.ahead(job) for job in (long, waiting, short, last)] == [0, 1, 2, 3]
     waiting.stop()
     assert worker.ahead(last) == 2
-    finished(last)
+    with at_work(worker):
+        finished(last)
     assert [job.state for job in (long, waiting, short)] == [State.DONE, State.STOPPED, State.DONE]
     assert (waiting.path, waiting.frames, waiting.steps_done) == (None, 0, 0)
     assert long.steps_done == long.total_steps == 7 * 3
-    assert sum(strip.count for strip in long.strips) == long.frames == 49
+    assert [strip.count for strip in long.strips] == [1] + [8] * 6
+    assert long.frames == 49
     assert last.path is not None
     assert read_settings(last.path) == request.settings
     frames = model.generate(PROMPT, negative_prompt="", num_frames=9, seed=7)
@@ -387,33 +388,80 @@ def test_jobs_are_made_one_after_another(
     np.testing.assert_array_equal(read_video(last.path), expected)
 
 
-def test_a_job_stops_at_the_next_step(worker: Worker, card: ModelCard) -> None:
-    job = worker.submit(form(seconds=10, video_steps=30).request(card))
-    while job.frames < 9:
-        time.sleep(0.01)
-    assert job.seconds_left() is not None
-    steps = job.steps_done
-    job.stop()
-    finished(job)
+def test_a_job_stops_after_the_step_that_is_computed(
+    worker: Worker, card: ModelCard, model: PyramidDiTForVideoGeneration
+) -> None:
+    left: list[float | None] = []
+
+    def start(job: Job) -> VideoStream:
+        callbacks = job.callbacks(model)
+
+        def stop_in_the_third_unit(*step: Any) -> None:
+            if len(job.strips) == 2 and not job.stopping:
+                left.append(job.seconds_left())
+                job.stop()
+            callbacks["callback_on_step_end"](*step)
+
+        return job.request.stream(model, callback_on_step_end=stop_in_the_third_unit)
+
+    stopping = Worker(start, frames_per_second=24, folder=worker.folder)
+    with at_work(stopping):
+        job = finished(stopping.submit(form(seconds=10, video_steps=2).request(card)))
     assert job.state is State.STOPPED
-    assert job.steps_done <= steps + 2 < job.total_steps
+    assert job.steps_done == 3 + 6 + 1 < job.total_steps
+    assert left != [None]
     assert job.path is not None
-    assert len(read_video(job.path)) == job.frames >= 9  # what was made is kept
-    assert finished(worker.submit(form().request(card))).state is State.DONE
+    assert len(read_video(job.path)) == job.frames == 9  # what was made is kept
+    with at_work(worker):
+        assert finished(worker.submit(form().request(card))).state is State.DONE
 
 
 def test_a_job_that_fails_leaves_the_others_alone(worker: Worker, card: ModelCard) -> None:
     scenes = ((0.0, "a"), (0.4, "b"), (0.4, "c"))
+    request = form().request(card)
     bad = worker.submit(form(mode="storyboard", scenes=scenes, seconds=1).request(card))
-    good = worker.submit(form().request(card))
-    assert "too close" in str(finished(bad).error)
-    assert (bad.state, finished(good).state) == (State.FAILED, State.DONE)
-    # The folder cannot be made: what was to be made is given up.
+    good = worker.submit(request)
+    # A folder that cannot be made: what was to be made is given up.
     (worker.folder / "taken").write_text("")
-    assert isinstance(
-        finished(worker.submit(form().request(card), worker.folder / "taken")).error, OSError
-    )
-    assert finished(worker.submit(form().request(card))).state is State.DONE
+    homeless, last = worker.submit(request, worker.folder / "taken"), worker.submit(request)
+    with at_work(worker):
+        finished(last)
+    states = [job.state for job in (bad, good, homeless, last)]
+    assert states == [State.FAILED, State.DONE, State.FAILED, State.DONE]
+    assert "too close" in str(bad.error)
+    assert isinstance(homeless.error, OSError)
+
+
+@pytest.mark.parametrize("when", ["they come", "all are there"])
+def test_every_strip_is_told_of(
+    when: str, worker: Worker, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyramid_dit.page.worker.STEPS_EVERY", 3600)  # only news wake who watches
+    job = worker.submit(form(seconds=1).request(card))
+    seen: list[int] = []
+
+    async def watch() -> None:
+        async for strips in job.watch():
+            if when == "all are there" and not seen:
+                finished(job)  # the event loop stands still meanwhile
+            seen.append(strips)
+
+    with at_work(worker):
+        asyncio.run(watch())
+    assert seen == sorted(seen) and {*seen} >= {1, 2, 3, 4}
+    assert job.state is State.DONE
+
+
+def test_whoever_leaves_has_the_job_stopped(worker: Worker, card: ModelCard) -> None:
+    job = worker.submit(form().request(card))
+
+    async def leave() -> None:
+        async for strips in job.watch():
+            assert strips == 0
+            break
+
+    asyncio.run(leave())
+    assert job.stopping and not job.finished
 
 
 def test_the_queue_has_an_end(card: ModelCard, tmp_path: Path) -> None:
@@ -439,32 +487,41 @@ def test_the_queue_has_an_end(card: ModelCard, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def jobs() -> list[Job]:
+    """Those that `client` had made."""
+    return []
+
+
+@pytest.fixture(scope="module")
 def client(
     model: PyramidDiTForVideoGeneration,
     card: ModelCard,
+    jobs: list[Job],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
     pytest.importorskip("gradio")
-    from pyramid_dit.page.serve import build_page, launch
 
-    folder = tmp_path_factory.mktemp("gradio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        worker = Worker(
-            lambda job: job.request.stream(model, **job.callbacks(model)),
-            frames_per_second=24,
-            folder=folder / "results",
-        )
-        page = build_page(card, worker, folder / "results", "CPU", shapes=True)
-        url = launch(page, host="127.0.0.1", port=None, share=False)
-        client = gradio_client.Client(
-            url, verbose=False, download_files=tmp_path_factory.mktemp("downloads")
-        )
-        with at_work(worker):
-            yield client
-            client.close()
-        page.close(verbose=False)
+    def start(job: Job) -> VideoStream:
+        jobs.append(job)
+        return job.request.stream(model, **job.callbacks(model))
+
+    with page_here(card, start, tmp_path_factory.mktemp("gradio")) as url:
+        client = connected(url, tmp_path_factory.mktemp("downloads"))
+        yield client
+        client.close()
+
+
+def connected(url: str, downloads: Path) -> Any:
+    return gradio_client.Client(
+        url, verbose=False, download_files=downloads, httpx_kwargs={"timeout": PATIENCE}
+    )
+
+
+def wait_for_frames(call: Any) -> None:
+    """Wait until a client was told that there are frames."""
+    while not any(about.get("frames") for _, about in call.outputs()):
+        assert not call.done(), call.result()
+        time.sleep(0.05)
 
 
 def made(answer: tuple[Any, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
@@ -527,18 +584,24 @@ def test_files_of_the_server_are_out_of_reach(client: Any, tmp_path: Path) -> No
     told = httpx.get(f"{address}/call/image_to_video/{event}", timeout=PATIENCE).text
     assert "event: error" in told
     assert "event: complete" not in told
-    assert httpx.get(f"{address}/file={secret}").status_code in (403, 404)
+    assert httpx.get(f"{address}/file={secret}", timeout=PATIENCE).status_code in (403, 404)
 
 
-def test_a_client_cancels(client: Any) -> None:
-    job = client.submit(PROMPT, seconds=10, video_steps=50, api_name="/text_to_video")
-    while not any(about.get("frames") for _, about in job.outputs()):
-        time.sleep(0.05)
-    assert job.outputs()[-1][1]["steps"] == 3 + 30 * 150
-    job.cancel()
-    began = time.monotonic()
+def test_a_client_is_told_of_every_unit(client: Any) -> None:
+    call = client.submit(PROMPT, seconds=1, api_name="/text_to_video")
+    made(call.result())
+    told = [about["frames"] for _, about in call.outputs()]
+    assert told == sorted(told) and {*told} | {0} == {0, 1, 9, 17, 25}
+
+
+def test_a_client_cancels(client: Any, jobs: list[Job]) -> None:
+    call = client.submit(PROMPT, seconds=10, video_steps=50, api_name="/text_to_video")
+    wait_for_frames(call)
+    cancelled = jobs[-1]
+    call.cancel()
     made(client.predict(PROMPT, api_name="/text_to_video"))
-    assert time.monotonic() - began < PATIENCE / 10  # not after 4,500 steps
+    assert cancelled.state is State.STOPPED
+    assert cancelled.steps_done < cancelled.total_steps == 3 + 30 * 150
 
 
 # ---- the command ----------------------------------------------------------------------------
@@ -564,9 +627,15 @@ def test_wrong_options_are_told_in_one_line(options: list[str], words: str) -> N
 
 
 def test_a_signal_while_the_model_is_loaded_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(PROJECT_ROOT / "app.py"), "--model", str(folder)]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    code = """
+import signal, sys
+import app, pyramid_dit.page.serve as serve
+serve.load_model = lambda *_: signal.pause()  # takes until the signal comes
+sys.exit(app.main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, "--model", str(folder)]
+    options: dict[str, Any] = {"cwd": PROJECT_ROOT, "env": os.environ | {"TMPDIR": str(tmp_path)}}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options) as process:
         assert process.stderr is not None
         assert "Loading" in process.stderr.readline()
         assert list(tmp_path.glob("pyramid-flow-page-*"))
@@ -580,11 +649,10 @@ def test_several_processes_serve_one_page_again_and_again(
 ) -> None:
     options = ["--gpus", "2", "--device", "cpu", "--threads", "1", "--model", str(folder)]
     with running_page(*options, log=tmp_path / "log") as (url, process):
-        client = gradio_client.Client(url, verbose=False, download_files=tmp_path)
-        job = client.submit(PROMPT, seconds=10, video_steps=50, api_name="/text_to_video")
-        while not any(about.get("frames") for _, about in job.outputs()):
-            time.sleep(0.05)
-        job.cancel()
+        client = connected(url, tmp_path)
+        call = client.submit(PROMPT, seconds=10, video_steps=50, api_name="/text_to_video")
+        wait_for_frames(call)
+        call.cancel()
         with pytest.raises(gradio_client.exceptions.AppError, match="too close"):
             scenes = [{"start": start, "prompt": PROMPT} for start in (0, 0.4, 0.4)]
             client.predict(scenes, seconds=1, api_name="/storyboard")

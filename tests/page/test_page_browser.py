@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from page_server import PATIENCE, running_page
+from page_server import PATIENCE, page_here, running_page
 from PIL import Image
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
+from pyramid_dit.checkpoints.folder import CheckpointFolder
+from pyramid_dit.page.settings import ModelCard
+from pyramid_dit.page.worker import Job
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested in a browser")
 pytest.importorskip("gradio")
+expect = sync_api.expect
+expect.set_options(timeout=1000 * PATIENCE)
 
 PROMPT = "a red circle moves left"
 PHONE = {"width": 375, "height": 812}
@@ -24,6 +31,34 @@ VIDEO_STATE = """() => {
   const video = document.querySelector("#pf-result-video video");
   return video && [video.readyState, video.duration, video.videoWidth, video.videoHeight];
 }"""
+RECORD = """() => {
+  const preview = document.querySelector(".pf-preview");
+  const status = document.querySelector("#pf-status");
+  window.counts = [];
+  window.percents = [];
+  new MutationObserver((changes) => {
+    const before = changes.slice(1).map((change) => change.oldValue);
+    window.counts.push(...[...before, preview.dataset.frames].map(Number));
+  }).observe(preview, { attributeFilter: ["data-frames"], attributeOldValue: true });
+  new MutationObserver(() => {
+    const bar = status.querySelector("[role=progressbar]");
+    if (bar) window.percents.push(Number(bar.ariaValueNow));
+  }).observe(status, { childList: true, subtree: true });
+}"""
+COLOR_SEEN = """(color) => {
+  const canvas = document.querySelector(".pf-preview canvas");
+  const seen = canvas.getContext("2d").getImageData(5, 5, 1, 1).data;
+  return color.every((value, i) => Math.abs(value - seen[i]) < 20);
+}"""
+RECORD_TOASTS = """() => {
+  window.toasts = [];
+  new MutationObserver(() => {
+    for (const toast of document.querySelectorAll(".toast-wrap")) toasts.push(toast.innerText);
+  }).observe(document.body, { childList: true, subtree: true });
+}"""
+TWO_FRAMES = """() => new Promise((done) => {
+  requestAnimationFrame(() => requestAnimationFrame(done));
+})"""
 WIDEST = """() => Math.max(...[...document.querySelectorAll("body *")]
   .filter(element => element.checkVisibility())
   .map(element => element.getBoundingClientRect().right))"""
@@ -38,6 +73,38 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert "Traceback" not in (folder / "log").read_text()
 
 
+class FakeStream(AbstractContextManager, Iterator[list[Image.Image]]):
+    """Units of one color each, as soon as `released` lets them through; without it at once."""
+
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255)]
+    counts = [1, 9, 17, 25, 33, 41]
+    total_steps = 6
+
+    def __init__(self, job: Job, released: threading.Semaphore | None = None) -> None:
+        self._units = self._made(job.callbacks(None)["callback_on_step_end"], released)
+
+    def _made(
+        self, on_step: Callable[..., None], released: threading.Semaphore | None
+    ) -> Iterator[list[Image.Image]]:
+        for step, color in enumerate([*self.colors, None]):
+            assert released is None or released.acquire(timeout=PATIENCE)
+            if color is not None:
+                on_step(None, step, 0.0, {})
+                yield [Image.new("RGB", (64, 64), color)] * (8 if step else 1)
+
+    def __next__(self) -> list[Image.Image]:
+        return next(self._units)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), index=QUICK_INDEX)
+    return ModelCard.of(CheckpointFolder.open(folder), "tiny", (64, 64), 9)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
@@ -45,7 +112,9 @@ def browser() -> Iterator[Any]:
         if not Path(program).exists():
             pytest.skip("there is no chromium: `apt-get install chromium`")
         sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        started = playwright.chromium.launch(executable_path=program, args=sandbox)
+        started = playwright.chromium.launch(
+            executable_path=program, args=sandbox, timeout=1000 * PATIENCE
+        )
         yield started
         started.close()
 
@@ -65,9 +134,13 @@ class Visit:
         self.page.goto(address)
         self.page.wait_for_selector("#pf-make-text")
         self.page.wait_for_selector("#pf-status .pf-idle")
+        self.page.evaluate(RECORD_TOASTS)
+        self.results = self.page.locator("#pf-gallery .thumbnail-item")
+        self.details = self.page.locator("#pf-details")
 
     def open_tab(self, name: str) -> None:
         self.page.click(f"button[role=tab]:has-text('{name}')")
+        self.page.wait_for_selector(f"button[role=tab][aria-selected=true]:has-text('{name}')")
 
     def set_seconds(self, seconds: float) -> None:
         self.page.fill("#pf-seconds input[type=number]", str(seconds))
@@ -78,10 +151,30 @@ class Visit:
         self.page.wait_for_selector(f"#pf-status [data-state={state}]")
         return self.page.inner_text("#pf-status .pf-status")
 
-    def make(self, mode: str) -> str:
-        self.page.click(f"#pf-make-{mode}")
-        self.page.wait_for_selector("#pf-stop")
-        return self.wait_for("done")
+    def make(self, mode: str) -> None:
+        """Make a video, and wait until it is there."""
+        before = self.results.count()
+        with self.another_video():
+            self.page.click(f"#pf-make-{mode}")
+            self.results.nth(before).wait_for()  # the status may come and go unseen
+        self.wait_for("done")
+
+    @contextmanager
+    def another_video(self) -> Iterator[None]:
+        """Wait until another video is shown than before."""
+        source = "document.querySelector('#pf-result-video video')?.src"
+        before = self.page.evaluate(f"{source} || null")
+        yield
+        self.page.wait_for_function(f"(before) => {source} && {source} != before", arg=before)
+
+    def begin_what_takes_long(self) -> None:
+        """Have a video made that no machine finishes within a test: of 9,000 steps."""
+        self.page.fill("#pf-modes textarea >> nth=0", PROMPT)
+        self.set_seconds(10)
+        self.page.click("#pf-more button >> nth=0")
+        self.page.get_by_label("number input for Steps of later frames").fill("100")
+        self.page.keyboard.press("Tab")
+        self.page.click("#pf-make-text")
 
     def video(self) -> list[float]:
         """Ready state, duration, width and height of the video, once it can be played."""
@@ -90,12 +183,16 @@ class Visit:
 
     def video_file(self) -> bytes:
         self.video()
-        return self.page.request.get(
-            self.page.get_attribute("#pf-result-video video", "src")
-        ).body()
+        source = self.page.get_attribute("#pf-result-video video", "src")
+        return self.page.request.get(source, timeout=1000 * PATIENCE).body()
 
-    def frames_shown(self) -> int:
-        return int(self.page.get_attribute(".pf-preview", "data-frames"))
+    def wait_for_toast(self, words: str) -> None:
+        """Wait until there was a message with these words; it goes away by itself."""
+        self.page.wait_for_function("(words) => toasts.some(t => t.includes(words))", arg=words)
+
+    def wait_for_frames(self, count: int) -> None:
+        """Wait until the preview has so many frames."""
+        self.page.wait_for_selector(f".pf-preview[data-frames='{count}']", state="attached")
 
     def seed(self) -> str:
         return self.page.input_value("#pf-seed input")
@@ -109,27 +206,60 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
     visit.context.close()
 
 
+def test_each_unit_is_seen_as_soon_as_it_is_there(
+    browser: Any, card: ModelCard, tmp_path: Path
+) -> None:
+    released = threading.Semaphore(0)
+    with page_here(card, lambda job: FakeStream(job, released), tmp_path) as address:
+        visit = Visit(browser, address)
+        visit.page.fill("#pf-modes textarea >> nth=0", PROMPT)
+        visit.page.click("#pf-make-text")
+        for unit, (count, color) in enumerate(
+            zip(FakeStream.counts, FakeStream.colors, strict=True)
+        ):
+            released.release()
+            visit.wait_for_frames(count)
+            visit.page.wait_for_function(COLOR_SEEN, arg=color)
+            percent = round(100 * (unit + 1) / 6)
+            visit.page.wait_for_selector(f"#pf-status [aria-valuenow='{percent}']")
+        released.release()
+        visit.wait_for("done")
+        assert visit.errors == []
+        visit.context.close()
+
+
+def test_no_unit_is_skipped_however_fast_they_come(
+    browser: Any, card: ModelCard, tmp_path: Path
+) -> None:
+    with page_here(card, FakeStream, tmp_path) as address:
+        visit = Visit(browser, address)
+        visit.page.fill("#pf-modes textarea >> nth=0", PROMPT)
+        visit.page.evaluate(RECORD)
+        for number in (1, 2):
+            visit.make("text")
+            visit.wait_for_frames(FakeStream.counts[-1])
+            assert visit.page.evaluate("counts") == number * [0, *FakeStream.counts]
+        assert visit.errors == []
+        visit.context.close()
+
+
 def test_frames_arrive_and_the_video_plays(visit: Visit) -> None:
     visit.page.fill("#pf-modes textarea >> nth=0", PROMPT)
     visit.set_seconds(2)
-    visit.page.click("#pf-make-text")
-    previews, percents = set(), set()
-    while not visit.page.query_selector("#pf-status [data-state=done]"):
-        previews.add(visit.frames_shown())
-        if bar := visit.page.query_selector("#pf-status [role=progressbar]"):
-            percents.add(bar.get_attribute("aria-valuenow"))
-        time.sleep(0.02)
-    assert len(previews - {0, 49}) > 1, previews
-    assert len(percents) > 2
+    visit.page.evaluate(RECORD)
+    visit.make("text")
+    visit.wait_for_frames(49)
+    assert visit.page.evaluate("counts") == [0, 1, 9, 17, 25, 33, 41, 49]
+    percents = visit.page.evaluate("percents")
+    assert percents == sorted(percents) and set(percents) <= set(range(101))
     _, duration, width, height = visit.video()
     assert (width, height) == (64, 64)
     assert duration == pytest.approx(49 / 24, abs=0.01)
     visit.page.wait_for_function(
         "() => document.querySelector('#pf-result-video video').currentTime > 0"
     )
-    about = visit.page.inner_text("#pf-details")
-    assert visit.seed() in about
-    assert PROMPT in about
+    expect(visit.details).to_contain_text(visit.seed())
+    expect(visit.details).to_contain_text(PROMPT)
     elsewhere = [url for url in visit.asked_for if not url.startswith((visit.address, "data:"))]
     assert [url for url in elsewhere if not url.startswith("blob:")] == []
 
@@ -155,26 +285,22 @@ def test_words_of_a_visitor_stay_words(visit: Visit) -> None:
     visit.page.keyboard.press("Enter")
     visit.page.click("#pf-make-text")
     assert words in visit.wait_for("failed")
-    assert words in visit.page.inner_text(".toast-wrap")
+    visit.wait_for_toast(words)
     visit.page.fill("#pf-size input", "64x64")
     visit.page.keyboard.press("Enter")
     visit.make("text")
-    visit.page.wait_for_selector("#pf-gallery .thumbnail-item")
-    assert words in visit.page.inner_text("#pf-details")
+    expect(visit.details).to_contain_text(words)
     assert visit.page.get_attribute("#pf-gallery .thumbnail-item img", "alt") == words
     assert visit.page.query_selector("img[src=x]") is None
 
 
 def test_stopping(visit: Visit) -> None:
-    visit.page.fill("#pf-modes textarea >> nth=0", PROMPT)
-    visit.set_seconds(10)
-    visit.page.click("#pf-make-text")
-    visit.page.wait_for_function(
-        "() => Number(document.querySelector('.pf-preview').dataset.frames) >= 9"
-    )
+    visit.begin_what_takes_long()
+    visit.wait_for_frames(9)
     visit.page.click("#pf-stop")
     assert "Stopped" in visit.wait_for("stopped")
-    assert visit.video()[1] < 5  # what was made is kept
+    assert 9 / 24 - 0.01 < visit.video()[1] < 9  # what was made is kept
+    visit.page.get_by_label("number input for Steps of later frames").fill("1")
     visit.page.wait_for_selector("#pf-stop", state="hidden")
     visit.set_seconds(0.4)
     visit.make("text")
@@ -188,7 +314,7 @@ def test_a_picture_goes_in_and_a_bad_one_does_not(visit: Visit, tmp_path: Path) 
     visit.page.set_input_files("#pf-image input[type=file]", tmp_path / "bad.png")
     note = visit.page.wait_for_selector("#pf-modes .pf-note [data-state=failed]")
     assert "not a picture" in note.inner_text()
-    assert "not a picture" in visit.page.inner_text(".toast-wrap")
+    visit.wait_for_toast("not a picture")
     visit.page.click("#pf-make-image")
     assert "not a picture" in visit.wait_for("failed")
     assert "Traceback" not in visit.page.content()
@@ -208,9 +334,7 @@ def test_a_picture_goes_in_and_a_bad_one_does_not(visit: Visit, tmp_path: Path) 
 def test_results_are_kept_extended_and_read_back(visit: Visit, tmp_path: Path) -> None:
     visit.open_tab("Storyboard")
     visit.page.click("#pf-example-scenes")
-    visit.page.wait_for_function(
-        "() => document.querySelector('#pf-scene-1 textarea').value.includes('sun')"
-    )
+    expect(visit.page.locator("#pf-scene-1 textarea")).to_have_value(re.compile("sun"))
     visit.page.fill("#pf-scene-0 textarea", PROMPT)
     visit.page.fill("#pf-scene-1 textarea", "a blue square")
     visit.page.fill("#pf-start-1 input", "0.4")
@@ -223,34 +347,29 @@ def test_results_are_kept_extended_and_read_back(visit: Visit, tmp_path: Path) -
     visit.make("extend")
     assert visit.video()[1] == pytest.approx((17 + 16) / 24, abs=0.01)
 
-    shown = visit.page.locator("#pf-gallery .thumbnail-item")
-    shown.nth(1).wait_for()
-    assert shown.count() == 2
-    shown.nth(1).click()
-    visit.page.wait_for_selector(f"#pf-details :text('{seed}')")
+    expect(visit.results).to_have_count(2)
+    with visit.another_video():
+        visit.results.nth(1).click()
+    expect(visit.details).to_contain_text(seed)
     assert visit.video_file() == file
 
     (tmp_path / "kept.mp4").write_bytes(file)
     visit.page.reload()
     visit.page.wait_for_selector("#pf-status .pf-idle")
-    assert visit.page.locator("#pf-gallery .thumbnail-item").count() == 0
+    expect(visit.results).to_have_count(0)
     visit.page.click("#pf-restore-box button >> nth=0")
     visit.page.set_input_files("#pf-restore input[type=file]", tmp_path / "kept.mp4")
-    visit.page.wait_for_function(
-        f"() => document.querySelector('#pf-seed input').value == '{seed}'"
-    )
-    assert visit.page.input_value("#pf-scene-1 textarea") == "a blue square"
-    assert visit.page.input_value("#pf-start-1 input") == "0.4"
-    assert not visit.page.is_checked("#pf-new-seed input")
+    expect(visit.page.locator("#pf-seed input")).to_have_value(seed)
+    expect(visit.page.locator("#pf-scene-1 textarea")).to_have_value("a blue square")
+    expect(visit.page.locator("#pf-start-1 input")).to_have_value("0.4")
+    expect(visit.page.locator("#pf-new-seed input")).not_to_be_checked()
     visit.make("storyboard")
     assert visit.video_file() == file
 
 
 def test_who_leaves_makes_room_and_others_see_nothing(browser: Any, address: str) -> None:
     leaving, staying = Visit(browser, address), Visit(browser, address)
-    leaving.page.fill("#pf-modes textarea >> nth=0", PROMPT)
-    leaving.set_seconds(10)
-    leaving.page.click("#pf-make-text")
+    leaving.begin_what_takes_long()
     leaving.wait_for("run")
     staying.page.fill("#pf-modes textarea >> nth=0", "a blue square")
     staying.page.click("#pf-make-text")
@@ -258,9 +377,9 @@ def test_who_leaves_makes_room_and_others_see_nothing(browser: Any, address: str
     leaving.context.close()
     staying.wait_for("done")
     staying.video()
-    staying.page.wait_for_selector("#pf-gallery .thumbnail-item")
-    assert staying.page.locator("#pf-gallery .thumbnail-item").count() == 1
-    assert PROMPT not in staying.page.inner_text("#pf-details")
+    expect(staying.results).to_have_count(1)
+    expect(staying.details).to_contain_text("a blue square")
+    expect(staying.details).not_to_contain_text(PROMPT)
     staying.context.close()
 
 
@@ -268,9 +387,11 @@ def test_who_leaves_makes_room_and_others_see_nothing(browser: Any, address: str
 def test_it_fits_a_phone(browser: Any, address: str, scheme: str, tmp_path: Path) -> None:
     visit = Visit(browser, address, viewport=PHONE, color_scheme=scheme, has_touch=True)
     page = visit.page
-    for tab in ("Picture", "Extend", "Storyboard", "Text"):
+    tabs = {"Picture": "image", "Extend": "extend", "Storyboard": "storyboard", "Text": "text"}
+    for tab, mode in tabs.items():
         visit.open_tab(tab)
-        page.wait_for_timeout(100)
+        page.wait_for_selector(f"#pf-make-{mode}")
+        page.evaluate(TWO_FRAMES)
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"], tab
         assert page.evaluate(WIDEST) <= PHONE["width"] + 0.5, tab
     page.fill("#pf-modes textarea >> nth=0", PROMPT)
