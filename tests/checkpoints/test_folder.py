@@ -20,7 +20,6 @@ from pyramid_dit.checkpoints.folder import CheckpointFolder
 from pyramid_dit.checkpoints.hub import download_checkpoint
 from pyramid_dit.checks import is_repo_id
 from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
-from pyramid_dit.models.text_encoder import text_folders
 from video_vae import CausalVideoVAE
 
 DIT = "diffusion_transformer_768p"
@@ -49,12 +48,13 @@ def load(folder: Path, *args: Any, **kwargs: Any) -> PyramidDiTForVideoGeneratio
 
 def test_released_folder(folder: Path) -> None:
     found = CheckpointFolder.open(folder)
-    assert (found.variant, found.model_name, found.model_dtype) == (DIT, "pyramid_flux", None)
+    assert (found.variant, found.architecture.name) == (DIT, "pyramid_flux")
+    assert found.model_dtype is None
     assert found.statistics == RELEASED_STATISTICS["pyramid_flux"]
     assert found.defaults.prompt_suffix == ", hyper quality, Ultra HD, 8K"
     assert found.defaults.negative_prompt.startswith("cartoon style, worst quality")
     assert found.defaults.num_inference_steps == 28
-    found.check_files(text_folders("pyramid_flux"), vae=True)
+    found.check_files(found.architecture.text_encoder.parts(), vae=True)
 
 
 def test_model_index(folder: Path) -> None:
