@@ -8,6 +8,7 @@ the command line, the page, and files.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -249,6 +250,11 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse a tensor of another shape with a ValueError."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` has the form of a repository on the hub, `owner/repository`."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
 
 def _check_range(name: str, value: Any, least: float, most: float) -> None:

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..generation.latent_codec import RELEASED_STATISTICS, FrameStatistics, LatentStatistics
+from safetensors import SafetensorError, safe_open
+
+from ..generation.latent_codec import LatentStatistics
+from ..models.text_encoder import TextPart
+from .architectures import Architecture, architecture_of_config
 from .defaults import GenerationDefaults
 
-ARCHITECTURES = {
-    "PyramidFluxTransformer": "pyramid_flux",
-    "PyramidDiffusionMMDiT": "pyramid_mmdit",
-}
 VARIANT_PREFIX = "diffusion_transformer_"
 DEFAULT_VARIANT = f"{VARIANT_PREFIX}768p"
 VAE_FOLDER = "causal_video_vae"
@@ -43,8 +43,7 @@ class CheckpointFolder:
     path: Path
     variant: str
     """Name of the folder of the transformer."""
-    model_name: str
-    """`pyramid_flux` or `pyramid_mmdit`."""
+    architecture: Architecture
     model_dtype: str | None
     """What `model_index.json` says, else the half precision that the weights are stored in."""
     statistics: LatentStatistics
@@ -81,13 +80,7 @@ class CheckpointFolder:
         else:
             chosen = _choose_variant(folder, variant or index.get("model_variant"))
         config_path = folder / chosen / "config.json"
-        class_name = read_json(config_path).get("_class_name")
-        if class_name not in ARCHITECTURES:
-            raise ValueError(
-                f"{config_path} has _class_name {class_name!r}, expected one of "
-                f"{', '.join(ARCHITECTURES)}"
-            )
-        model_name = ARCHITECTURES[class_name]
+        architecture = architecture_of_config(read_json(config_path), config_path)
         rest = (
             _read_pipeline(folder, index)
             if saved
@@ -96,17 +89,17 @@ class CheckpointFolder:
         return cls(
             path=folder,
             variant=chosen,
-            model_name=model_name,
+            architecture=architecture,
             model_dtype=index.get("model_dtype") or _stored_half_precision(folder / chosen),
-            statistics=read_statistics(index, model_name, folder / INDEX_NAME),
+            statistics=architecture.statistics(index, folder / INDEX_NAME),
             **rest,
         )
 
-    def check_files(self, text_folders: Sequence[tuple[str, str]], *, vae: bool) -> None:
+    def check_files(self, text_parts: Sequence[TextPart], *, vae: bool) -> None:
         """Look for every file of the transformer, of the VAE and of the text encoders.
 
         Args:
-            text_folders: Pairs of folders, encoder and tokenizer, that will be loaded.
+            text_parts: Encoders that will be loaded, each with its tokenizer.
             vae: Whether the VAE will be.
 
         Raises:
@@ -116,9 +109,9 @@ class CheckpointFolder:
         _check_model(self.path / self.variant, _DIFFUSERS_WEIGHTS)
         if vae:
             _check_model(self.path / self.vae_folder, _DIFFUSERS_WEIGHTS)
-        for encoder, tokenizer in text_folders:
-            _check_model(self.path / encoder, _TRANSFORMERS_WEIGHTS)
-            _check_tokenizer(self.path / tokenizer)
+        for part in text_parts:
+            _check_model(self.path / part.encoder, _TRANSFORMERS_WEIGHTS)
+            _check_tokenizer(self.path / part.tokenizer)
 
 
 def full_variant_name(variant: str) -> str:
@@ -159,27 +152,6 @@ def _choose_variant(folder: Path, wanted: str | None) -> str:
     if len(there) > 1:
         raise ValueError(f"{folder} has several variants, name one of {', '.join(there)}")
     return there[0]
-
-
-def read_statistics(
-    index: Mapping[str, Any], model_name: str, source: Path | str
-) -> LatentStatistics:
-    """The `latent_statistics` in `index`; without any, those of the released `model_name`.
-
-    Raises:
-        ValueError: They cannot be understood; `source` says where they are from.
-    """
-    entry = index.get("latent_statistics")
-    if entry is None:
-        return RELEASED_STATISTICS[model_name]
-    try:
-        kinds = {kind: FrameStatistics(**entry[kind]) for kind in ("first_frame", "later_frames")}
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"latent_statistics in {source} must have first_frame and later_frames, each with "
-            f"shift and scale, got {entry}"
-        ) from error
-    return LatentStatistics(**kinds)
 
 
 def _read_pipeline(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,40 +200,21 @@ def _check_weights(path: Path) -> None:
 
 
 def _is_complete_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
-    header = _safetensors_header(path)
-    return header is not None and path.stat().st_size == header.end
+    return _stored_dtypes(path) is not None
 
 
-class _SafetensorsHeader(NamedTuple):
-    """What a safetensors file says of itself."""
-
-    dtypes: frozenset[str]
-    """Dtypes of the tensors, `F32`, `BF16`, ..."""
-    end: int
-    """Length of a complete file: 8 bytes of length, JSON, the tensors."""
-
-
-def _safetensors_header(path: Path) -> _SafetensorsHeader | None:
-    """The header of the file, None where it is cut off or damaged."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if path.stat().st_size < 8 + length:
-            return None
-        try:
-            header = json.loads(file.read(length))
-            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-            ends = [entry["data_offsets"][1] for entry in tensors]
-            dtypes = frozenset(entry["dtype"] for entry in tensors)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            return None
-    return _SafetensorsHeader(dtypes, 8 + length + max(ends, default=0))
+def _stored_dtypes(path: Path) -> set[str] | None:
+    """Dtypes of the tensors in a safetensors file, `F32`, `BF16`, ...; None where it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {entry.get_dtype() for entry in map(file.get_slice, file.keys())}
+    except SafetensorError:
+        return None
 
 
 def _stored_half_precision(folder: Path) -> str | None:
     """`bf16` or `fp16` where all weights in `folder` are stored so, else None."""
-    headers = [_safetensors_header(path) for path in folder.glob("*.safetensors")]
-    dtypes = {dtype for header in headers if header for dtype in header.dtypes}
+    dtypes = set[str]().union(*(_stored_dtypes(f) or () for f in folder.glob("*.safetensors")))
     return _HALF_PRECISIONS.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checks import is_repo_id
 from ..distributed.launcher import LaunchedProcess
 from .options import UsageError
 
@@ -25,7 +25,7 @@ def check_model_name(model: str | None) -> None:
         return
     if Path(model).exists():
         raise UsageError(f"--model {model!r} is a file, not the folder of a checkpoint")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+    if not is_repo_id(model):
         raise UsageError(
             f"--model {model!r} is no folder, and not OWNER/NAME of a repository on the hub"
         )
@@ -66,15 +66,9 @@ def open_model(options: Namespace) -> CheckpointFolder:
     """
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "info" if options.verbose else "error")
-    from ..checkpoints.folder import CheckpointFolder
-    from ..checkpoints.hub import download_checkpoint
+    from ..checkpoints.hub import open_checkpoint
 
-    path = options.model
-    if path is None:
-        path = Path(__file__).parents[1] / "toy"
-    elif not Path(path).is_dir():
-        path = download_checkpoint(path, options.variant)
-    return CheckpointFolder.open(path, options.variant)
+    return open_checkpoint(options.model, options.variant)
 
 
 def load_model(

@@ -20,6 +20,7 @@ from torch import nn
 
 from video_vae.memory import decode_memory
 
+from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import RELEASED_NUM_FRAMES, RELEASED_SIZES
 from ..devices.memory import free_memory, step_memory, unit_tokens
 from ..devices.offload import offload_sequentially, offload_whole
@@ -317,17 +318,10 @@ def released_models(model_name: str) -> tuple[PyramidTransformer, CausalVideoVAE
     Args:
         model_name: `pyramid_flux` or `pyramid_mmdit`.
     """
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        T5Config,
-        T5EncoderModel,
-    )
+    import transformers
+    from transformers import CLIPTextConfig, T5Config
 
     from video_vae import CausalVideoVAE
-
-    from ..pipelines.official import TRANSFORMERS
 
     clip_l = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
@@ -348,16 +342,18 @@ def released_models(model_name: str) -> tuple[PyramidTransformer, CausalVideoVAE
         num_heads=64,
         feed_forward_proj="gated-gelu",
     )
+    architecture = ARCHITECTURES[model_name]
+    parts = architecture.text_encoder.parts()
+    clips = [clip_l, clip_g][: len(parts) - 1]
     with torch.device("meta"):
-        dit = TRANSFORMERS[model_name]()
+        dit = architecture.transformer()
         vae = CausalVideoVAE(
             encoder_out_channels=16, decoder_in_channels=16, decoder_layers_per_block=[3] * 4
         )
-        encoders: list[nn.Module] = [T5EncoderModel(t5_xxl)]
-        if model_name == "pyramid_flux":
-            encoders.insert(0, CLIPTextModel(clip_l))
-        else:
-            encoders[:0] = [CLIPTextModelWithProjection(config) for config in (clip_l, clip_g)]
+        encoders: list[nn.Module] = [
+            getattr(transformers, part.class_name)(config)
+            for part, config in zip(parts, [*clips, t5_xxl], strict=True)
+        ]
     for model in (dit, vae, *encoders):
         nn.Module.to(model, torch.bfloat16)  # diffusers' own warns of the dtype
     return dit, vae, encoders
@@ -372,7 +368,7 @@ def table(num_frames: int = RELEASED_NUM_FRAMES) -> str:
         "| model | size | preset | peak | peak, whole pictures decoded | weights moved a video |",
         "|---|---|---|--:|--:|--:|",
     ]
-    for model_name in ("pyramid_flux", "pyramid_mmdit"):
+    for model_name in ARCHITECTURES:
         models = released_models(model_name)
         for width, height in (RELEASED_SIZES["384p"], RELEASED_SIZES["768p"]):
             needs = Needs.of(*models, height=height, width=width, num_frames=num_frames)

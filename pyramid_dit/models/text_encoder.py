@@ -179,17 +179,6 @@ class SD3TextEncoderWithMask(TextEncoderWithMask):
         return output.text_embeds
 
 
-TEXT_ENCODERS: dict[str, type[TextEncoderWithMask]] = {
-    "pyramid_flux": FluxTextEncoderWithMask,
-    "pyramid_mmdit": SD3TextEncoderWithMask,
-}
-
-
-def text_folders(model_name: str) -> list[tuple[str, str]]:
-    """Folders (encoder, tokenizer) of a checkpoint of architecture `model_name`."""
-    return [(part.encoder, part.tokenizer) for part in TEXT_ENCODERS[model_name].parts()]
-
-
 def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
     return tokenizer(
         prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"

@@ -24,8 +24,8 @@ from transformers import (
 
 from video_vae import CausalVideoVAE
 
+from ..checkpoints.architectures import architecture_of
 from ..checkpoints.defaults import GenerationDefaults
-from ..checkpoints.folder import read_statistics
 from ..checkpoints.hub import open_checkpoint
 from ..checkpoints.weights import resolve_dtype
 from ..checks import FLAG, STEPS, Kind, OneOf, OneOrMore
@@ -51,11 +51,10 @@ from ..media.images import Images, Video, fit_image, fit_video, pictures_of
 from ..models.flux import PyramidFluxTransformer
 from ..models.lora import require_peft
 from ..models.mmdit import PyramidDiffusionMMDiT
-from ..models.text_encoder import TEXT_ENCODERS, TextEncoderWithMask
+from ..models.text_encoder import TextEncoderWithMask
 from ..sampling.fast_mode import FastMode
 from ..sampling.prompts import Prompts
 from .delegation import Part, delegated
-from .official import TRANSFORMERS
 from .pipeline_loading import Quantization, load_components
 
 T = TypeVar("T")
@@ -466,7 +465,7 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     @property
     def text_encoder_with_mask(self) -> TextEncoderWithMask | None:
         """The text encoders as the transformer wants them, None where one is missing."""
-        kind = TEXT_ENCODERS[self._model_name]
+        kind = architecture_of(self.transformer).text_encoder
         pairs = [(getattr(self, p.encoder), getattr(self, p.tokenizer)) for p in kind.parts()]
         if any(part is None for pair in pairs for part in pair):
             return None
@@ -479,7 +478,7 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         components = Components(
             self.transformer,
             self.scheduler,
-            read_statistics(index, self._model_name, "the config"),
+            architecture_of(self.transformer).statistics(index, "the config"),
             vae=self.vae,
             text_encoder=self.text_encoder_with_mask,
             defaults=self.defaults,
@@ -492,12 +491,6 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             **getattr(self, "_progress_bar_config", {"disable": None})
         )
         return self._video_generator
-
-    @property
-    def _model_name(self) -> str:
-        return next(
-            name for name, kind in TRANSFORMERS.items() if isinstance(self.transformer, kind)
-        )
 
     @property
     def guidance_scale(self) -> float:

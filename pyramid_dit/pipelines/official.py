@@ -13,6 +13,7 @@ from torch import Tensor
 
 from video_vae import CausalVideoVAE
 
+from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import GenerationDefaults
 from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder, read_json
 from ..checkpoints.hub import open_checkpoint
@@ -33,7 +34,6 @@ from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
-from ..models.text_encoder import TEXT_ENCODERS, text_folders
 from ..sampling.fast_mode import FastMode
 from ..sampling.prompts import TextCondition
 from .delegation import Part, delegated
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRANSFORMERS = {"pyramid_flux": PyramidFluxTransformer, "pyramid_mmdit": PyramidDiffusionMMDiT}
 PROMPT_DROPOUT = 0.1
 
 A = TypeVar("A", bound=Arguments)
@@ -144,9 +143,11 @@ class PyramidDiTForVideoGeneration:
         self.accumulate_steps = 0
 
         folder = _open_folder(model_path, model_variant, model_name)
-        folder.check_files(text_folders(model_name) if load_text_encoder else (), vae=load_vae)
+        text_encoder_class = folder.architecture.text_encoder
+        text_parts = text_encoder_class.parts() if load_text_encoder else ()
+        folder.check_files(text_parts, vae=load_vae)
         dit = load_model(
-            TRANSFORMERS[model_name],
+            folder.architecture.transformer,
             folder.path / folder.variant,
             dtype=dtype,
             use_gradient_checkpointing=use_gradient_checkpointing,
@@ -161,7 +162,7 @@ class PyramidDiTForVideoGeneration:
             )
             vae.requires_grad_(False)
         if load_text_encoder:
-            text_encoder = TEXT_ENCODERS[model_name](folder.path, torch_dtype=dtype)
+            text_encoder = text_encoder_class(folder.path, torch_dtype=dtype)
             text_encoder.requires_grad_(False)
         components = Components(
             dit,
@@ -297,7 +298,7 @@ class PyramidDiTForVideoGeneration:
         pipeline = cls(
             folder.path,
             model_dtype,
-            folder.model_name,
+            folder.architecture.name,
             model_variant=folder.variant,
             **kwargs,
         )
@@ -411,7 +412,7 @@ def _saved_arguments(folder: CheckpointFolder) -> dict[str, Any]:
     if not folder.scheduler_config:
         return {}
     config = folder.scheduler_config
-    encoders = {encoder for encoder, _ in text_folders(folder.model_name)}
+    encoders = {part.encoder for part in folder.architecture.text_encoder.parts()}
     return {
         "timestep_shift": config["shift"],
         "stage_range": config["stage_range"],
@@ -427,12 +428,14 @@ def _open_folder(
     path: str | PathLike[str], variant: str | None, model_name: str
 ) -> CheckpointFolder:
     """Look into a checkpoint folder that should hold the architecture `model_name`."""
-    if model_name not in TRANSFORMERS:
-        raise ValueError(f"model_name must be one of {', '.join(TRANSFORMERS)}, got {model_name!r}")
-    folder = CheckpointFolder.open(path, variant)
-    if folder.model_name != model_name:
+    if model_name not in ARCHITECTURES:
         raise ValueError(
-            f"{folder.path / folder.variant} holds a {folder.model_name}, "
+            f"model_name must be one of {', '.join(ARCHITECTURES)}, got {model_name!r}"
+        )
+    folder = CheckpointFolder.open(path, variant)
+    if folder.architecture.name != model_name:
+        raise ValueError(
+            f"{folder.path / folder.variant} holds a {folder.architecture.name}, "
             f"model_name says {model_name}"
         )
     return folder

@@ -15,8 +15,6 @@ from video_vae import CausalVideoVAE
 from ..checkpoints.folder import CheckpointFolder
 from ..checkpoints.weights import load_model, vae_dtype
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
-from ..models.text_encoder import TEXT_ENCODERS
-from .official import TRANSFORMERS
 
 Quantization: TypeAlias = PipelineQuantizationConfig | Mapping[str, Any] | QuantizationConfigMixin
 """What to quantize: diffusers' choice for a pipeline, one by the name of the component, or that
@@ -43,15 +41,13 @@ def load_components(
         ValueError: A file is damaged, or its weights do not fit.
     """
     found = dict(given)
-    parts = TEXT_ENCODERS[folder.model_name].parts()
+    parts = folder.architecture.text_encoder.parts()
     wanted = {"transformer", "vae"} | {name for part in parts for name in part[:2]}
     wanted -= {*given, *folder.absent}
-    folder.check_files(
-        [(p.encoder, p.tokenizer) for p in parts if wanted.issuperset(p[:2])], vae="vae" in wanted
-    )
+    folder.check_files([part for part in parts if wanted.issuperset(part[:2])], vae="vae" in wanted)
     if "transformer" in wanted:
         found["transformer"] = load_model(
-            TRANSFORMERS[folder.model_name],
+            folder.architecture.transformer,
             folder.path / folder.variant,
             dtype=dtype,
             **_quantized(quantization, "transformer", from_diffusers=True),
