@@ -34,8 +34,8 @@ from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
+from ..models.text_condition import TextCondition
 from ..sampling.fast_mode import FastMode
-from ..sampling.prompts import TextCondition
 from .delegation import Part, delegated
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..distributed.parallel import SERIAL, Serial
+from ..models.text_condition import TextCondition
 from ..models.transformer import PyramidTransformer, StageContext
-from .prompts import TextCondition
 
 
 @dataclass(frozen=True)
