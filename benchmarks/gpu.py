@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pyramid_dit import PyramidFlowMatchEulerDiscreteScheduler, PyramidFluxTransformer
 from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
 from pyramid_dit.generation.video_generator import VideoGenerator
-from pyramid_dit.models.text_encoder import TextEncoding
+from pyramid_dit.models.text_condition import TextCondition
 
 from .dit_step import (
     BASELINE,
@@ -124,7 +124,7 @@ class RandomTextEncoder(nn.Module):
             self.t5 = T5EncoderModel(T5Config(**t5)).eval()
         torch.set_default_dtype(former)
 
-    def forward(self, prompts: Sequence[str]) -> TextEncoding:
+    def forward(self, prompts: Sequence[str]) -> TextCondition:
         """Encode as many texts as there are `prompts`, the longer one of `TEXT_TOKENS` each."""
         device, batch = self.t5.device, len(prompts)
         pooled = self.clip(_tokens(self.clip, batch, 77)).pooler_output
@@ -132,7 +132,7 @@ class RandomTextEncoder(nn.Module):
         mask[:, : max(TEXT_TOKENS)] = 1
         ids = _tokens(self.t5, batch, TEXT_LENGTH)
         embeds = self.t5(ids, attention_mask=mask).last_hidden_state
-        return TextEncoding(embeds, mask, pooled)
+        return TextCondition(embeds, mask, pooled)
 
 
 def _tokens(encoder: Any, batch: int, length: int) -> Tensor:
@@ -235,8 +235,7 @@ class GpuBenchmark:
             text = encoder([PROMPT])
         del encoder
         gc.collect()
-        names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
-        encoded = dict(zip(names, text, strict=True))
+        encoded = text._asdict()
         encoded |= {f"negative_{key}": value for key, value in encoded.items()}
         temp = 2 if self.tiny else TEN_SECONDS
         seconds: list[float] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ..checks import check_shape
 
-TENSOR_NAMES = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
 
+class TextCondition(NamedTuple):
+    """Encoded prompts, by the names that arguments give the three tensors."""
 
-@dataclass(frozen=True)
-class TextCondition:
-    """Encoded prompts: `embeds` `[b, L, d]`, `mask` `[b, L]` (1 = real), `pooled` `[b, p]`."""
-
-    embeds: Tensor
-    mask: Tensor
-    pooled: Tensor
+    prompt_embeds: Tensor
+    """Token embeddings, `[b, L, d]`."""
+    prompt_attention_mask: Tensor
+    """1 at real tokens, 0 at padding, `[b, L]`."""
+    pooled_prompt_embeds: Tensor
+    """One vector per prompt, `[b, p]`."""
 
     @classmethod
     def checked(
@@ -36,7 +36,7 @@ class TextCondition:
         Raises:
             ValueError: Some are given and some not, or their shapes do not fit each other.
         """
-        names = [f"{prefix}{name}" for name in TENSOR_NAMES]
+        names = [f"{prefix}{name}" for name in cls._fields]
         if embeds is None and mask is None and pooled is None:
             return None
         if embeds is None or mask is None or pooled is None:
@@ -54,33 +54,26 @@ class TextCondition:
     @property
     def batch(self) -> int:
         """Number of samples."""
-        return self.embeds.shape[0]
+        return self.prompt_embeds.shape[0]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TextCondition:
         """On `device`, the embeddings in `dtype`."""
-        return TextCondition(
-            self.embeds.to(device, dtype), self.mask.to(device), self.pooled.to(device, dtype)
-        )
+        embeds, mask, pooled = self
+        return TextCondition(embeds.to(device, dtype), mask.to(device), pooled.to(device, dtype))
 
     def repeated(self, count: int) -> TextCondition:
         """Every sample `count` times in a row."""
         if count == 1:
             return self
-        tensors = (self.embeds, self.mask, self.pooled)
-        return TextCondition(*(tensor.repeat_interleave(count, dim=0) for tensor in tensors))
+        return TextCondition(*(tensor.repeat_interleave(count, dim=0) for tensor in self))
 
     def followed_by(self, other: TextCondition) -> TextCondition:
         """The samples of both in one batch, the shorter text padded."""
-        length = max(self.embeds.shape[1], other.embeds.shape[1])
-        first, second = self._padded(length), other._padded(length)
-        return TextCondition(
-            torch.cat([first.embeds, second.embeds]),
-            torch.cat([first.mask, second.mask]),
-            torch.cat([first.pooled, second.pooled]),
-        )
+        length = max(self.prompt_embeds.shape[1], other.prompt_embeds.shape[1])
+        pairs = zip(self._padded(length), other._padded(length), strict=True)
+        return TextCondition(*map(torch.cat, pairs))
 
     def _padded(self, length: int) -> TextCondition:
-        extra = length - self.embeds.shape[1]
-        return TextCondition(
-            F.pad(self.embeds, (0, 0, 0, extra)), F.pad(self.mask, (0, extra)), self.pooled
-        )
+        embeds, mask, pooled = self
+        extra = length - embeds.shape[1]
+        return TextCondition(F.pad(embeds, (0, 0, 0, extra)), F.pad(mask, (0, extra)), pooled)

@@ -33,7 +33,6 @@ from ..devices.offload import accelerator_device, module_device, moved_to
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..generation.arguments import (
     OPTIONS,
-    TENSOR_NAMES,
     Arguments,
     ImageToVideo,
     KeywordArguments,
@@ -601,9 +600,7 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         encoded: dict[str, Tensor] = {}
         for prefix, condition in (("", text.prompt), ("negative_", text.negative)):
             if condition is not None:
-                tensors = (condition.embeds, condition.mask, condition.pooled)
-                names = [f"{prefix}{name}" for name in TENSOR_NAMES]
-                encoded |= zip(names, tensors, strict=True)
+                encoded |= {f"{prefix}{name}": x for name, x in condition._asdict().items()}
         return encoded
 
 

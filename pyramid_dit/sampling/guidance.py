@@ -132,9 +132,7 @@ class StageVelocity:
         return self.dit.prepare(
             [torch.cat([clip] * copies) for clip in self.history],
             (text.batch, *rest),
-            text.embeds,
-            text.mask,
-            text.pooled,
+            *text,
             refresh_history=self.refresh_history,
             parallel=self.parallel,
             name=name,

@@ -106,7 +106,7 @@ class Prompts:
         """
         for prefix, texts in (("", self.positive), ("negative_", self.negative)):
             if isinstance(texts, TextCondition):
-                widths = (texts.embeds.shape[-1], texts.pooled.shape[-1])
+                widths = (texts.prompt_embeds.shape[-1], texts.pooled_prompt_embeds.shape[-1])
                 if widths != (joint, pooled):
                     raise ValueError(
                         f"{prefix}prompt_embeds and {prefix}pooled_prompt_embeds have "
