@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_dit import PyramidFlowMatchEulerDiscreteScheduler, PyramidFluxTransformer
+from pyramid_dit.generation.components import Components
 from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
 from pyramid_dit.generation.video_generator import VideoGenerator
 from pyramid_dit.models.text_condition import TextCondition
@@ -124,13 +125,15 @@ class RandomTextEncoder(nn.Module):
             self.t5 = T5EncoderModel(T5Config(**t5)).eval()
         torch.set_default_dtype(former)
 
-    def forward(self, prompts: Sequence[str]) -> TextCondition:
+    def forward(
+        self, prompts: Sequence[str], *, max_sequence_length: int = TEXT_LENGTH
+    ) -> TextCondition:
         """Encode as many texts as there are `prompts`, the longer one of `TEXT_TOKENS` each."""
         device, batch = self.t5.device, len(prompts)
         pooled = self.clip(_tokens(self.clip, batch, 77)).pooler_output
-        mask = torch.zeros(batch, TEXT_LENGTH, dtype=torch.long, device=device)
+        mask = torch.zeros(batch, max_sequence_length, dtype=torch.long, device=device)
         mask[:, : max(TEXT_TOKENS)] = 1
-        ids = _tokens(self.t5, batch, TEXT_LENGTH)
+        ids = _tokens(self.t5, batch, max_sequence_length)
         embeds = self.t5(ids, attention_mask=mask).last_hidden_state
         return TextCondition(embeds, mask, pooled)
 
@@ -155,14 +158,15 @@ class GpuBenchmark:
         self.steps = ([1] * 3, [1] * 3) if tiny else (FIRST_STEPS, LATER_STEPS)
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.dit: PyramidFluxTransformer = random_flux(self.size, device, self.dtype)
-        self.pipeline = VideoGenerator(
+        self.model = Components(
             self.dit,
             PyramidFlowMatchEulerDiscreteScheduler(),
             RELEASED_STATISTICS["pyramid_flux"],
             vae=random_vae(self.size, device, self.dtype),
             text_encoder=RandomTextEncoder(self.size, device, self.dtype),
         )
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.generator = VideoGenerator(self.model)
+        self.generator.set_progress_bar_config(disable=True)
         self.matmul_flops = matmul_peak(device, self.dtype)
         self.rows: list[dict[str, Cell]] = []
         self.bars: list[Bar] = []
@@ -196,12 +200,12 @@ class GpuBenchmark:
         temp = 2 if self.tiny else FIVE_SECONDS
         run = partial(self._generate, name, temp)
         if fast:
-            self.pipeline.enable_fast_mode(**FAST_MODE)
+            self.generator.enable_fast_mode(**FAST_MODE)
         self._generate(name, 2, steps=1)
         memory = self._peak(lambda: self._generate(name, temp, steps=1))
         seconds = timed(run, self.device)
-        detail = phases(partial(watch_ours, pipeline=self.pipeline), run, self.device)
-        self.pipeline.disable_fast_mode()
+        detail = phases(partial(watch_ours, model=self.model), run, self.device)
+        self.generator.disable_fast_mode()
         height, width = self.sizes[name]
         operations = video_flops(
             self.dit,
@@ -229,7 +233,7 @@ class GpuBenchmark:
 
     def long_video_memory(self, name: str) -> None:
         """Peak of ten seconds, one step per stage, the text encoders not on the device."""
-        encoder, self.pipeline.text_encoder = self.pipeline.text_encoder, None
+        encoder, self.model.text_encoder = self.model.text_encoder, None
         assert encoder is not None
         with torch.no_grad():
             text = encoder([PROMPT])
@@ -275,7 +279,7 @@ class GpuBenchmark:
         **encoded: Any,
     ) -> object:
         height, width = self.sizes[name]
-        return self.pipeline.generate(
+        return self.generator.generate(
             prompt,
             height,
             width,
@@ -330,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.attention is not None:
         benchmark.dit.set_attention_backend(options.attention)
     if options.compile:
-        benchmark.pipeline.compile()
+        benchmark.generator.compile()
     for name in SIZES:
         benchmark.late_step(name)
     for name in SIZES:

@@ -58,7 +58,7 @@ def run(name: str, folder: Path, *, parameters: str = "") -> NotebookNode:
             notebook,
             timeout=TIMEOUT,
             startup_timeout=TIMEOUT,
-            iopub_timeout=60,  # a machine may be busy
+            iopub_timeout=TIMEOUT,
             resources={"metadata": {"path": str(folder)}},
             config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/ipc"}),
         )

@@ -83,6 +83,8 @@ class OneOrMore:
     def __call__(self, name: str, value: Any) -> None:
         """Refuse another value."""
         several = isinstance(value, Sequence) and not isinstance(value, str)
+        if several and not value:
+            raise ValueError(f"{name} is empty")
         for entry in value if several else [value]:
             self.check(name, entry)
 
@@ -139,7 +141,7 @@ GUIDANCE = Number(0, 100)
 SEED = Whole(0, 2**63 - 1)
 FRAME_RATE = Number(0, 1000, above=True)
 TEXT = Kind("a string", lambda value: isinstance(value, str))
-FLAG = Kind("True or False", lambda value: value in (True, False))
+FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 FUNCTION = Kind("a function", callable)
 
 

@@ -67,7 +67,7 @@ def differences(vae: CausalVideoVAE) -> dict[str, float]:
 
 
 def main(folder: Path) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank, ranks = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     vae = CausalVideoVAE(**CONFIG).eval().requires_grad_(False)

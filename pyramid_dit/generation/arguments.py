@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 import textwrap
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,11 @@ from ..checks import (
     shown,
     tensor,
 )
+
+if sys.version_info >= (3, 11):
+    from typing import dataclass_transform
+else:  # it comes with PyTorch
+    from typing_extensions import dataclass_transform
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -94,9 +100,15 @@ class Option:
         return (self.flag or "").lstrip("-").replace("-", "_")
 
 
-def about(help: str, check: Check, **rest: Any) -> dict[str, Option]:
-    """Metadata of a field; arguments as the fields of `Option`."""
-    return {"option": Option(help, check, **rest)}
+def option(help: str, check: Check, *, default: Any, **rest: Any) -> Any:
+    """A field of a record of arguments; `rest` as the fields of `Option`."""
+    return field(default=default, metadata={"option": Option(help, check, **rest)})
+
+
+@dataclass_transform(field_specifiers=(option, field))
+def record(kind: type[T]) -> type[T]:
+    """Make a frozen dataclass of a record of arguments."""
+    return dataclass(frozen=True, eq=False)(kind)
 
 
 _ANY = Kind("anything", lambda value: True)
@@ -104,7 +116,7 @@ _TEXTS = OneOrMore(TEXT)
 _FIRST_GUIDANCE = "How closely it follows the prompt. Much of it is garish; 0 is off, and faster."
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@record
 class KeywordArguments:
     """What all ways to ask take by name; an option that is new belongs here.
 
@@ -113,79 +125,65 @@ class KeywordArguments:
         ValueError: A value is outside its range, or two exclude each other.
     """
 
-    seed: int | Sequence[int] | None = field(
+    _: KW_ONLY
+    seed: int | Sequence[int] | None = option(
+        "The same seed gives the same video, whatever the device; a list has one a sample.",
+        OneOrMore(SEED),
+        flag="--seed",
+        metavar="N",
+        offered=Whole(0, 2**32 - 1),
+        label="Seed",
+        info="The same seed and settings give the same video.",
         default=None,
-        metadata=about(
-            "The same seed gives the same video, whatever the device; a list has one a sample.",
-            OneOrMore(SEED),
-            flag="--seed",
-            metavar="N",
-            offered=Whole(0, 2**32 - 1),
-            label="Seed",
-            info="The same seed and settings give the same video.",
-        ),
     )
-    prompts: Mapping[int, str | Sequence[str]] | None = field(
+    prompts: Mapping[int, str | Sequence[str]] | None = option(
+        "A storyboard in place of `prompt`: the prompt (or a list of them, one a video) from "
+        "each of these units on. Unit 0 is the first frame; with one latent frame a unit, "
+        "unit i > 0 has the frames 8 i - 7 to 8 i, of a video that goes on counted from its "
+        "history on.",
+        ByUnit(_TEXTS),
         default=None,
-        metadata=about(
-            "A storyboard in place of `prompt`: the prompt (or a list of them, one a video) from "
-            "each of these units on. Unit 0 is the first frame; with one latent frame a unit, "
-            "unit i > 0 has the frames 8 i - 7 to 8 i, of a video that goes on counted from its "
-            "history on.",
-            ByUnit(_TEXTS),
-        ),
     )
-    guidance_scales: Mapping[int, float] | None = field(
+    guidance_scales: Mapping[int, float] | None = option(
+        "Guidance from each of these units on, whatever other arguments say of it.",
+        ByUnit(GUIDANCE),
         default=None,
-        metadata=about(
-            "Guidance from each of these units on, whatever other arguments say of it.",
-            ByUnit(GUIDANCE),
-        ),
     )
-    prompt_suffix: str | None = field(
+    prompt_suffix: str | None = option(
+        'What is appended to the prompts, "" for nothing.',
+        TEXT,
+        flag="--prompt-suffix",
+        metavar="TEXT",
         default=None,
-        metadata=about(
-            'What is appended to the prompts, "" for nothing.',
-            TEXT,
-            flag="--prompt-suffix",
-            metavar="TEXT",
-        ),
     )
-    max_sequence_length: int = field(
+    max_sequence_length: int = option(
+        "Tokens that T5 reads of a prompt, at most what its tokenizer allows.",
+        Whole(1, 100_000),
+        flag="--max-sequence-length",
+        metavar="N",
+        offered=Whole(1, 512),
+        label="Length of prompts",
+        info="In tokens, about a word each; what is longer is cut.",
+        kept=True,
         default=128,
-        metadata=about(
-            "Tokens that T5 reads of a prompt, at most what its tokenizer allows.",
-            Whole(1, 100_000),
-            flag="--max-sequence-length",
-            metavar="N",
-            offered=Whole(1, 512),
-            label="Length of prompts",
-            info="In tokens, about a word each; what is longer is cut.",
-            kept=True,
-        ),
     )
-    image_latents: Tensor | None = field(
+    image_latents: Tensor | None = option(
+        "Latents of the image `[b or 1, c, 1, h/8, w/8]`, not normalized, instead of a draw "
+        "from the VAE's posterior.",
+        finite_tensor,
         default=None,
-        metadata=about(
-            "Latents of the image `[b or 1, c, 1, h/8, w/8]`, not normalized, instead of a draw "
-            "from the VAE's posterior.",
-            finite_tensor,
-        ),
     )
-    history_frames: int = field(
+    history_frames: int = option(
+        "So many frames of the video are looked at, at most; of fewer or more, the last "
+        "8n + 1 that make whole units.",
+        FRAMES,
         default=HISTORY_FRAMES,
-        metadata=about(
-            "So many frames of the video are looked at, at most; of fewer or more, the last "
-            "8n + 1 that make whole units.",
-            FRAMES,
-        ),
     )
 
     def __post_init__(self) -> None:
         options = {entry.name: option_of(entry) for entry in fields(self)}
         for name, value in self.given():
-            if value is not None:
-                options[name].check(name, value)
+            options[name].check(name, value)
         self._check_pairs()
 
     def _check_pairs(self) -> None:
@@ -195,229 +193,190 @@ class KeywordArguments:
         """Names and values of what differs from its default."""
         for entry in fields(self):
             value = getattr(self, entry.name)
+            same_kind = type(value) is type(entry.default)
             plain = isinstance(value, (str, int, float))
-            if value is not entry.default and not (plain and value == entry.default):
+            if value is not entry.default and not (plain and same_kind and value == entry.default):
                 yield entry.name, value
 
 
-@dataclass(frozen=True, eq=False)
+@record
 class Arguments(KeywordArguments):
     """Everything that can be asked for, in the official repository's order."""
 
-    prompt: str | Sequence[str] | None = field(
+    prompt: str | Sequence[str] | None = option(
+        "What the video shows: one prompt, or a list of them for as many videos.",
+        _TEXTS,
         default=None,
-        metadata=about(
-            "What the video shows: one prompt, or a list of them for as many videos.", _TEXTS
-        ),
     )
-    height: int | None = field(
-        default=None, metadata=about("Pixels, a multiple of 64; by default the model's.", SIDE)
+    height: int | None = option(
+        "Pixels, a multiple of 64; by default the model's.", SIDE, default=None
     )
-    width: int | None = field(
-        default=None, metadata=about("Pixels, a multiple of 64; by default the model's.", SIDE)
+    width: int | None = option(
+        "Pixels, a multiple of 64; by default the model's.", SIDE, default=None
     )
-    input_image: Image | Sequence[Image] | None = field(
+    input_image: Image | Sequence[Image] | None = option(
+        "An image, or a list with one a prompt, whose sides are multiples of 64 "
+        "(`media.images.fit_image` brings any image there). What is transparent shows white.",
+        _ANY,
         default=None,
-        metadata=about(
-            "An image, or a list with one a prompt, whose sides are multiples of 64 "
-            "(`media.images.fit_image` brings any image there). What is transparent shows white.",
-            _ANY,
-        ),
     )
-    video: str | PathLike[str] | Sequence[Image] | np.ndarray | None = field(
+    video: str | PathLike[str] | Sequence[Image] | np.ndarray | None = option(
+        "Frames as images or as bytes `[t, h, w, 3]`, or the name of a file; sides are "
+        "multiples of 64.",
+        _ANY,
         default=None,
-        metadata=about(
-            "Frames as images or as bytes `[t, h, w, 3]`, or the name of a file; sides are "
-            "multiples of 64.",
-            _ANY,
-        ),
     )
-    temp: int | None = field(
+    temp: int | None = option(
+        "Latent frames to make; a video of n has 8 (n - 1) + 1 frames, and what goes on gets "
+        "8 n more. By default the model's length.",
+        LATENT_FRAMES,
         default=None,
-        metadata=about(
-            "Latent frames to make; a video of n has 8 (n - 1) + 1 frames, and what goes on gets "
-            "8 n more. By default the model's length.",
-            LATENT_FRAMES,
-        ),
     )
-    num_inference_steps: int | Sequence[int] | None = field(
+    num_inference_steps: int | Sequence[int] | None = option(
+        "Steps for the first frame: one number, or one for each stage from coarse to fine; "
+        "more is slower and better. Of a video that starts with an image or a video, steps "
+        "for all frames.",
+        OneOrMore(STEPS),
+        flag="--steps",
+        metavar="N[,N,N]",
+        offered=Whole(1, 100),
+        label="Steps of the first frame",
+        info="At each of three resolutions. More take longer and draw more carefully.",
         default=None,
-        metadata=about(
-            "Steps for the first frame: one number, or one for each stage from coarse to fine; "
-            "more is slower and better. Of a video that starts with an image or a video, steps "
-            "for all frames.",
-            OneOrMore(STEPS),
-            flag="--steps",
-            metavar="N[,N,N]",
-            offered=Whole(1, 100),
-            label="Steps of the first frame",
-            info="At each of three resolutions. More take longer and draw more carefully.",
-        ),
     )
-    video_num_inference_steps: int | Sequence[int] | None = field(
+    video_num_inference_steps: int | Sequence[int] | None = option(
+        "The same for all later frames.",
+        OneOrMore(STEPS),
+        flag="--video-steps",
+        metavar="N[,N,N]",
+        offered=Whole(1, 100),
+        label="Steps of later frames",
+        info="The same for all other frames; here most of the time goes.",
         default=None,
-        metadata=about(
-            "The same for all later frames.",
-            OneOrMore(STEPS),
-            flag="--video-steps",
-            metavar="N[,N,N]",
-            offered=Whole(1, 100),
-            label="Steps of later frames",
-            info="The same for all other frames; here most of the time goes.",
-        ),
     )
-    guidance_scale: float | None = field(
+    guidance_scale: float | None = option(
+        "How closely the first frame follows the prompt; 0 turns guidance off.",
+        GUIDANCE,
+        flag="--guidance",
+        metavar="G",
+        offered=Number(0, 20),
+        label="Guidance of the first frame",
+        info=_FIRST_GUIDANCE,
         default=None,
-        metadata=about(
-            "How closely the first frame follows the prompt; 0 turns guidance off.",
-            GUIDANCE,
-            flag="--guidance",
-            metavar="G",
-            offered=Number(0, 20),
-            label="Guidance of the first frame",
-            info=_FIRST_GUIDANCE,
-        ),
     )
-    video_guidance_scale: float | None = field(
+    video_guidance_scale: float | None = option(
+        "The same for all later frames.",
+        GUIDANCE,
+        flag="--video-guidance",
+        metavar="G",
+        offered=Number(0, 20),
+        label="Guidance of later frames",
+        info="The same for all other frames; with less of it things move more freely.",
         default=None,
-        metadata=about(
-            "The same for all later frames.",
-            GUIDANCE,
-            flag="--video-guidance",
-            metavar="G",
-            offered=Number(0, 20),
-            label="Guidance of later frames",
-            info="The same for all other frames; with less of it things move more freely.",
-        ),
     )
-    min_guidance_scale: float = field(
-        default=2.0, metadata=about("Lower bound of linear guidance.", GUIDANCE)
+    min_guidance_scale: float = option("Lower bound of linear guidance.", GUIDANCE, default=2.0)
+    use_linear_guidance: bool = option(
+        "Guide unit i by max(guidance_scale - alpha i, min_guidance_scale).", FLAG, default=False
     )
-    use_linear_guidance: bool = field(
+    alpha: float = option("Slope of linear guidance.", GUIDANCE, default=0.5)
+    negative_prompt: str | Sequence[str] | None = option(
+        "What the video should not look like, one for all or one a prompt.",
+        _TEXTS,
+        flag="--negative-prompt",
+        metavar="TEXT",
+        label="Negative prompt",
+        info="What the video should not look like. It has an effect where there is guidance.",
+        default=None,
+    )
+    num_images_per_prompt: int = option("Samples of each prompt.", Whole(1, 1000), default=1)
+    generator: torch.Generator | Sequence[torch.Generator] | None = option(
+        "Source of all random numbers, one for all or a list with one a sample.",
+        random_source,
+        default=None,
+    )
+    output_type: str = option(
+        '"pil", "np", "pt" or "latent".', OneOf(OUTPUT_TYPES), resumes=True, default="pil"
+    )
+    save_memory: bool = option(
+        "Decode in small pieces: less memory, same frames.", FLAG, resumes=True, default=True
+    )
+    cpu_offloading: bool = option(
+        "Move each model to the accelerator only for its part of the work.",
+        FLAG,
+        resumes=True,
         default=False,
-        metadata=about("Guide unit i by max(guidance_scale - alpha i, min_guidance_scale).", FLAG),
     )
-    alpha: float = field(default=0.5, metadata=about("Slope of linear guidance.", GUIDANCE))
-    negative_prompt: str | Sequence[str] | None = field(
-        default=None,
-        metadata=about(
-            "What the video should not look like, one for all or one a prompt.",
-            _TEXTS,
-            flag="--negative-prompt",
-            metavar="TEXT",
-            label="Negative prompt",
-            info="What the video should not look like. It has an effect where there is guidance.",
-        ),
-    )
-    num_images_per_prompt: int = field(
-        default=1, metadata=about("Samples of each prompt.", Whole(1, 1000))
-    )
-    generator: torch.Generator | Sequence[torch.Generator] | None = field(
-        default=None,
-        metadata=about(
-            "Source of all random numbers, one for all or a list with one a sample.", random_source
-        ),
-    )
-    output_type: str = field(
-        default="pil",
-        metadata=about('"pil", "np", "pt" or "latent".', OneOf(OUTPUT_TYPES), resumes=True),
-    )
-    save_memory: bool = field(
-        default=True,
-        metadata=about("Decode in small pieces: less memory, same frames.", FLAG, resumes=True),
-    )
-    cpu_offloading: bool = field(
+    inference_multigpu: bool = option(
+        "Share the work with the other processes that torchrun started (docs/multi-gpu.md): "
+        "all of them call this with the same arguments, and all get the result.",
+        FLAG,
+        resumes=True,
         default=False,
-        metadata=about(
-            "Move each model to the accelerator only for its part of the work.", FLAG, resumes=True
-        ),
     )
-    inference_multigpu: bool = field(
-        default=False,
-        metadata=about(
-            "Share the work with the other processes that torchrun started (docs/multi-gpu.md): "
-            "all of them call this with the same arguments, and all get the result.",
-            FLAG,
-            resumes=True,
-        ),
-    )
-    callback: Callable[[int, int], object] | None = field(
+    callback: Callable[[int, int], object] | None = option(
+        "Called as `callback(unit_index, num_units)` before each unit.",
+        FUNCTION,
+        resumes=True,
         default=None,
-        metadata=about(
-            "Called as `callback(unit_index, num_units)` before each unit.", FUNCTION, resumes=True
-        ),
     )
     _: KW_ONLY
-    num_frames: int | None = field(
+    num_frames: int | None = option(
+        "Length in frames: 8n+1, such as 1 (a still), 49, 97, 121 or 241; to go on with a "
+        "video, 8n.",
+        FRAMES,
+        flag="--num-frames",
+        metavar="N",
         default=None,
-        metadata=about(
-            "Length in frames: 8n+1, such as 1 (a still), 49, 97, 121 or 241; to go on with a "
-            "video, 8n.",
-            FRAMES,
-            flag="--num-frames",
-            metavar="N",
-        ),
     )
-    seconds: float | None = field(
+    seconds: float | None = option(
+        "Length in seconds, put to the nearest possible one.",
+        SECONDS,
+        flag="--seconds",
+        metavar="S",
+        offered=Number(0, 10, above=True),
+        label="Seconds",
+        info="How long the video is, or how much is added to one that goes on.",
         default=None,
-        metadata=about(
-            "Length in seconds, put to the nearest possible one.",
-            SECONDS,
-            flag="--seconds",
-            metavar="S",
-            offered=Number(0, 10, above=True),
-            label="Seconds",
-            info="How long the video is, or how much is added to one that goes on.",
-        ),
     )
-    callback_on_step_end: StepCallback | None = field(
+    callback_on_step_end: StepCallback | None = option(
+        'Called as `callback(self, step, timestep, {"latents": latents})` after each step, '
+        "where steps are counted over the whole video and `latents` are those of the unit "
+        "`[b, c, t, h_k, w_k]`; it may return a dictionary with latents to go on with, and "
+        "end the run by `self.stop()`.",
+        FUNCTION,
+        resumes=True,
         default=None,
-        metadata=about(
-            'Called as `callback(self, step, timestep, {"latents": latents})` after each step, '
-            "where steps are counted over the whole video and `latents` are those of the unit "
-            "`[b, c, t, h_k, w_k]`; it may return a dictionary with latents to go on with, and "
-            "end the run by `self.stop()`.",
-            FUNCTION,
-            resumes=True,
-        ),
     )
-    prompt_embeds: Tensor | None = field(
+    prompt_embeds: Tensor | None = option(
+        "Encoded prompts `[b, L, d]`, instead of `prompt`.", tensor, resumes=True, default=None
+    )
+    prompt_attention_mask: Tensor | None = option(
+        "`[b, L]`, 1 at real tokens.", finite_tensor, resumes=True, default=None
+    )
+    pooled_prompt_embeds: Tensor | None = option(
+        "`[b, p]`.", finite_tensor, resumes=True, default=None
+    )
+    negative_prompt_embeds: Tensor | None = option(
+        "Encoded negative prompts `[b or 1, L', d]`.", tensor, resumes=True, default=None
+    )
+    negative_prompt_attention_mask: Tensor | None = option(
+        "`[b or 1, L']`.", finite_tensor, resumes=True, default=None
+    )
+    negative_pooled_prompt_embeds: Tensor | None = option(
+        "`[b or 1, p]`.", finite_tensor, resumes=True, default=None
+    )
+    latents: Tensor | None = option(
+        "Initial white noise `[b, c, temp, height/8, width/8]`. It is not modified.",
+        finite_tensor,
         default=None,
-        metadata=about("Encoded prompts `[b, L, d]`, instead of `prompt`.", tensor, resumes=True),
     )
-    prompt_attention_mask: Tensor | None = field(
+    resume: SavedLatents | str | PathLike[str] | None = option(
+        "What `VideoStream.save_latents` wrote, in place of `video`. The result is then the "
+        "whole video, to the bit what it would have been without the stop; prompts, steps, "
+        "guidance and the state of the random numbers are those of that run.",
+        _ANY,
+        resumes=True,
         default=None,
-        metadata=about("`[b, L]`, 1 at real tokens.", finite_tensor, resumes=True),
-    )
-    pooled_prompt_embeds: Tensor | None = field(
-        default=None, metadata=about("`[b, p]`.", finite_tensor, resumes=True)
-    )
-    negative_prompt_embeds: Tensor | None = field(
-        default=None,
-        metadata=about("Encoded negative prompts `[b or 1, L', d]`.", tensor, resumes=True),
-    )
-    negative_prompt_attention_mask: Tensor | None = field(
-        default=None, metadata=about("`[b or 1, L']`.", finite_tensor, resumes=True)
-    )
-    negative_pooled_prompt_embeds: Tensor | None = field(
-        default=None, metadata=about("`[b or 1, p]`.", finite_tensor, resumes=True)
-    )
-    latents: Tensor | None = field(
-        default=None,
-        metadata=about(
-            "Initial white noise `[b, c, temp, height/8, width/8]`. It is not modified.",
-            finite_tensor,
-        ),
-    )
-    resume: SavedLatents | str | PathLike[str] | None = field(
-        default=None,
-        metadata=about(
-            "What `VideoStream.save_latents` wrote, in place of `video`. The result is then the "
-            "whole video, to the bit what it would have been without the stop; prompts, steps, "
-            "guidance and the state of the random numbers are those of that run.",
-            _ANY,
-            resumes=True,
-        ),
     )
 
     def _check_pairs(self) -> None:
@@ -495,7 +454,7 @@ OPTIONS: dict[str, Option] = {entry.name: entry.metadata["option"] for entry in 
 DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Arguments)}
 
 
-@dataclass(frozen=True, eq=False)
+@record
 class TextToVideo(Arguments):
     """Arguments of `generate` and `stream`."""
 
@@ -506,7 +465,7 @@ class TextToVideo(Arguments):
     resume: None = field(default=None, init=False)
 
 
-@dataclass(frozen=True, eq=False)
+@record
 class ImageToVideo(Arguments):
     """Arguments of `generate_i2v` and `stream_i2v`; the size is the image's."""
 
@@ -523,7 +482,7 @@ class ImageToVideo(Arguments):
             raise ValueError("give either input_image or image_latents, not both")
 
 
-@dataclass(frozen=True, eq=False)
+@record
 class VideoToVideo(Arguments):
     """Arguments of `generate_v2v` and `stream_v2v`; the size is the video's."""
 
@@ -543,22 +502,30 @@ class VideoToVideo(Arguments):
         super()._check_pairs()
 
 
-def takes(record: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Taking[S, P, R]]:
+def takes(
+    kind: Callable[P, A], *, like: Callable[..., Any] | None = None
+) -> Callable[[Callable[[S, A], R]], Taking[S, P, R]]:
     """Make of a method of one of the records above one that takes the record's arguments.
 
     The signature and the section `Args` of its documentation are the record's.
+
+    Args:
+        kind: The class of the record.
+        like: The method whose documentation is also this one's.
     """
 
     def decorate(method: Callable[[S, A], R]) -> Taking[S, P, R]:
         @functools.wraps(method)
         def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-            return method(self, record(*args, **kwargs))
+            return method(self, kind(*args, **kwargs))
 
         shown_first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        own = inspect.signature(record).parameters.values()
+        own = inspect.signature(kind).parameters.values()
         result = inspect.signature(method).return_annotation
         call.__signature__ = inspect.Signature([shown_first, *own], return_annotation=result)  # type: ignore[attr-defined]
-        call.__doc__ = _with_arguments(method.__doc__ or "", record, [p.name for p in own])
+        call.__doc__ = _with_arguments(method.__doc__ or "", kind, [p.name for p in own])
+        if like is not None:
+            call.__doc__ = like.__doc__
         return call
 
     return decorate
@@ -578,12 +545,12 @@ def held_at(unit: int, values: Mapping[int, T]) -> T:
     return values[keys[bisect_right(keys, unit) - 1]]
 
 
-def _with_arguments(text: str, record: Any, names: Sequence[str]) -> str:
+def _with_arguments(text: str, kind: Any, names: Sequence[str]) -> str:
     """`text` with a section `Args` in front of the section `Returns`."""
-    entries = {entry.name: entry for entry in fields(record)}
+    entries = {entry.name: entry for entry in fields(kind)}
     lines = ["Args:"]
     for name in names:
         line = f"{name}: {option_of(entries[name]).help}"
         lines += textwrap.wrap(line, 90, initial_indent="    ", subsequent_indent="        ")
     described, returns, rest = inspect.cleandoc(text).partition("\nReturns:")
-    return f"{described}\n{chr(10).join(lines)}\n{returns}{rest}"
+    return "\n\n".join([described.strip(), "\n".join(lines), f"{returns}{rest}".strip()]).strip()

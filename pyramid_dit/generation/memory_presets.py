@@ -234,13 +234,15 @@ def choose_preset(model: Components, device: torch.device) -> str:
     """
     if device.type == "cpu":
         return next(iter(PRESETS))
-    defaults, (width, height) = model.defaults, RELEASED_SIZES["768p"]
+    defaults = model.defaults
+    said = defaults.width is not None and defaults.height is not None
+    width, height = defaults.size() if said else RELEASED_SIZES["768p"]
     needs = Needs.of(
         model.dit,
         model.vae,
         _text_encoders(model),
-        height=defaults.height or height,
-        width=defaults.width or width,
+        height=height,
+        width=width,
         num_frames=defaults.frames(),
         frame_per_unit=model.frame_per_unit,
         stages=model.stages,

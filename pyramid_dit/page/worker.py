@@ -154,10 +154,10 @@ class Job:
             while True:
                 woken.clear()
                 finished = self.finished  # looked at first: after the end there are no more strips
-                new = range(shown + 1, len(self.strips) + 1)
-                for count in new or [shown]:
-                    shown = count
-                    yield count
+                there = len(self.strips)
+                for strips in range(min(shown + 1, there), there + 1):
+                    yield strips
+                shown = there
                 if finished:
                     return
                 timer = loop.call_later(STEPS_EVERY, woken.set)

@@ -39,7 +39,8 @@ from ..generation.arguments import (
     StepCallback,
     TextToVideo,
     VideoToVideo,
-    about,
+    option,
+    record,
     takes,
 )
 from ..generation.components import Components
@@ -76,7 +77,7 @@ _NOT_OURS = Kind("anything", lambda value: True)
 _CALLBACK_TENSORS = ("latents",)
 
 
-@dataclass(frozen=True, eq=False)
+@record
 class PipelineArguments(KeywordArguments):
     """Arguments of a call, in the order of diffusers' video pipelines."""
 
@@ -99,40 +100,33 @@ class PipelineArguments(KeywordArguments):
     negative_prompt_attention_mask: Tensor | None = None
     negative_pooled_prompt_embeds: Tensor | None = None
     output_type: str = "pil"
-    return_dict: bool = field(
-        default=True, metadata=about("Return a `PyramidFlowPipelineOutput`, not a tuple.", FLAG)
+    return_dict: bool = option(
+        "Return a `PyramidFlowPipelineOutput`, not a tuple.", FLAG, default=True
     )
     callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] = field(
+    callback_on_step_end_tensor_inputs: Sequence[str] = option(
+        'What the callback is handed: "latents".',
+        OneOrMore(OneOf(_CALLBACK_TENSORS)),
         default=_CALLBACK_TENSORS,
-        metadata=about(
-            'What the callback is handed: "latents".', OneOrMore(OneOf(_CALLBACK_TENSORS))
-        ),
     )
     _: KW_ONLY
-    image: Images | None = field(
+    image: Images | None = option(
+        "What the video starts with, one for all or one a prompt: images, arrays `[h, w, 3]` "
+        "or tensors `[3, h, w]` (floats in [0, 1]). They are scaled and cropped to the size.",
+        _NOT_OURS,
         default=None,
-        metadata=about(
-            "What the video starts with, one for all or one a prompt: images, arrays `[h, w, 3]` "
-            "or tensors `[3, h, w]` (floats in [0, 1]). They are scaled and cropped to the size.",
-            _NOT_OURS,
-        ),
     )
-    video: Video | None = field(
+    video: Video | None = option(
+        "What to go on with: images, an array `[t, h, w, 3]` of bytes, or a file; scaled and "
+        "cropped where a size is given. Only the new frames are returned.",
+        _NOT_OURS,
         default=None,
-        metadata=about(
-            "What to go on with: images, an array `[t, h, w, 3]` of bytes, or a file; scaled and "
-            "cropped where a size is given. Only the new frames are returned.",
-            _NOT_OURS,
-        ),
     )
-    pyramid_num_inference_steps_list: Sequence[int] | None = field(
+    pyramid_num_inference_steps_list: Sequence[int] | None = option(
+        "Steps, one number a stage, as of `HeliosPyramidPipeline`; the same as a list in "
+        "`num_inference_steps`.",
+        OneOrMore(STEPS),
         default=None,
-        metadata=about(
-            "Steps, one number a stage, as of `HeliosPyramidPipeline`; the same as a list in "
-            "`num_inference_steps`.",
-            OneOrMore(STEPS),
-        ),
     )
     video_num_inference_steps: int | Sequence[int] | None = None
     video_guidance_scale: float | None = None

@@ -52,7 +52,8 @@ class PyramidDiTForVideoGeneration:
     """Text-to-video, image-to-video and text-to-image by pyramidal flow matching.
 
     The reference's scripts run against this class unchanged. Weights are loaded onto the CPU;
-    move `.dit`, `.vae` and `.text_encoder` where you want them.
+    move `.dit`, `.vae` and `.text_encoder` where you want them. As there, `generate` and
+    `generate_i2v` have `temp=1`, a still image, where neither caller nor checkpoint says a length.
 
     Args:
         model_path: Checkpoint folder in the released layout; `from_pretrained` also takes a
@@ -196,39 +197,29 @@ class PyramidDiTForVideoGeneration:
     enable_sequential_cpu_offload = delegated(VideoGenerator.enable_sequential_cpu_offload)
     shard_weights = delegated(VideoGenerator.shard_weights)
 
-    @takes(TextToVideo)
+    @takes(TextToVideo, like=VideoGenerator.generate)
     def generate(self, arguments: TextToVideo) -> Any:
-        """`VideoGenerator.generate`, which has the reference's `temp=1`, a still image, where
-        neither the caller nor the checkpoint says a length.
-        """
         return self._start(self._reference_length(arguments, 1), as_they_come=False).join()
 
-    @takes(ImageToVideo)
+    @takes(ImageToVideo, like=VideoGenerator.generate_i2v)
     def generate_i2v(self, arguments: ImageToVideo) -> Any:
-        """`VideoGenerator.generate_i2v`, which has the reference's `temp=1` where neither the
-        caller nor the checkpoint says a length.
-        """
         arguments = self._reference_length(arguments, self.frame_per_unit)
         return self._start(arguments, as_they_come=False).join()
 
-    @takes(VideoToVideo)
+    @takes(VideoToVideo, like=VideoGenerator.generate_v2v)
     def generate_v2v(self, arguments: VideoToVideo) -> Any:
-        """`VideoGenerator.generate_v2v`."""
         return self._start(arguments, as_they_come=False).join()
 
-    @takes(TextToVideo)
+    @takes(TextToVideo, like=VideoGenerator.stream)
     def stream(self, arguments: TextToVideo) -> VideoStream:
-        """`VideoGenerator.stream`."""
         return self._start(arguments)
 
-    @takes(ImageToVideo)
+    @takes(ImageToVideo, like=VideoGenerator.stream_i2v)
     def stream_i2v(self, arguments: ImageToVideo) -> VideoStream:
-        """`VideoGenerator.stream_i2v`."""
         return self._start(arguments)
 
-    @takes(VideoToVideo)
+    @takes(VideoToVideo, like=VideoGenerator.stream_v2v)
     def stream_v2v(self, arguments: VideoToVideo) -> VideoStream:
-        """`VideoGenerator.stream_v2v`."""
         return self._start(arguments)
 
     def _start(self, arguments: Arguments, *, as_they_come: bool = True) -> VideoStream:

@@ -16,6 +16,8 @@ from pyramid_dit.media.video_files import (
     video_size,
 )
 
+PATIENCE = 300  # seconds in which ffmpeg comes to write what it was given
+
 
 def frames(count: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     shades = np.linspace(20, 230, count).astype(np.uint8)
@@ -24,7 +26,7 @@ def frames(count: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
 
 def playable(path: Path, count: int) -> np.ndarray:
     """The frames in a file that grows, once there are `count`."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             there = read_video(path)

@@ -595,13 +595,13 @@ def test_a_client_is_told_of_every_unit(client: Any) -> None:
 
 
 def test_a_client_cancels(client: Any, jobs: list[Job]) -> None:
-    call = client.submit(PROMPT, seconds=10, video_steps=50, api_name="/text_to_video")
+    call = client.submit(PROMPT, seconds=10, video_steps=100, api_name="/text_to_video")
     wait_for_frames(call)
     cancelled = jobs[-1]
     call.cancel()
     made(client.predict(PROMPT, api_name="/text_to_video"))
     assert cancelled.state is State.STOPPED
-    assert cancelled.steps_done < cancelled.total_steps == 3 + 30 * 150
+    assert cancelled.steps_done < cancelled.total_steps == 3 + 30 * 300
 
 
 # ---- the command ----------------------------------------------------------------------------
@@ -650,7 +650,7 @@ def test_several_processes_serve_one_page_again_and_again(
     options = ["--gpus", "2", "--device", "cpu", "--threads", "1", "--model", str(folder)]
     with running_page(*options, log=tmp_path / "log") as (url, process):
         client = connected(url, tmp_path)
-        call = client.submit(PROMPT, seconds=10, video_steps=50, api_name="/text_to_video")
+        call = client.submit(PROMPT, seconds=10, video_steps=100, api_name="/text_to_video")
         wait_for_frames(call)
         call.cancel()
         with pytest.raises(gradio_client.exceptions.AppError, match="too close"):

@@ -289,7 +289,7 @@ def test_two_processes_train_one_model(bank, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert Path(tmp_path / "run/checkpoint/model_index.json").is_file()

@@ -56,7 +56,7 @@ def test_over_ranks_is_alone(ranks: int, tmp_path: Path) -> None:
         text=True,
     )
     try:
-        _, errors = torchrun.communicate(timeout=300)
+        _, errors = torchrun.communicate(timeout=600)
     finally:
         torchrun.terminate()  # it ends its processes
     assert torchrun.returncode == 0, errors
