@@ -21,7 +21,7 @@ from pyramid_dit import PyramidFlowMatchEulerDiscreteScheduler, PyramidFluxTrans
 from pyramid_dit.generation.components import Components
 from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
 from pyramid_dit.generation.video_generator import VideoGenerator
-from pyramid_dit.models.text_encoder import TextEncoding
+from pyramid_dit.models.text_condition import TextCondition
 
 from .dit_step import (
     BASELINE,
@@ -127,7 +127,7 @@ class RandomTextEncoder(nn.Module):
 
     def forward(
         self, prompts: Sequence[str], *, max_sequence_length: int = TEXT_LENGTH
-    ) -> TextEncoding:
+    ) -> TextCondition:
         """Encode as many texts as there are `prompts`, the longer one of `TEXT_TOKENS` each."""
         device, batch = self.t5.device, len(prompts)
         pooled = self.clip(_tokens(self.clip, batch, 77)).pooler_output
@@ -135,7 +135,7 @@ class RandomTextEncoder(nn.Module):
         mask[:, : max(TEXT_TOKENS)] = 1
         ids = _tokens(self.t5, batch, max_sequence_length)
         embeds = self.t5(ids, attention_mask=mask).last_hidden_state
-        return TextEncoding(embeds, mask, pooled)
+        return TextCondition(embeds, mask, pooled)
 
 
 def _tokens(encoder: Any, batch: int, length: int) -> Tensor:
@@ -239,8 +239,7 @@ class GpuBenchmark:
             text = encoder([PROMPT])
         del encoder
         gc.collect()
-        names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
-        encoded = dict(zip(names, text, strict=True))
+        encoded = text._asdict()
         encoded |= {f"negative_{key}": value for key, value in encoded.items()}
         temp = 2 if self.tiny else TEN_SECONDS
         seconds: list[float] = []

@@ -69,7 +69,6 @@ A = TypeVar("A")
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 HISTORY_FRAMES = 33
-TENSOR_NAMES = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
 
 
 @dataclass(frozen=True)

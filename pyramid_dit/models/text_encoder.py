@@ -15,19 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..devices.offload import module_device, moved_to
+from .text_condition import TextCondition
 
 T5_LENGTH = 128
-
-
-class TextEncoding(NamedTuple):
-    """What the transformer is told about a batch of prompts."""
-
-    prompt_embeds: Tensor
-    """Token embeddings, `[b, L, d]`."""
-    prompt_attention_mask: Tensor
-    """1 at real tokens, 0 at padding, `[b, L]`."""
-    pooled_prompt_embeds: Tensor
-    """One vector a prompt, `[b, p]`."""
 
 
 class TextPart(NamedTuple):
@@ -125,7 +115,7 @@ class TextEncoderWithMask(nn.Module):
         device: torch.device | str | None = None,
         *,
         max_sequence_length: int = T5_LENGTH,
-    ) -> TextEncoding:
+    ) -> TextCondition:
         """Encode `input_prompts`.
 
         Args:
@@ -137,7 +127,7 @@ class TextEncoderWithMask(nn.Module):
         *clips, t5 = (part.encoder for part in self.parts())
         pooled = torch.cat([self._pool(name, prompts) for name in clips], dim=-1)
         embeds, mask = self._read_tokens(t5, prompts, max_sequence_length)
-        return TextEncoding(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
+        return TextCondition(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
 
     def _pool(self, name: str, prompts: list[str]) -> Tensor:
         tokenizer, encoder = self.tokenizers[name], getattr(self, name)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import CogVideoXLoraLoaderMixin
-from diffusers.utils import BaseOutput
-from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
@@ -28,26 +25,21 @@ from ..checkpoints.architectures import architecture_of
 from ..checkpoints.defaults import GenerationDefaults
 from ..checkpoints.hub import open_checkpoint
 from ..checkpoints.weights import resolve_dtype
-from ..checks import FLAG, STEPS, Kind, OneOf, OneOrMore
+from ..checks import OneOf, OneOrMore
 from ..devices.offload import accelerator_device, module_device, moved_to
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..generation.arguments import (
-    OPTIONS,
-    TENSOR_NAMES,
     Arguments,
     ImageToVideo,
-    KeywordArguments,
     StepCallback,
     TextToVideo,
     VideoToVideo,
-    option,
-    record,
     takes,
 )
 from ..generation.components import Components
 from ..generation.memory_presets import apply_preset, check_preset
 from ..generation.video_generator import VideoGenerator
-from ..media.images import Images, Video, fit_image, fit_video, pictures_of
+from ..media.images import fit_image, fit_video, pictures_of
 from ..models.flux import PyramidFluxTransformer
 from ..models.lora import require_peft
 from ..models.mmdit import PyramidDiffusionMMDiT
@@ -55,95 +47,9 @@ from ..models.text_encoder import TextEncoderWithMask
 from ..sampling.fast_mode import FastMode
 from ..sampling.prompts import Prompts
 from .delegation import Part, delegated
+from .pipeline_arguments import CALLBACK_TENSORS, PipelineArguments, first
 from .pipeline_loading import Quantization, load_components
-
-T = TypeVar("T")
-StepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
-
-
-@dataclass
-class PyramidFlowPipelineOutput(BaseOutput):
-    """What a `PyramidFlowPipeline` returns.
-
-    Attributes:
-        frames: Videos: a list of images for each ("pil"), an array `[b, t, h, w, 3]` ("np") or a
-            tensor `[b, t, 3, h, w]` ("pt"), float32 in [0, 1]; or normalized latents
-            `[b, c, t, h/8, w/8]` ("latent").
-    """
-
-    frames: list[list[Image]] | np.ndarray | Tensor
-
-
-_NOT_OURS = Kind("anything", lambda value: True)
-_CALLBACK_TENSORS = ("latents",)
-
-
-@record
-class PipelineArguments(KeywordArguments):
-    """Arguments of a call, in the order of diffusers' video pipelines."""
-
-    prompt: str | Sequence[str] | None = None
-    negative_prompt: str | Sequence[str] | None = None
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    num_inference_steps: int | Sequence[int] | None = None
-    guidance_scale: float | None = None
-    num_videos_per_prompt: int = field(
-        default=1, metadata={"option": OPTIONS["num_images_per_prompt"]}
-    )
-    generator: torch.Generator | Sequence[torch.Generator] | None = None
-    latents: Tensor | None = None
-    prompt_embeds: Tensor | None = None
-    prompt_attention_mask: Tensor | None = None
-    pooled_prompt_embeds: Tensor | None = None
-    negative_prompt_embeds: Tensor | None = None
-    negative_prompt_attention_mask: Tensor | None = None
-    negative_pooled_prompt_embeds: Tensor | None = None
-    output_type: str = "pil"
-    return_dict: bool = option(
-        "Return a `PyramidFlowPipelineOutput`, not a tuple.", FLAG, default=True
-    )
-    callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] = option(
-        'What the callback is handed: "latents".',
-        OneOrMore(OneOf(_CALLBACK_TENSORS)),
-        default=_CALLBACK_TENSORS,
-    )
-    _: KW_ONLY
-    image: Images | None = option(
-        "What the video starts with, one for all or one a prompt: images, arrays `[h, w, 3]` "
-        "or tensors `[3, h, w]` (floats in [0, 1]). They are scaled and cropped to the size.",
-        _NOT_OURS,
-        default=None,
-    )
-    video: Video | None = option(
-        "What to go on with: images, an array `[t, h, w, 3]` of bytes, or a file; scaled and "
-        "cropped where a size is given. Only the new frames are returned.",
-        _NOT_OURS,
-        default=None,
-    )
-    pyramid_num_inference_steps_list: Sequence[int] | None = option(
-        "Steps, one number a stage, as of `HeliosPyramidPipeline`; the same as a list in "
-        "`num_inference_steps`.",
-        OneOrMore(STEPS),
-        default=None,
-    )
-    video_num_inference_steps: int | Sequence[int] | None = None
-    video_guidance_scale: float | None = None
-    save_memory: bool = True
-
-    def _check_pairs(self) -> None:
-        starts = [n for n in ("image", "image_latents", "video") if getattr(self, n) is not None]
-        if len(starts) > 1:
-            raise ValueError(f"give only one of {' and '.join(starts)}")
-        if None not in (self.num_inference_steps, self.pyramid_num_inference_steps_list):
-            raise ValueError("give either num_inference_steps or pyramid_num_inference_steps_list")
-
-    @property
-    def steps(self) -> int | Sequence[int] | None:
-        """Steps of each stage."""
-        return _first(self.pyramid_num_inference_steps_list, self.num_inference_steps)
+from .pipeline_output import PyramidFlowPipelineOutput
 
 
 # The LoRA loader of CogVideoX is the plain one: all adapters are the transformer's.
@@ -320,7 +226,7 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ValueError: An argument is outside its range, or two do not fit each other.
         """
         record = self._record(arguments)
-        self._guidance_scale = _first(arguments.guidance_scale, self.defaults.guidance_scale)
+        self._guidance_scale = first(arguments.guidance_scale, self.defaults.guidance_scale)
         self._interrupt, self._num_timesteps = False, 0
         try:
             frames = self.video_generator.start(record, as_they_come=False).join()
@@ -336,7 +242,7 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         own: dict[str, Any] = {}
         kind: type[Arguments] = TextToVideo
         steps = arguments.steps
-        later_steps = _first(arguments.video_num_inference_steps, steps)
+        later_steps = first(arguments.video_num_inference_steps, steps)
         guidance = arguments.guidance_scale
         height, width = arguments.height, arguments.width
         if arguments.video is not None:
@@ -347,7 +253,7 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             if arguments.image is not None:
                 pictures = pictures_of(arguments.image)
                 preferred = self.defaults.size(None if height or width else pictures[0].size)
-                size = _first(width, preferred[0]), _first(height, preferred[1])
+                size = first(width, preferred[0]), first(height, preferred[1])
                 own["input_image"] = [fit_image(picture, *size) for picture in pictures]
         own |= {
             "prompt": _as_list(arguments.prompt),
@@ -355,7 +261,7 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             and {unit: _as_list(text) or () for unit, text in arguments.prompts.items()},
             "num_inference_steps": steps,
             "video_num_inference_steps": later_steps,
-            "video_guidance_scale": _first(arguments.video_guidance_scale, guidance),
+            "video_guidance_scale": first(arguments.video_guidance_scale, guidance),
             "num_images_per_prompt": arguments.num_videos_per_prompt,
             "callback_on_step_end": self._step_callback(arguments),
         }
@@ -370,7 +276,7 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         tensor_inputs = arguments.callback_on_step_end_tensor_inputs
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             tensor_inputs = callback.tensor_inputs
-            OneOrMore(OneOf(_CALLBACK_TENSORS))("the callback's tensor_inputs", tensor_inputs)
+            OneOrMore(OneOf(CALLBACK_TENSORS))("the callback's tensor_inputs", tensor_inputs)
 
         def on_step(
             generator: VideoGenerator, step: int, timestep: float, tensors: dict[str, Tensor]
@@ -595,14 +501,8 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         encoded: dict[str, Tensor] = {}
         for prefix, condition in (("", text.prompt), ("negative_", text.negative)):
             if condition is not None:
-                tensors = (condition.embeds, condition.mask, condition.pooled)
-                names = [f"{prefix}{name}" for name in TENSOR_NAMES]
-                encoded |= zip(names, tensors, strict=True)
+                encoded |= {f"{prefix}{name}": x for name, x in condition._asdict().items()}
         return encoded
-
-
-def _first(value: T | None, otherwise: T) -> T:
-    return otherwise if value is None else value
 
 
 def _as_list(prompt: str | Sequence[str] | None) -> Sequence[str] | None:

@@ -35,8 +35,8 @@ from ..generation.video_generator import VideoGenerator
 from ..json_files import read_json
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
+from ..models.text_condition import TextCondition
 from ..sampling.fast_mode import FastMode
-from ..sampling.prompts import TextCondition
 from .delegation import Part, delegated
 
 if TYPE_CHECKING:
@@ -374,9 +374,9 @@ class PyramidDiTForVideoGeneration:
         )
         predictions = self.dit(
             sample=batch.samples,
-            encoder_hidden_states=condition.embeds,
-            encoder_attention_mask=condition.mask,
-            pooled_projections=condition.pooled,
+            encoder_hidden_states=condition.prompt_embeds,
+            encoder_attention_mask=condition.prompt_attention_mask,
+            pooled_projections=condition.pooled_prompt_embeds,
             timestep_ratio=batch.timesteps,
         )
         loss, log = self.objective.loss(predictions, batch.targets)
@@ -394,7 +394,7 @@ class PyramidDiTForVideoGeneration:
         self, text: Sequence[str] | Mapping[str, Tensor], generator: torch.Generator | None
     ) -> TextCondition:
         if isinstance(text, Mapping):
-            names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+            names = TextCondition._fields
             condition = TextCondition.checked(*(text.get(name) for name in names))
             if condition is None:
                 raise ValueError(f"the features of the text must have {', '.join(names)}")

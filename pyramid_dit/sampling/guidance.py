@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..distributed.parallel import SERIAL, Serial
+from ..models.text_condition import TextCondition
 from ..models.transformer import PyramidTransformer, StageContext
-from .prompts import TextCondition
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,7 @@ class StageVelocity:
         return self.dit.prepare(
             [torch.cat([clip] * copies) for clip in self.history],
             (text.batch, *rest),
-            text.embeds,
-            text.mask,
-            text.pooled,
+            *text,
             refresh_history=self.refresh_history,
             parallel=self.parallel,
             name=name,

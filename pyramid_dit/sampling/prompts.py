@@ -6,83 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_prompts, check_shape
-
-
-@dataclass(frozen=True)
-class TextCondition:
-    """Encoded prompts: `embeds` `[b, L, d]`, `mask` `[b, L]` (1 = real), `pooled` `[b, p]`."""
-
-    embeds: Tensor
-    mask: Tensor
-    pooled: Tensor
-
-    @classmethod
-    def checked(
-        cls, embeds: Tensor | None, mask: Tensor | None, pooled: Tensor | None, *, prefix: str = ""
-    ) -> TextCondition | None:
-        """The caller's three tensors as one condition, None where none of them is given.
-
-        Args:
-            embeds: `<prefix>prompt_embeds`.
-            mask: `<prefix>prompt_attention_mask`.
-            pooled: `<prefix>pooled_prompt_embeds`.
-            prefix: How the arguments' names start, for the messages.
-
-        Raises:
-            ValueError: Some are given and some not, or their shapes do not fit each other.
-        """
-        names = [f"{prefix}{name}" for name in TENSOR_NAMES]
-        if embeds is None and mask is None and pooled is None:
-            return None
-        if embeds is None or mask is None or pooled is None:
-            given = zip(names, (embeds, mask, pooled), strict=True)
-            missing = [name for name, tensor in given if tensor is None]
-            raise ValueError(f"{', '.join(names)} go together; without {' and '.join(missing)}")
-        if embeds.ndim != 3:
-            raise ValueError(f"{names[0]} must be [b, L, d], got shape {tuple(embeds.shape)}")
-        check_shape(names[1], mask, tuple(embeds.shape[:2]))
-        check_shape(names[2], pooled, (embeds.shape[0], pooled.shape[-1]))
-        if not mask.bool().any(dim=1).all():
-            raise ValueError(f"{names[1]} has a row without a real token")
-        return cls(embeds, mask, pooled)
-
-    @property
-    def batch(self) -> int:
-        """Number of samples."""
-        return self.embeds.shape[0]
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> TextCondition:
-        """On `device`, the embeddings in `dtype`."""
-        return TextCondition(
-            self.embeds.to(device, dtype), self.mask.to(device), self.pooled.to(device, dtype)
-        )
-
-    def repeated(self, count: int) -> TextCondition:
-        """Every sample `count` times in a row."""
-        if count == 1:
-            return self
-        tensors = (self.embeds, self.mask, self.pooled)
-        return TextCondition(*(tensor.repeat_interleave(count, dim=0) for tensor in tensors))
-
-    def followed_by(self, other: TextCondition) -> TextCondition:
-        """The samples of both in one batch, the shorter text padded."""
-        length = max(self.embeds.shape[1], other.embeds.shape[1])
-        first, second = self._padded(length), other._padded(length)
-        return TextCondition(
-            torch.cat([first.embeds, second.embeds]),
-            torch.cat([first.mask, second.mask]),
-            torch.cat([first.pooled, second.pooled]),
-        )
-
-    def _padded(self, length: int) -> TextCondition:
-        extra = length - self.embeds.shape[1]
-        return TextCondition(
-            F.pad(self.embeds, (0, 0, 0, extra)), F.pad(self.mask, (0, extra)), self.pooled
-        )
+from ..checks import check_prompts
+from ..models.text_condition import TextCondition
 
 
 @dataclass(frozen=True)
@@ -106,7 +33,6 @@ class GuidedText:
 
 
 Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
-TENSOR_NAMES = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
 
 
 @dataclass(frozen=True)
@@ -180,7 +106,7 @@ class Prompts:
         """
         for prefix, texts in (("", self.positive), ("negative_", self.negative)):
             if isinstance(texts, TextCondition):
-                widths = (texts.embeds.shape[-1], texts.pooled.shape[-1])
+                widths = (texts.prompt_embeds.shape[-1], texts.pooled_prompt_embeds.shape[-1])
                 if widths != (joint, pooled):
                     raise ValueError(
                         f"{prefix}prompt_embeds and {prefix}pooled_prompt_embeds have "

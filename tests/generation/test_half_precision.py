@@ -24,9 +24,10 @@ from pyramid_dit import (
 )
 from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS, FrameDecoder
 from pyramid_dit.models.residual import ResidualLinear
+from pyramid_dit.models.text_condition import TextCondition
 from pyramid_dit.models.transformer import PyramidTransformer
 from pyramid_dit.sampling.guidance import GuidanceSchedule
-from pyramid_dit.sampling.prompts import GuidedText, TextCondition
+from pyramid_dit.sampling.prompts import GuidedText
 from pyramid_dit.sampling.unit_sampler import UnitSampler, plan_units
 from video_vae import CausalVideoVAE
 
