@@ -6,6 +6,7 @@ those of `transformers`, imported only where one is loaded.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -169,7 +170,12 @@ class SD3TextEncoderWithMask(TextEncoderWithMask):
         return output.text_embeds
 
 
+_TOKENIZING = threading.Lock()
+"""Fast tokenizers keep how to pad and cut on themselves, which is for one thread at a time."""
+
+
 def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
-    return tokenizer(
-        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    with _TOKENIZING:
+        return tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
