@@ -62,6 +62,7 @@ setup(
             "peft>=0.20,<1",
             "playwright>=1.60,<2",
             "pytest>=8",
+            "pytest-random-order>=1.1,<2",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
         ],
