@@ -23,7 +23,7 @@ PACKAGES = [["video_vae"], ["pyramid_dit"], ["trainer_misc"], ["scripts", "app.p
 """From the bottom up: each may import those before it."""
 ROOMS = [
     ["flow"],
-    ["devices", "distributed", "files.py", "checks.py"],
+    ["devices", "distributed", "files.py", "json_files.py", "checks.py"],
     ["models"],
     ["media"],
     ["sampling"],

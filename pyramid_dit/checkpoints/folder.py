@@ -5,7 +5,6 @@ Nothing here reads a weight; a folder that lacks something is refused before any
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..generation.latent_codec import LatentStatistics
+from ..json_files import read_json
 from ..models.text_encoder import TextPart
 from .architectures import Architecture, architecture_of_config
 from .defaults import GenerationDefaults
@@ -117,24 +117,6 @@ class CheckpointFolder:
 def full_variant_name(variant: str) -> str:
     """`768p` or `diffusion_transformer_768p` as the latter."""
     return variant if variant.startswith(VARIANT_PREFIX) else VARIANT_PREFIX + variant
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in the file `path`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file holds no JSON object; it may be truncated.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"missing file {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON, is it truncated? ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
 
 
 def _choose_variant(folder: Path, wanted: str | None) -> str:

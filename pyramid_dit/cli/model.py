@@ -42,8 +42,8 @@ def check_processes(options: Namespace, guidance: float | None) -> None:
         UsageError: There are too few devices.
         ValueError: The model cannot be split so often.
     """
-    from ..checkpoints.folder import read_json
     from ..distributed.parallel import check_heads, mesh_shape
+    from ..json_files import read_json
 
     device_name(
         options.device,

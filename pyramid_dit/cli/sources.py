@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ..checks import shown
 from ..distributed.launcher import launched_process
+from ..json_files import read_json
 from ..media.video_files import (
     HISTORY_FRAMES,
     Frame,
@@ -120,29 +121,33 @@ class Storyboard:
             UsageError: It has another form.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
         except OSError as error:
-            raise type(error)(f"cannot read --storyboard {path!r}: {error.strerror}") from error
+            reason = error.strerror or "no such file"
+            raise type(error)(f"cannot read --storyboard {path!r}: {reason}") from error
         except ValueError as error:
-            raise UsageError(f"--storyboard {path!r} is no valid JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"--storyboard {path!r} must be an object of prompts by unit")
+            raise UsageError(f"--storyboard {error}") from error
         prompts: dict[int, str] = {}
         scales: dict[int, float] = {}
+        seen: dict[int, str] = {}
         for key, value in content.items():
             scene = {"prompt": value} if isinstance(value, str) else value
             if not key.isdecimal() or not isinstance(scene, dict) or not scene:
                 raise UsageError(
-                    f"--storyboard {path!r}: {key!r}: {value!r} is no prompt of a unit"
+                    f"--storyboard {path!r}: {key!r}: {shown(value)} is no prompt of a unit"
                 )
+            unit = int(key)
+            if unit in seen:
+                raise UsageError(f"--storyboard {path!r}: {seen[unit]!r} and {key!r} are one unit")
+            seen[unit] = key
             for name, entry in scene.items():
                 if name == "prompt" and isinstance(entry, str):
-                    prompts[int(key)] = entry
+                    prompts[unit] = entry
                 elif name == "guidance" and type(entry) in (int, float):
-                    scales[int(key)] = float(entry)
+                    scales[unit] = entry
                 else:
                     raise UsageError(
-                        f"--storyboard {path!r}: unit {key} has {name!r}: {entry!r}; "
+                        f"--storyboard {path!r}: unit {key} has {name!r}: {shown(entry)}; "
                         'allowed are "prompt", a text, and "guidance", a number'
                     )
         if 0 not in prompts:

@@ -168,6 +168,11 @@ def _new(arguments: Arguments, model: Components) -> Request:
         later_steps=later_steps,
         guidance=guidance,
     )
+    last = units[-1].index if units else start.given_frames - 1
+    for name in ("prompts", "guidance_scales"):
+        late = [unit for unit in getattr(arguments, name) or () if unit > last]
+        if late:
+            raise ValueError(f"{name} begin at unit {late[0]}, after the end: the last is {last}")
     story = arguments.storyboard
     texts = [
         Prompts.checked(

@@ -15,7 +15,7 @@ from video_vae import CausalVideoVAE
 
 from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import GenerationDefaults
-from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder, read_json
+from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder
 from ..checkpoints.hub import open_checkpoint
 from ..checkpoints.weights import (
     load_model,
@@ -32,6 +32,7 @@ from ..generation.latent_codec import LatentStatistics
 from ..generation.memory_presets import apply_preset, check_preset
 from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
+from ..json_files import read_json
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
 from ..models.text_condition import TextCondition

@@ -458,7 +458,7 @@ def test_a_video_is_extended(checkpoint: Path) -> None:
 def test_a_storyboard(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model", str(checkpoint), "--device", "cpu", "--quiet", "--seed", "3"]
     scenes = {"0": PROMPT, "1": {"prompt": "a blue square", "guidance": 5}}
-    Path("story.json").write_text(json.dumps(scenes))
+    Path("story.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(scenes).encode())
     assert main(["--storyboard", "story.json", *model, "-o", "story"]) == 0
     generate(checkpoint, "--seed", "3", "-o", "plain")
     story, plain = frames_in("story"), frames_in("plain")
@@ -472,6 +472,11 @@ def test_a_storyboard(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> N
         '{"0": "a", "x": "b"}': "'x'",
         '{"0": {"prompt": "a", "steps": 3}}': "'steps': 3",
         '{"0": "a", "2": {"guidance": true}}': "a number",
+        '{"0": "a", "0": "b"}': "twice",
+        '{"0": "a", "00": "b"}': "are one unit",
+        '{"0": {"prompt": "a", "guidance": NaN}}': "got nan",
+        '{"0": {"prompt": "a", "guidance": 1' + 400 * "0" + "}}": "at most 100",
+        '{"0": "a", "2": "b"}': "after the end: the last is 1",
     }.items():
         Path("bad.json").write_text(content)
         assert main(["--storyboard", "bad.json", *model]) == 2
