@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from os import PathLike
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.loaders import CogVideoXLoraLoaderMixin
 from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
@@ -23,23 +20,13 @@ from video_vae import CausalVideoVAE
 
 from ..checkpoints.architectures import architecture_of
 from ..checkpoints.defaults import GenerationDefaults
-from ..checkpoints.hub import open_checkpoint
-from ..checkpoints.weights import resolve_dtype
-from ..checks import OneOf, OneOrMore
 from ..devices.offload import accelerator_device, module_device, moved_to
+from ..devices.precision import float32_for_float16, float32_layers
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
-from ..generation.arguments import (
-    Arguments,
-    ImageToVideo,
-    StepCallback,
-    TextToVideo,
-    VideoToVideo,
-    takes,
-)
+from ..generation.arguments import StepCallback, takes
 from ..generation.components import Components
 from ..generation.memory_presets import apply_preset, check_preset
 from ..generation.video_generator import VideoGenerator
-from ..media.images import fit_image, fit_video, pictures_of
 from ..models.flux import PyramidFluxTransformer
 from ..models.lora import require_peft
 from ..models.mmdit import PyramidDiffusionMMDiT
@@ -47,13 +34,13 @@ from ..models.text_encoder import TextEncoderWithMask
 from ..sampling.fast_mode import FastMode
 from ..sampling.prompts import Prompts
 from .delegation import Part, delegated
-from .pipeline_arguments import CALLBACK_TENSORS, PipelineArguments, first
-from .pipeline_loading import Quantization, load_components
+from .pipeline_arguments import PipelineArguments
+from .pipeline_loading import Quantization, check_names, load_components, one_device
+from .pipeline_lora import TransformerLoraLoaderMixin
 from .pipeline_output import PyramidFlowPipelineOutput
 
 
-# The LoRA loader of CogVideoX is the plain one: all adapters are the transformer's.
-class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
+class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     """Text, images and videos to videos by pyramidal flow matching.
 
     The work is done by a `VideoGenerator`, the same that `PyramidDiTForVideoGeneration` is; as
@@ -165,9 +152,8 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 while they are not at work, see `memory_presets`.
             quantization_config: A `PipelineQuantizationConfig`, or a dictionary of configs by
                 component (of diffusers for the transformer, of transformers for text encoders),
-                or a config for the transformer alone. Tested on a CPU with torchao's int8
-                weights, written and read again; bitsandbytes takes a GPU and is not tested; GGUF
-                files diffusers reads of its own models only.
+                or a config for the transformer alone. GGUF files diffusers reads of its own models
+                only.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where to keep what is fetched from the hub.
             components: Arguments of the constructor, in place of what the checkpoint has; None
@@ -180,27 +166,18 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ValueError: The variant is ambiguous, or a file is damaged or does not fit.
         """
         expected, optional = cls._get_signature_keys(cls)
-        unknown = sorted(components.keys() - {*expected, *optional})
-        if unknown:
-            raise TypeError(
-                f"from_pretrained has no argument {', '.join(unknown)}; components are "
-                f"{', '.join([*expected, *optional])}"
-            )
-        device = _one_device(device_map)
+        check_names(components, [*expected, *optional])
+        device = one_device(device_map)
         if memory is not None:
             check_preset(memory)
-        texts = [name for name in expected if name.startswith("text_encoder")]
-        folder = open_checkpoint(
+        folder, loaded = load_components(
             pretrained_model_name_or_path,
             variant,
+            dtype=dtype or torch_dtype,
+            given=components,
+            quantization=quantization_config,
             revision=revision,
             cache_dir=cache_dir,
-            vae="vae" not in components,
-            text_encoder=not all(name in components for name in texts),
-        )
-        asked = dtype or torch_dtype or folder.model_dtype or "fp32"
-        loaded = load_components(
-            folder, dtype=resolve_dtype(asked), given=components, quantization=quantization_config
         )
         pipeline = cls(**loaded)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path or folder.path))
@@ -225,8 +202,9 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             FileNotFoundError: There is no such file.
             ValueError: An argument is outside its range, or two do not fit each other.
         """
-        record = self._record(arguments)
-        self._guidance_scale = first(arguments.guidance_scale, self.defaults.guidance_scale)
+        defaults, asked = self.defaults, arguments.guidance_scale
+        record = arguments.translated(defaults, self._step_callback(arguments))
+        self._guidance_scale = defaults.guidance_scale if asked is None else asked
         self._interrupt, self._num_timesteps = False, 0
         try:
             frames = self.video_generator.start(record, as_they_come=False).join()
@@ -237,53 +215,16 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             frames = [frames]  # encoded prompts of a single video
         return PyramidFlowPipelineOutput(frames=frames) if arguments.return_dict else (frames,)
 
-    def _record(self, arguments: PipelineArguments) -> Arguments:
-        """The arguments by our names; steps and guidance hold for all frames, if not said."""
-        own: dict[str, Any] = {}
-        kind: type[Arguments] = TextToVideo
-        steps = arguments.steps
-        later_steps = first(arguments.video_num_inference_steps, steps)
-        guidance = arguments.guidance_scale
-        height, width = arguments.height, arguments.width
-        if arguments.video is not None:
-            kind, steps = VideoToVideo, later_steps
-            own["video"] = fit_video(arguments.video, height, width, arguments.history_frames)
-        elif arguments.image is not None or arguments.image_latents is not None:
-            kind, steps = ImageToVideo, later_steps
-            if arguments.image is not None:
-                pictures = pictures_of(arguments.image)
-                preferred = self.defaults.size(None if height or width else pictures[0].size)
-                size = first(width, preferred[0]), first(height, preferred[1])
-                own["input_image"] = [fit_image(picture, *size) for picture in pictures]
-        own |= {
-            "prompt": _as_list(arguments.prompt),
-            "prompts": arguments.prompts
-            and {unit: _as_list(text) or () for unit, text in arguments.prompts.items()},
-            "num_inference_steps": steps,
-            "video_num_inference_steps": later_steps,
-            "video_guidance_scale": first(arguments.video_guidance_scale, guidance),
-            "num_images_per_prompt": arguments.num_videos_per_prompt,
-            "callback_on_step_end": self._step_callback(arguments),
-        }
-        taken = {entry.name for entry in fields(kind) if entry.init}
-        same = {entry.name for entry in fields(arguments)} & taken - own.keys()
-        own |= {name: getattr(arguments, name) for name in same}
-        return kind(**{name: value for name, value in own.items() if name in taken})
-
     def _step_callback(self, arguments: PipelineArguments) -> StepCallback:
         """What a `VideoGenerator` calls after each step, for a callback of diffusers' kind."""
-        callback = arguments.callback_on_step_end
-        tensor_inputs = arguments.callback_on_step_end_tensor_inputs
-        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-            tensor_inputs = callback.tensor_inputs
-            OneOrMore(OneOf(CALLBACK_TENSORS))("the callback's tensor_inputs", tensor_inputs)
+        callback, names = arguments.callback_on_step_end, arguments.callback_tensors
 
         def on_step(
             generator: VideoGenerator, step: int, timestep: float, tensors: dict[str, Tensor]
         ) -> dict[str, Tensor]:
             self._num_timesteps, self._current_timestep = step + 1, timestep
             if callback is not None:
-                handed = {name: tensors[name] for name in tensor_inputs}
+                handed = {name: tensors[name] for name in names}
                 tensors = tensors | (callback(self, step, timestep, handed) or {})
             if self._interrupt:
                 generator.stop()
@@ -291,33 +232,18 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         return on_step
 
-    # ---- components -----------------------------------------------------------------------
-
     def to(self, *args: Any, **kwargs: Any) -> PyramidFlowPipeline:
         """Move or cast the models, as of all of diffusers' pipelines.
 
         What would be cast to float16 though its range is too small, becomes float32: the VAE, and
         the layers that T5 names.
         """
-        tensors = [
-            t for module in self._wide_modules() for t in (*module.parameters(), *module.buffers())
-        ]
-        before = [tensor.data for tensor in tensors]
-        super().to(*args, **kwargs)
-        for tensor, data in zip(tensors, before, strict=True):
-            if tensor.dtype == torch.float16:
-                tensor.data = data.to(tensor.device, torch.float32)
-        return self
-
-    def _wide_modules(self) -> list[nn.Module]:
-        """What float16 does not do for."""
         wide: list[nn.Module] = [] if self.vae is None else [self.vae]
         for encoder in (self.text_encoder, self.text_encoder_2, self.text_encoder_3):
-            if encoder is not None:
-                names = encoder._keep_in_fp32_modules or ()
-                parts = encoder.named_modules()
-                wide += [part for name, part in parts if name.rpartition(".")[2] in names]
-        return wide
+            wide += [] if encoder is None else float32_layers(encoder)
+        with float32_for_float16(wide):
+            super().to(*args, **kwargs)
+        return self
 
     def load_lora_weights(
         self,
@@ -350,19 +276,6 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             if self._memory_preset is not None:
                 self.enable_memory_preset(*self._memory_preset)
 
-    @classmethod
-    def load_lora_into_transformer(
-        cls, state_dict: dict[str, Tensor], transformer: Any, **kwargs: Any
-    ) -> None:
-        """Add the adapter of `state_dict`; weights of another component are a ValueError."""
-        foreign = [key for key in state_dict if not key.startswith("transformer.")]
-        if foreign or not state_dict:
-            raise ValueError(
-                "the names of a LoRA's weights must start with 'transformer.', "
-                f"got {', '.join(sorted(foreign)[:3]) or 'no weights at all'}"
-            )
-        super().load_lora_into_transformer(state_dict, transformer, **kwargs)
-
     @property
     def defaults(self) -> GenerationDefaults:
         """What is done where a caller does not say."""
@@ -380,11 +293,10 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     @property
     def video_generator(self) -> VideoGenerator:
         """What makes the videos, of these components, with its `generate`, `stream` and so on."""
-        index = {"latent_statistics": self.config.latent_statistics}
         components = Components(
             self.transformer,
             self.scheduler,
-            architecture_of(self.transformer).statistics(index, "the config"),
+            architecture_of(self.transformer).statistics(self.config, "the config"),
             vae=self.vae,
             text_encoder=self.text_encoder_with_mask,
             defaults=self.defaults,
@@ -489,34 +401,10 @@ class PyramidFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         prompts = Prompts.checked(
             prompt,
             defaults.negative_prompt if negative_prompt is None else negative_prompt,
-            encoded=(None, None, None),
-            encoded_negative=(None, None, None),
             suffix=defaults.prompt_suffix if prompt_suffix is None else prompt_suffix,
             guided=do_classifier_free_guidance,
             allow_empty=True,
         )
         with moved_to(encoder, module_device(encoder)):
             text = prompts.encode(encoder, max_sequence_length)
-        text = text.to(module_device(self.transformer), self.transformer.dtype)
-        encoded: dict[str, Tensor] = {}
-        for prefix, condition in (("", text.prompt), ("negative_", text.negative)):
-            if condition is not None:
-                encoded |= {f"{prefix}{name}": x for name, x in condition._asdict().items()}
-        return encoded
-
-
-def _as_list(prompt: str | Sequence[str] | None) -> Sequence[str] | None:
-    return [prompt] if isinstance(prompt, str) else prompt
-
-
-def _one_device(device_map: str | torch.device | None) -> torch.device | None:
-    """The device that `device_map` names; what spreads models over devices is a ValueError."""
-    if device_map is None:
-        return None
-    try:
-        return torch.device(device_map)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device_map must name one device, such as cpu or cuda:1, got {device_map!r}; several "
-            "GPUs share the work by inference_multigpu (docs/multi-gpu.md)"
-        ) from error
+        return text.to(module_device(self.transformer), self.transformer.dtype).arguments()

@@ -27,12 +27,18 @@ class GuidedText:
         """Every sample `count` times in a row."""
         return self._map(lambda text: text.repeated(count))
 
+    def arguments(self) -> dict[str, Tensor]:
+        """The tensors by the names that arguments give them."""
+        prefixed = {} if self.negative is None else self.negative._asdict()
+        return self.prompt._asdict() | {f"negative_{name}": x for name, x in prefixed.items()}
+
     def _map(self, change: Callable[[TextCondition], TextCondition]) -> GuidedText:
         negative = None if self.negative is None else change(self.negative)
         return GuidedText(change(self.prompt), negative)
 
 
 Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
+_NONE = (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,10 @@ class Prompts:
         prompt: str | Sequence[str] | None,
         negative_prompt: str | Sequence[str],
         *,
-        encoded: Triple,
-        encoded_negative: Triple,
         suffix: str,
         guided: bool,
+        encoded: Triple = _NONE,
+        encoded_negative: Triple = _NONE,
         allow_empty: bool = False,
     ) -> Prompts:
         """The caller's prompts, checked against each other.
@@ -60,10 +66,10 @@ class Prompts:
         Args:
             prompt: One prompt or a list.
             negative_prompt: One for all prompts or one for each.
-            encoded: Encoded prompts (embeddings, mask, pooled), instead of `prompt`.
-            encoded_negative: The same for the negative prompts.
             suffix: What is appended to every prompt.
             guided: Whether there is guidance, which needs the negative prompts.
+            encoded: Encoded prompts (embeddings, mask, pooled), instead of `prompt`.
+            encoded_negative: The same for the negative prompts.
             allow_empty: Whether a prompt may be empty.
 
         Raises:
