@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import torch
 
 from pyramid_dit import PyramidDiffusionMMDiT, PyramidFluxTransformer
-from pyramid_dit.devices.memory import STEP_WIDTHS
 from pyramid_dit.distributed.parallel import BRANCHES, mesh_shape, split_sizes
 from pyramid_dit.flow.sizes import SPATIAL_FACTOR, temp_of_seconds
 from pyramid_dit.flow.temporal_pyramid import history_plan
+from pyramid_dit.generation.memory_estimates import STEP_WIDTHS
 from pyramid_dit.models.token_layout import (
     PATCH,
     Grid,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_dit import PyramidFlowMatchEulerDiscreteScheduler, PyramidFluxTransformer
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.generation.components import Components
-from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
 from pyramid_dit.generation.video_generator import VideoGenerator
 from pyramid_dit.models.text_condition import TextCondition
 
@@ -161,7 +161,7 @@ class GpuBenchmark:
         self.model = Components(
             self.dit,
             PyramidFlowMatchEulerDiscreteScheduler(),
-            RELEASED_STATISTICS["pyramid_flux"],
+            ARCHITECTURES["pyramid_flux"].released_statistics,
             vae=random_vae(self.size, device, self.dtype),
             text_encoder=RandomTextEncoder(self.size, device, self.dtype),
         )

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_dit.checkpoints.defaults import GenerationDefaults
+from pyramid_dit.flow.latents import LatentStatistics
 from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from pyramid_dit.generation.components import Components
-from pyramid_dit.generation.latent_codec import LatentStatistics
 from pyramid_dit.generation.video_generator import VideoGenerator
 from pyramid_dit.models.flux import PyramidFluxTransformer
 from pyramid_dit.models.text_encoder import FluxTextEncoderWithMask

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..generation.latent_codec import RELEASED_STATISTICS, FrameStatistics, LatentStatistics
+from ..flow.latents import FrameStatistics, LatentStatistics
 from ..models.text_encoder import (
     FluxTextEncoderWithMask,
     SD3TextEncoderWithMask,
@@ -61,19 +61,20 @@ class Architecture:
         return LatentStatistics(first, later)
 
 
+_LATER = FrameStatistics(shift=-0.2343, scale=1 / 3.0986)
 _FLUX = Architecture(
     "pyramid_flux",
     transformer_module="flux",
     transformer_name="PyramidFluxTransformer",
     text_encoder=FluxTextEncoderWithMask,
-    released_statistics=RELEASED_STATISTICS["pyramid_flux"],
+    released_statistics=LatentStatistics(FrameStatistics(-0.04, 1 / 1.8726), _LATER),
 )
 _MMDIT = Architecture(
     "pyramid_mmdit",
     transformer_module="mmdit",
     transformer_name="PyramidDiffusionMMDiT",
     text_encoder=SD3TextEncoderWithMask,
-    released_statistics=RELEASED_STATISTICS["pyramid_mmdit"],
+    released_statistics=LatentStatistics(FrameStatistics(0.1490, 1 / 1.8415), _LATER),
 )
 ARCHITECTURES = {architecture.name: architecture for architecture in (_FLUX, _MMDIT)}
 

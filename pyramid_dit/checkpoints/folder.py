@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..generation.latent_codec import LatentStatistics
+from ..flow.latents import LatentStatistics
 from ..json_files import read_json
 from ..models.text_encoder import TextPart
 from .architectures import Architecture, architecture_of_config

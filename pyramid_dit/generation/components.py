@@ -11,11 +11,11 @@ from video_vae import CausalVideoVAE
 
 from ..checkpoints.defaults import GenerationDefaults
 from ..devices.offload import module_device
+from ..flow.latents import LatentStatistics
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..flow.sizes import SPATIAL_FACTOR
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
-from .latent_codec import LatentStatistics
 
 
 @dataclass(eq=False)

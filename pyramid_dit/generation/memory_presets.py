@@ -1,7 +1,7 @@
 """Ways to live with little memory on the device, by name, and what each of them takes.
 
 `python -m pyramid_dit.memory_presets` prints what the released models take. The figures are
-computed, not measured: bytes of the weights, and the estimates of `memory` and of
+computed, not measured: bytes of the weights, and the estimates of `memory_estimates` and of
 `video_vae.memory` for the activations.
 """
 
@@ -22,10 +22,11 @@ from video_vae.memory import decode_memory
 
 from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import RELEASED_NUM_FRAMES, RELEASED_SIZES
-from ..devices.memory import free_memory, step_memory, unit_tokens
+from ..devices.memory import free_memory
 from ..devices.offload import offload_sequentially, offload_whole
 from ..flow.sizes import SPATIAL_FACTOR, temp_of
 from .latent_codec import DecodeSizes
+from .memory_estimates import step_memory, unit_tokens
 
 if TYPE_CHECKING:
     from video_vae import CausalVideoVAE

@@ -24,11 +24,11 @@ from ..checkpoints.weights import (
     vae_dtype,
 )
 from ..devices.offload import accelerator_device
+from ..flow.latents import LatentStatistics
 from ..flow.objective import FlowObjective
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..generation.arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
 from ..generation.components import Components
-from ..generation.latent_codec import LatentStatistics
 from ..generation.memory_presets import apply_preset, check_preset
 from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import QUICK_INDEX, VAE_CONFIG, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline, PyramidFluxTransformer
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.checkpoints.folder import CheckpointFolder
 from pyramid_dit.checkpoints.hub import download_checkpoint
 from pyramid_dit.checks import is_repo_id
-from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
 from video_vae import CausalVideoVAE
 
 DIT = "diffusion_transformer_768p"
@@ -50,7 +50,7 @@ def test_released_folder(folder: Path) -> None:
     found = CheckpointFolder.open(folder)
     assert (found.variant, found.architecture.name) == (DIT, "pyramid_flux")
     assert found.model_dtype is None
-    assert found.statistics == RELEASED_STATISTICS["pyramid_flux"]
+    assert found.statistics == ARCHITECTURES["pyramid_flux"].released_statistics
     assert found.defaults.prompt_suffix == ", hyper quality, Ultra HD, 8K"
     assert found.defaults.negative_prompt.startswith("cartoon style, worst quality")
     assert found.defaults.num_inference_steps == 28

@@ -16,8 +16,8 @@ from pyramid_dit import (
     PyramidFlowPipeline,
     PyramidFluxTransformer,
 )
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.generation.components import Components
-from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
 from pyramid_dit.generation.memory_presets import (
     PRESETS,
     Needs,
@@ -119,7 +119,7 @@ def test_the_fastest_that_fits_is_chosen(
     released: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     dit, vae, encoders = released["pyramid_flux"]
-    statistics = RELEASED_STATISTICS["pyramid_flux"]
+    statistics = ARCHITECTURES["pyramid_flux"].released_statistics
     scheduler = PyramidFlowMatchEulerDiscreteScheduler()
     text = nn.ModuleList(encoders)
     model = Components(dit, scheduler, statistics, vae=vae, text_encoder=text)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyramid_dit.devices.cpu import keep_freed_memory
-from pyramid_dit.generation.latent_codec import FrameStatistics, LatentStatistics
+from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
 from video_vae.autoencoder import CausalVideoVAE
 
 from .moving_shapes import MovingShapes
