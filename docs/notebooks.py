@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from PIL import Image
 from traitlets.config import Config
 
-from pyramid_dit.media.video_files import replacing
+from pyramid_dit.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = tuple(sorted(path.name for path in ROOT.glob("*.ipynb")))

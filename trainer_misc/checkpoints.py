@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from pyramid_dit.files import replacing
+
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -25,23 +27,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `target`, then put it in the target's place."""
-    temporary, old = (
-        target.with_name(f".{target.name}.tmp"),
-        target.with_name(f".{target.name}.old"),
-    )
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    """Let `write` fill a folder, which is then put in the place of `target`."""
+    with replacing(target) as temporary:
+        temporary.mkdir()
         write(temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def thin_checkpoints(folder: Path, keep: int) -> None:

@@ -25,6 +25,7 @@ from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from pyramid_dit.generation.components import Components
 from pyramid_dit.generation.video_generator import VideoGenerator
+from pyramid_dit.media.figures import evenly_spaced, picture_grid
 from pyramid_dit.models.flux import PyramidFluxTransformer
 from pyramid_dit.models.text_encoder import FluxTextEncoderWithMask
 from video_vae.autoencoder import CausalVideoVAE
@@ -32,7 +33,6 @@ from video_vae.autoencoder import CausalVideoVAE
 from .checkpoints import write_folder
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
-from .sheets import save_contact_sheet
 from .toy.latent_bank import LatentBank
 from .toy.moving_shapes import NUM_COMBINATIONS, caption_of
 from .toy.text import TEXT_DIM, write_text_encoders
@@ -263,8 +263,10 @@ def sample_sheet(
     generator.set_progress_bar_config(disable=True)
     prompts = [caption_of(number) for number in range(3, NUM_COMBINATIONS, 42)]
     seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    videos = generator.generate(prompts, temp=3, generator=seeds, output_type="pt")
-    save_contact_sheet([v.transpose(0, 1) * 2 - 1 for v in videos], path, frames=4)
+    videos = generator.generate(prompts, temp=3, generator=seeds)
+    picture_grid([evenly_spaced(video, 4) for video in videos], row_labels=prompts).save(
+        path, "PNG"
+    )
 
 
 def train_dit(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.files import replacing
 
 from .checkpoints import newest_checkpoint, thin_checkpoints, write_folder
 from .optimization import learning_rate_factor, parameter_groups
@@ -234,7 +235,8 @@ class TrainingLoop:
     def _draw(self, draw_sheet: Callable[[Path], None]) -> None:
         if self.accelerator.is_main_process:
             path = self.config.output / f"sheet-{self.step:06d}.png"
-            self.averaged(lambda: draw_sheet(path))
+            with replacing(path) as temporary:
+                self.averaged(lambda: draw_sheet(temporary))
         self.accelerator.wait_for_everyone()
 
     def _log(self, figures: dict[str, float], seconds: float) -> None:

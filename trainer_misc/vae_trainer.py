@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from pyramid_dit.generation.latent_codec import to_bytes, to_output
+from pyramid_dit.media.figures import evenly_spaced, picture_grid
 from video_vae.autoencoder import CausalVideoVAE
 from video_vae.blocks import ResnetBlock, SpatialAttention, TemporalUpsample
 
 from .checkpoints import write_folder
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
-from .sheets import save_contact_sheet
 from .toy.moving_shapes import MAX_FRAMES, MovingShapes
 
 logger = logging.getLogger(__name__)
@@ -287,8 +288,10 @@ def reconstruction_sheet(vae: CausalVideoVAE, frames: int, path: Path) -> None:
         latents = vae.encode(video).latent_dist.mode()
         rng = torch.Generator().manual_seed(0)
         coarse = coarsen(latents, rng, (1.0, 0.0))
-        rows += [video[0], vae.decode(latents).sample[0], vae.decode(coarse).sample[0]]
-    save_contact_sheet(rows, path)
+        for pixels in (video, vae.decode(latents).sample, vae.decode(coarse).sample):
+            (images,) = to_output(to_bytes(pixels), "pil")
+            rows.append(evenly_spaced(images, 7))
+    picture_grid(rows).save(path, "PNG")
 
 
 def train_vae(

@@ -14,6 +14,7 @@ import numpy as np
 from ..checks import shown
 from ..distributed.launcher import launched_process
 from ..json_files import read_json
+from ..media.images import fit_image, open_image
 from ..media.video_files import (
     HISTORY_FRAMES,
     Frame,
@@ -32,30 +33,19 @@ if TYPE_CHECKING:
 Write: TypeAlias = Callable[[Iterable[Frame]], None]
 
 
-def open_image(path: str) -> Image:
+def read_image(path: str) -> Image:
     """Read a picture.
 
     Raises:
         OSError: It cannot be read.
         UsageError: It is none, or too small or too large.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        image = Image.open(path)
-        image.load()
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        return open_image(path, least_side=SIZE_MULTIPLE)
+    except OSError as error:
         raise type(error)(f"cannot read --image {path!r}: {error.strerror}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"--image {path!r} is not a picture, or it is damaged") from error
-    except Image.DecompressionBombError as error:
-        raise UsageError(f"--image {path!r} is too large: {error}") from error
-    if min(image.size) < SIZE_MULTIPLE:
-        raise UsageError(
-            f"--image {path!r} is too small, {image.width}x{image.height}: "
-            f"both sides must be at least {SIZE_MULTIPLE} pixels"
-        )
-    return image
+    except ValueError as error:
+        raise UsageError(f"--image {path!r} {error}") from error
 
 
 @dataclass(frozen=True)
@@ -176,7 +166,7 @@ class Sources:
                 f"cannot read --resume-latents {options.resume_latents!r}: no such file"
             )
         return cls(
-            None if options.image is None else open_image(options.image),
+            None if options.image is None else read_image(options.image),
             None if options.extend is None else Clip.open(options.extend),
             None if options.storyboard is None else Storyboard.read(options.storyboard),
         )
@@ -206,8 +196,6 @@ class Sources:
             write: Gets the frames of a video to go on from, before any is made.
             on_step: Called after each step.
         """
-        from ..media.images import fit_image
-
         common: dict[str, Any] = {
             "cpu_offloading": options.offload == "model",
             "inference_multigpu": launched_process() is not None,

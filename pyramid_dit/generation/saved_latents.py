@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..media.video_files import replacing
+from ..files import replacing
 from ..sampling.unit_sampler import Unit
 
 FORMAT = "pyramid-flow latents 1"

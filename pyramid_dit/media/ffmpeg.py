@@ -123,3 +123,26 @@ def _error(status: int, said: str, path: Path) -> OSError:
         return OSError(errno.EFBIG, f"cannot write to {str(path.parent)!r}: file size limit")
     last_line = (said.strip().splitlines() or [f"it ended with status {status}"])[-1]
     return OSError(errno.EIO, f"cannot write to {str(path.parent)!r}: ffmpeg: {last_line}")
+
+
+_PATIENCE = 120  # seconds for what takes a fraction of one
+
+
+def ffmpeg_says(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """What ffmpeg has to say of a file.
+
+    Raises:
+        ValueError: It takes much too long over it.
+    """
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        return subprocess.run(
+            [get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("the video is damaged: its header cannot be read") from error

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..checks import FRAMES
@@ -21,6 +21,49 @@ Images: TypeAlias = OneImage | Sequence[OneImage]
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 Video: TypeAlias = str | PathLike[str] | np.ndarray | Sequence[Image.Image]
+
+
+def open_image(
+    path: str | PathLike[str],
+    *,
+    least_side: int,
+    most_pixels: int | None = None,
+    formats: tuple[str, ...] | None = None,
+) -> Image.Image:
+    """Decode a picture.
+
+    Args:
+        path: The file.
+        least_side: Pixels that both sides must have.
+        most_pixels: What is larger is not decoded.
+        formats: Names of the formats that may be read, by default all that Pillow reads.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no picture, damaged, too large or too small; the message goes on from
+            the name of the picture.
+    """
+    most = most_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 10**9)  # from there on Pillow refuses
+    too_large = ValueError(f"is too large: at most {most // 10**6} million pixels")
+    try:
+        image = Image.open(path, formats=formats)
+        if image.width * image.height > most:
+            raise too_large
+        if min(image.size) < least_side:
+            raise ValueError(
+                f"is too small, {image.width}x{image.height}: both sides must be at least "
+                f"{least_side} pixels"
+            )
+    except Image.DecompressionBombError as error:
+        raise too_large from error
+    except UnidentifiedImageError as error:
+        kinds = f" ({', '.join(formats)})" if formats else ""
+        raise ValueError(f"is not a picture that can be read here{kinds}") from error
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError("is damaged: it cannot be decoded") from error
+    return image
 
 
 def pictures_of(images: Images) -> list[Image.Image]:

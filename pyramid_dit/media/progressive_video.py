@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..files import replacing
 from .ffmpeg import (
     COMPLETE,
     FRAGMENTED,
@@ -17,7 +18,6 @@ from .video_files import (
     even,
     frame_arrays,
     output_format,
-    replacing,
     save_frames,
 )
 

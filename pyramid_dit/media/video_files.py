@@ -12,16 +12,14 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import tempfile
-import uuid
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from ..files import replacing
 from .ffmpeg import COMPLETE, Encoder
 
 if TYPE_CHECKING:
@@ -248,28 +246,6 @@ def _encode(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
     except BaseException:
         encoder.kill()
         raise
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Hand out a temporary path beside `target`; rename it to `target` if the body succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        yield temporary
-        if temporary.is_dir() and target.exists():
-            _remove(target)  # a folder cannot be renamed over a full one
-        os.replace(temporary, target)
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _check_replaceable(folder: Path) -> None:

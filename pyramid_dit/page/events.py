@@ -14,8 +14,7 @@ from PIL.Image import Image
 
 from .examples import Examples
 from .layout import SCROLL_TO_RESULT, Fields, Results
-from .media_checks import open_image
-from .metadata import read_settings
+from .media_checks import open_image, read_settings
 from .settings import (
     MAX_SCENES,
     ModelCard,

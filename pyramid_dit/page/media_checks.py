@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..cli.options import SIZE_MULTIPLE
+from ..media import images
 from ..media import video_files as video_io
+from ..media.embedded_settings import read_comment
+from ..media.ffmpeg import ffmpeg_says
+from .settings import Settings
 
 MAX_IMAGE_BYTES = 32 * 2**20
 MAX_IMAGE_PIXELS = 50_000_000
@@ -26,7 +29,6 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_VIDEO_BYTES = 200 * 2**20
 MAX_VIDEO_PIXELS = 3840 * 2160
 MAX_VIDEO_SECONDS = 60
-_PATIENCE = 120  # seconds for what takes a fraction of one
 
 _SIZE = re.compile(r"^  Stream #\S+.*?: Video: .*?, (\d+)x(\d+)", re.MULTILINE)
 _DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
@@ -52,28 +54,11 @@ def open_image(path: str | Path) -> Image.Image:
     """
     _check_bytes(path, MAX_IMAGE_BYTES, "picture")
     try:
-        image = Image.open(path, formats=IMAGE_FORMATS)
-        too_large = image.width * image.height > MAX_IMAGE_PIXELS
-    except Image.DecompressionBombError:
-        too_large = True
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(
-            f"this is not a picture that can be read here ({', '.join(IMAGE_FORMATS)})"
-        ) from error
-    if too_large:
-        raise ValueError(
-            f"the picture is too large: at most {MAX_IMAGE_PIXELS // 10**6} million pixels"
+        return images.open_image(
+            path, least_side=SIZE_MULTIPLE, most_pixels=MAX_IMAGE_PIXELS, formats=IMAGE_FORMATS
         )
-    if min(image.size) < SIZE_MULTIPLE:
-        raise ValueError(
-            f"the picture is too small, {image.width} x {image.height}: both sides must be at "
-            f"least {SIZE_MULTIPLE} pixels"
-        )
-    try:
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError("the picture is damaged: it cannot be decoded") from error
-    return image
+    except ValueError as error:
+        raise ValueError(f"the file {error}") from error
 
 
 def check_video(path: str | Path) -> VideoInfo:
@@ -125,6 +110,18 @@ def video_frames(
         raise ValueError("the video is damaged: it cannot be decoded") from error
 
 
+def read_settings(path: str | Path) -> Settings:
+    """The settings in a video that this page made.
+
+    Raises:
+        ValueError: It is no video, or one without such settings.
+    """
+    comment = read_comment(input_arguments(path, check_video(path).kind))
+    if comment is None:
+        raise ValueError("there are no settings in this file: it was not made with this page")
+    return Settings.from_json(comment)
+
+
 def last_frames(frames: Iterable[np.ndarray], count: int) -> np.ndarray:
     """The last `count` of the frames, or all of fewer: `[t, height, width, 3]`."""
     return np.stack(deque(frames, maxlen=count))
@@ -137,26 +134,6 @@ def input_arguments(path: str | Path, kind: str) -> list[str]:
 
 def _input_options(kind: str) -> list[str]:
     return ["-protocol_whitelist", "file", "-f", kind]
-
-
-def ffmpeg_says(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
-    """What ffmpeg has to say of an upload.
-
-    Raises:
-        ValueError: It takes much too long over it.
-    """
-    from imageio_ffmpeg import get_ffmpeg_exe
-
-    try:
-        return subprocess.run(
-            [get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
-            capture_output=True,
-            timeout=_PATIENCE,
-            check=False,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ValueError("the video is damaged: its header cannot be read") from error
 
 
 def _check_bytes(path: str | Path, most: int, what: str) -> None:

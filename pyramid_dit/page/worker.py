@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..media.embedded_settings import write_comment
 from ..media.video_files import export_to_video
 from .media_checks import video_frames
-from .metadata import write_settings
 from .preview import QUALITY, FrameStrip, reduced
 from .settings import Settings
 
@@ -217,7 +217,7 @@ class Job:
                 path = self.folder / f"pyramid-flow-{self.request.settings.options['seed']}.mp4"
                 frames = self._frames(first, stream, frames_per_second)
                 export_to_video(frames, path, frames_per_second)
-                write_settings(path, self.request.settings)
+                write_comment(path, self.request.settings.to_json())
                 self.path, self.poster = path, self.folder / "poster.jpg"
                 reduced(self._last).save(self.poster, quality=QUALITY)
         except BaseException:

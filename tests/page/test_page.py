@@ -27,15 +27,16 @@ from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.checkpoints.folder import CheckpointFolder
 from pyramid_dit.generation.stream import VideoStream
+from pyramid_dit.media.embedded_settings import write_comment
 from pyramid_dit.media.video_files import export_to_video, read_video
 from pyramid_dit.page import media_checks, visitors
 from pyramid_dit.page.media_checks import (
     check_video,
     last_frames,
     open_image,
+    read_settings,
     video_frames,
 )
-from pyramid_dit.page.metadata import read_settings, write_settings
 from pyramid_dit.page.settings import (
     ModelCard,
     Scene,
@@ -100,11 +101,11 @@ def ffmpeg(*arguments: str) -> None:
 def test_settings_survive_in_a_file(tmp_path: Path) -> None:
     path = export_to_video(noise(9), tmp_path / "video.mp4")
     before = read_video(path)
-    write_settings(path, SETTINGS)
+    write_comment(path, SETTINGS.to_json())
     assert read_settings(path) == SETTINGS
     np.testing.assert_array_equal(read_video(path), before)
     assert [entry.name for entry in tmp_path.iterdir()] == ["video.mp4"]
-    write_settings(path, with_option(seed=1))
+    write_comment(path, with_option(seed=1).to_json())
     assert read_settings(path).options["seed"] == 1
 
 
@@ -162,7 +163,7 @@ def test_pictures_are_checked(tmp_path: Path) -> None:
         "damaged": good.read_bytes()[:5000],
         "at most 50 million pixels": png_that_says_it_is(8000, 8000),
         "large: at most 50": png_that_says_it_is(60000, 60000),
-        "too small, 10 x 1000": png_that_says_it_is(10, 1000),
+        "too small, 10x1000": png_that_says_it_is(10, 1000),
     }
     for words, content in bad.items():
         (tmp_path / "bad.png").write_bytes(content)

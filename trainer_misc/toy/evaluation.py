@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.media.figures import evenly_spaced, picture_grid
 
 from .judge import (
     ATTRIBUTES,
@@ -177,20 +178,16 @@ def psnr(actual: np.ndarray, expected: np.ndarray, peak: float = 255.0) -> float
 
 
 def contact_sheet(clips: Sequence[Frames], table: Table, columns: int = 6) -> Image.Image:
-    """A few frames of every clip under its caption, which is red where the clip is wrong."""
-    tile, line = 64, 12
-    blocks = min(4, math.ceil(len(clips) / 12))
-    rows = math.ceil(len(clips) / blocks)
-    sheet = Image.new("RGB", (blocks * columns * tile, rows * (tile + line)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (frames, judged) in enumerate(zip(map(as_frames, clips), table.judged, strict=True)):
-        left, top = i // rows * columns * tile, i % rows * (tile + line)
-        color = "black" if judged.right("all") else "red"
-        draw.text((left + 2, top), judged.caption, fill=color, font_size=10)
-        for column, frame in enumerate(np.linspace(0, len(frames) - 1, columns).round()):
-            picture = Image.fromarray(frames[int(frame)]).resize((tile, tile))
-            sheet.paste(picture, (left + column * tile, top + line))
-    return sheet
+    """A few frames of every clip beside its caption, which says what is wrong with the clip."""
+    labels = []
+    for judged in table.judged:
+        wrong = [name for name in ATTRIBUTES if not judged.right(name)]
+        labels.append(judged.caption + (f"\nWRONG: {', '.join(wrong)}" if wrong else ""))
+    rows = [
+        [Image.fromarray(frame) for frame in evenly_spaced(list(as_frames(clip)), columns)]
+        for clip in clips
+    ]
+    return picture_grid(rows, row_labels=labels, side=64)
 
 
 def evaluate_model(

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.files import replacing
 from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
 from video_vae.autoencoder import CausalVideoVAE
 
@@ -48,9 +49,8 @@ class LatentBank:
 
     def save(self, path: Path) -> None:
         """Write all tensors to one safetensors file."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file({name: t.contiguous() for name, t in vars(self).items()}, temporary)
-        temporary.rename(path)
+        with replacing(path) as temporary:
+            save_file({name: t.contiguous() for name, t in vars(self).items()}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> LatentBank:

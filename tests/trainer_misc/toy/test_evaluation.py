@@ -282,4 +282,4 @@ def test_contact_sheet_shows_every_clip():
     clips = [drawn(number, range(9)) for number in (0, 100)]
     table = evaluate_frames(clips)
     sheet = contact_sheet([frames for frames, _ in clips], table, columns=3)
-    assert sheet.size[0] == 3 * 64
+    assert sheet.width > 3 * 64 and sheet.height > 2 * 64
