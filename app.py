@@ -54,7 +54,7 @@ def parse_options(arguments: Sequence[str]) -> Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the page and return the exit status; errors are told in one line."""
+    """Run the page and return the exit status; errors are printed as one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = None
     with signals_raise() as received:

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import torch
 
 from pyramid_dit import PyramidDiffusionMMDiT, PyramidFluxTransformer
-from pyramid_dit.devices.memory import STEP_WIDTHS
 from pyramid_dit.distributed.parallel import BRANCHES, mesh_shape, split_sizes
 from pyramid_dit.flow.sizes import SPATIAL_FACTOR, temp_of_seconds
 from pyramid_dit.flow.temporal_pyramid import history_plan
+from pyramid_dit.generation.memory_estimates import STEP_WIDTHS
 from pyramid_dit.models.token_layout import (
     PATCH,
     Grid,
@@ -43,7 +43,7 @@ SIZES = {"384p": (384, 640), "768p": (768, 1280)}
 STAGES = 3
 MODELS = {"miniflux": PyramidFluxTransformer, "sd3": PyramidDiffusionMMDiT}
 FIRST_STEPS, LATER_STEPS = 20, 10
-"""Steps a stage, as in the released models' examples."""
+"""Steps per stage, as in the released models' examples."""
 TEXT_TOKENS = 128
 BYTES = 2
 """Of a number in bf16."""

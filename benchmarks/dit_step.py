@@ -65,9 +65,7 @@ def step_function(
         baseline = baseline_transformer(dit)
         return lambda: baseline.predict(
             [*inputs.history, inputs.guided_latents],
-            text.embeds,
-            text.mask,
-            text.pooled,
+            *text,
             inputs.timestep,
         )
     context = prepare(dit, inputs)
@@ -77,7 +75,7 @@ def step_function(
 def prepare(dit: PyramidFluxTransformer, inputs: StepInputs) -> StageContext:
     """What we compute once a stage."""
     text, shape = inputs.text, inputs.guided_latents.shape
-    return dit.prepare(inputs.history, shape, text.embeds, text.mask, text.pooled)
+    return dit.prepare(inputs.history, shape, *text)
 
 
 Place = tuple[int, int, int, int]

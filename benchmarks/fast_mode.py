@@ -27,21 +27,21 @@ BATCH = 10
 
 
 @contextmanager
-def _approximately(pipeline: PyramidDiTForVideoGeneration, **options: Any) -> Iterator[None]:
-    pipeline.enable_fast_mode(**options)
+def _approximately(model: PyramidDiTForVideoGeneration, **options: Any) -> Iterator[None]:
+    model.enable_fast_mode(**options)
     try:
         yield
     finally:
-        pipeline.disable_fast_mode()
+        model.disable_fast_mode()
 
 
 @contextmanager
-def _first_block_cache(pipeline: PyramidDiTForVideoGeneration, threshold: float) -> Iterator[None]:
-    pipeline.dit.enable_cache(FirstBlockCacheConfig(threshold))
+def _first_block_cache(model: PyramidDiTForVideoGeneration, threshold: float) -> Iterator[None]:
+    model.dit.enable_cache(FirstBlockCacheConfig(threshold))
     try:
         yield
     finally:
-        pipeline.dit.disable_cache()
+        model.dit.disable_cache()
 
 
 Way = Callable[[PyramidDiTForVideoGeneration], Any]
@@ -63,43 +63,41 @@ WAYS: dict[str, Way] = {
 
 
 def make_latents(
-    pipeline: PyramidDiTForVideoGeneration, prompts: Sequence[str], temp: int
+    model: PyramidDiTForVideoGeneration, prompts: Sequence[str], temp: int
 ) -> tuple[Tensor, float]:
     """Latents of a video for every prompt, and the seconds that took."""
     began, parts = time.perf_counter(), []
     for start in range(0, len(prompts), BATCH):
         batch = list(prompts[start : start + BATCH])
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
-        parts.append(
-            pipeline.generate(batch, temp=temp, generator=generators, output_type="latent")
-        )
+        parts.append(model.generate(batch, temp=temp, generator=generators, output_type="latent"))
     return torch.cat(parts), time.perf_counter() - began
 
 
 @torch.no_grad()
-def decode(pipeline: PyramidDiTForVideoGeneration, latents: Tensor) -> Iterator[Any]:
+def decode(model: PyramidDiTForVideoGeneration, latents: Tensor) -> Iterator[Any]:
     """Frames `[t, h, w, 3]` of every video, in 0 to 1."""
-    assert pipeline.vae is not None
-    for row in pipeline.statistics.denormalize(latents).split(1):
-        video = pipeline.vae.decode(row.to(pipeline.vae.dtype)).sample[0]
+    assert model.vae is not None
+    for row in model.statistics.denormalize(latents).split(1):
+        video = model.vae.decode(row.to(model.vae.dtype)).sample[0]
         yield (video.float().clamp(-1, 1) * 0.5 + 0.5).permute(1, 2, 3, 0).cpu().numpy()
 
 
 def measure(*, device: torch.device, count: int, temp: int) -> Report:
     """Every way on `count` prompts, with videos of `temp` latent frames."""
     keep_freed_memory()
-    pipeline = PyramidDiTForVideoGeneration.from_pretrained(device=device)
-    pipeline.set_progress_bar_config(disable=True)
+    model = PyramidDiTForVideoGeneration.from_pretrained(device=device)
+    model.set_progress_bar_config(disable=True)
     prompts = evaluation_prompts(count)
-    make_latents(pipeline, prompts[:1], temp)
-    exact, exact_seconds = make_latents(pipeline, prompts, temp)
+    make_latents(model, prompts[:1], temp)
+    exact, exact_seconds = make_latents(model, prompts, temp)
     rows = []
     for name, way in WAYS.items():
         latents, seconds = exact, exact_seconds
         if name != EXACT:
-            with way(pipeline):
-                latents, seconds = make_latents(pipeline, prompts, temp)
-        table = evaluate_frames(zip(decode(pipeline, latents), prompts, strict=True))
+            with way(model):
+                latents, seconds = make_latents(model, prompts, temp)
+        table = evaluate_frames(zip(decode(model, latents), prompts, strict=True))
         error = (latents - exact).square().mean().sqrt() / exact.std()
         rows.append(
             {
@@ -111,7 +109,7 @@ def measure(*, device: torch.device, count: int, temp: int) -> Report:
                 "all four, %": 100 * table.rate("all clips", "all"),
             }
         )
-    steps = pipeline.defaults.video_num_inference_steps
+    steps = model.defaults.video_num_inference_steps
     return Report(
         benchmark="fast_mode",
         device=device_name(device),

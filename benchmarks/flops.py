@@ -107,7 +107,7 @@ def video_flops(
         dit: The transformer.
         height: Pixels.
         width: Pixels.
-        temp: Latent frames, one a unit.
+        temp: Latent frames, one per unit.
         first_steps: Steps of each stage in the first unit.
         later_steps: Steps of each stage in the others.
         texts: Real text tokens of each sample of the batch.

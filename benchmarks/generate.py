@@ -15,7 +15,7 @@ import torch
 
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.devices.cpu import keep_freed_memory
-from pyramid_dit.generation.engine import GenerationEngine
+from pyramid_dit.generation.components import Components
 
 from .baseline.pipeline import BaselinePipeline
 from .measure import (
@@ -43,12 +43,12 @@ CPU_BAR = 1.8
 PHASES = ("text", "transformer", "jump noise", "decoding")
 
 
-def watch_ours(clock: PhaseClock, pipeline: GenerationEngine) -> None:
-    """Count what our pipeline does."""
-    clock.watch(pipeline.text_encoder, ["forward"], "text")
-    clock.watch(pipeline.dit, ["prepare", "denoise"], "transformer")
-    clock.watch(pipeline.scheduler, ["sample_block_noise"], "jump noise")
-    clock.watch(pipeline.vae, ["decode_chunk"], "decoding")
+def watch_ours(clock: PhaseClock, model: Components) -> None:
+    """Count what our models do."""
+    clock.watch(model.text_encoder, ["forward"], "text")
+    clock.watch(model.dit, ["prepare", "denoise"], "transformer")
+    clock.watch(model.scheduler, ["sample_block_noise"], "jump noise")
+    clock.watch(model.vae, ["decode_chunk"], "decoding")
 
 
 def watch_baseline(clock: PhaseClock, baseline: BaselinePipeline) -> None:
@@ -70,9 +70,9 @@ def phases(
     return {**seconds, "rest, s": total - sum(clock.seconds.values())}
 
 
-def run_arguments(pipeline: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict[str, Any]:
+def run_arguments(model: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict[str, Any]:
     """The settings of the checkpoint, written out."""
-    defaults = pipeline.defaults
+    defaults = model.defaults
     assert defaults.num_frames is not None  # the bundled checkpoint's model_index.json has it
     frames = 9 if tiny else defaults.num_frames
     steps = {
@@ -92,23 +92,24 @@ def run_arguments(pipeline: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict
 
 def measure(*, device: torch.device, repeats: int, tiny: bool = False) -> Report:
     """Time of the run and of its phases."""
-    pipeline = PyramidDiTForVideoGeneration.from_pretrained(device=device)
-    pipeline.set_progress_bar_config(disable=True)
-    baseline = BaselinePipeline(pipeline)
+    model = PyramidDiTForVideoGeneration.from_pretrained(device=device)
+    model.set_progress_bar_config(disable=True)
+    components = model.video_generator.components
+    baseline = BaselinePipeline(components)
     if device.type == "cpu":
         keep_freed_memory()  # for both
-    arguments = run_arguments(pipeline, tiny=tiny)
+    arguments = run_arguments(model, tiny=tiny)
 
     def run(generate: Callable[..., object]) -> object:
         return generate(PROMPT, generator=torch.Generator().manual_seed(0), **arguments)
 
     runs = {
         BASELINE: partial(run, baseline.generate),
-        OURS: partial(run, pipeline.generate),
+        OURS: partial(run, model.generate),
     }
     watches = {
         BASELINE: partial(watch_baseline, baseline=baseline),
-        OURS: partial(watch_ours, pipeline=pipeline),
+        OURS: partial(watch_ours, model=components),
     }
     times = alternate(runs, repeats=repeats, device=device)
     rows: list[dict[str, Cell]] = [

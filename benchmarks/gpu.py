@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_dit import PyramidFlowMatchEulerDiscreteScheduler, PyramidFluxTransformer
-from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
+from pyramid_dit.generation.components import Components
 from pyramid_dit.generation.video_generator import VideoGenerator
-from pyramid_dit.models.text_encoder import TextEncoding
+from pyramid_dit.models.text_condition import TextCondition
 
 from .dit_step import (
     BASELINE,
@@ -124,15 +125,17 @@ class RandomTextEncoder(nn.Module):
             self.t5 = T5EncoderModel(T5Config(**t5)).eval()
         torch.set_default_dtype(former)
 
-    def forward(self, prompts: Sequence[str]) -> TextEncoding:
+    def forward(
+        self, prompts: Sequence[str], *, max_sequence_length: int = TEXT_LENGTH
+    ) -> TextCondition:
         """Encode as many texts as there are `prompts`, the longer one of `TEXT_TOKENS` each."""
         device, batch = self.t5.device, len(prompts)
         pooled = self.clip(_tokens(self.clip, batch, 77)).pooler_output
-        mask = torch.zeros(batch, TEXT_LENGTH, dtype=torch.long, device=device)
+        mask = torch.zeros(batch, max_sequence_length, dtype=torch.long, device=device)
         mask[:, : max(TEXT_TOKENS)] = 1
-        ids = _tokens(self.t5, batch, TEXT_LENGTH)
+        ids = _tokens(self.t5, batch, max_sequence_length)
         embeds = self.t5(ids, attention_mask=mask).last_hidden_state
-        return TextEncoding(embeds, mask, pooled)
+        return TextCondition(embeds, mask, pooled)
 
 
 def _tokens(encoder: Any, batch: int, length: int) -> Tensor:
@@ -155,14 +158,15 @@ class GpuBenchmark:
         self.steps = ([1] * 3, [1] * 3) if tiny else (FIRST_STEPS, LATER_STEPS)
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.dit: PyramidFluxTransformer = random_flux(self.size, device, self.dtype)
-        self.pipeline = VideoGenerator(
+        self.model = Components(
             self.dit,
             PyramidFlowMatchEulerDiscreteScheduler(),
-            RELEASED_STATISTICS["pyramid_flux"],
+            ARCHITECTURES["pyramid_flux"].released_statistics,
             vae=random_vae(self.size, device, self.dtype),
             text_encoder=RandomTextEncoder(self.size, device, self.dtype),
         )
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.generator = VideoGenerator(self.model)
+        self.generator.set_progress_bar_config(disable=True)
         self.matmul_flops = matmul_peak(device, self.dtype)
         self.rows: list[dict[str, Cell]] = []
         self.bars: list[Bar] = []
@@ -196,12 +200,12 @@ class GpuBenchmark:
         temp = 2 if self.tiny else FIVE_SECONDS
         run = partial(self._generate, name, temp)
         if fast:
-            self.pipeline.enable_fast_mode(**FAST_MODE)
+            self.generator.enable_fast_mode(**FAST_MODE)
         self._generate(name, 2, steps=1)
         memory = self._peak(lambda: self._generate(name, temp, steps=1))
         seconds = timed(run, self.device)
-        detail = phases(partial(watch_ours, pipeline=self.pipeline), run, self.device)
-        self.pipeline.disable_fast_mode()
+        detail = phases(partial(watch_ours, model=self.model), run, self.device)
+        self.generator.disable_fast_mode()
         height, width = self.sizes[name]
         operations = video_flops(
             self.dit,
@@ -228,15 +232,14 @@ class GpuBenchmark:
         self.bars.append(Bar(what, seconds, FIRST_FRAME_BAR, " s", at_least=False))
 
     def long_video_memory(self, name: str) -> None:
-        """Peak of ten seconds, one step a stage, the text encoders not on the device."""
-        encoder, self.pipeline.text_encoder = self.pipeline.text_encoder, None
+        """Peak of ten seconds, one step per stage, the text encoders not on the device."""
+        encoder, self.model.text_encoder = self.model.text_encoder, None
         assert encoder is not None
         with torch.no_grad():
             text = encoder([PROMPT])
         del encoder
         gc.collect()
-        names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
-        encoded = dict(zip(names, text, strict=True))
+        encoded = text._asdict()
         encoded |= {f"negative_{key}": value for key, value in encoded.items()}
         temp = 2 if self.tiny else TEN_SECONDS
         seconds: list[float] = []
@@ -246,7 +249,7 @@ class GpuBenchmark:
             seconds.append(timed(generate, self.device))
 
         memory = self._peak(run)
-        what = f"ten seconds at {name}, one step a stage"
+        what = f"ten seconds at {name}, one step per stage"
         self._add(what, seconds[0], memory=memory)
         self.bars.append(Bar(f"peak memory of {what}", memory, MEMORY_BAR, " GB", at_least=False))
 
@@ -276,7 +279,7 @@ class GpuBenchmark:
         **encoded: Any,
     ) -> object:
         height, width = self.sizes[name]
-        return self.pipeline.generate(
+        return self.generator.generate(
             prompt,
             height,
             width,
@@ -331,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.attention is not None:
         benchmark.dit.set_attention_backend(options.attention)
     if options.compile:
-        benchmark.pipeline.compile()
+        benchmark.generator.compile()
     for name in SIZES:
         benchmark.late_step(name)
     for name in SIZES:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyramid_dit import PyramidFluxTransformer
 from pyramid_dit.flow.temporal_pyramid import history_plan
-from pyramid_dit.sampling.prompts import TextCondition
+from pyramid_dit.models.text_condition import TextCondition
 from video_vae import CausalVideoVAE
 
 from .flops import (

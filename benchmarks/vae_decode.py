@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
 from pyramid_dit.generation.latent_codec import (
     DecodeSizes,
-    FrameStatistics,
-    LatentStatistics,
     decode_latents,
     to_bytes,
 )

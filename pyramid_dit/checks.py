@@ -1,15 +1,181 @@
-"""Checks of values, each of which names the value and what is allowed."""
+"""Checks of values, each of which names the value and what is allowed.
+
+A check is called with the name of an argument and its value, and raises a TypeError for another
+kind of value or a ValueError for one outside the range. Every door asks the same checks: Python,
+the command line, the page, and files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-RELEASED_SIZES = "640x384, 1280x768, 768x1280, 1024x1024"
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+Check: TypeAlias = Callable[[str, Any], object]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `least` to `most`."""
+
+    least: int = 1
+    most: int = 2**31 - 1
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Refuse another value."""
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must be an integer, got {shown(value)}")
+        _check_range(name, value, self.least, self.most)
+
+    def parse(self, text: str) -> int:
+        """The number in `text`, in range; ValueError."""
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise ValueError(f"{shown(text)} is not a whole number") from error
+        _check_range("it", value, self.least, self.most)
+        return value
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number from `least` to `most`, or above `least`."""
+
+    least: float
+    most: float
+    above: bool = False
+    """Whether `least` itself is not allowed."""
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Refuse another value."""
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {shown(value)}")
+        if value != value:
+            raise ValueError(f"{name} must be a number, got {value}")
+        if self.above and value <= self.least:
+            raise ValueError(f"{name} must be above {self.least:g}, got {shown(value)}")
+        _check_range(name, value, self.least, self.most)
+
+    def parse(self, text: str) -> float:
+        """The number in `text`, in range; ValueError."""
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"{shown(text)} is not a number")
+        self("it", value)
+        return value
+
+
+@dataclass(frozen=True)
+class OneOrMore:
+    """One value, or a sequence of values, that `check` allows."""
+
+    check: Check
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Refuse another value."""
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        if several and not value:
+            raise ValueError(f"{name} is empty")
+        for entry in value if several else [value]:
+            self.check(name, entry)
+
+
+@dataclass(frozen=True)
+class ByUnit:
+    """A mapping from units, whole numbers from 0 on, to values that `check` allows."""
+
+    check: Check
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Refuse another value."""
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} must be a mapping by unit, got {shown(value)}")
+        for unit, entry in value.items():
+            if isinstance(unit, bool) or not isinstance(unit, Integral):
+                raise TypeError(f"{name} has the units as keys, integers, got {shown(unit)}")
+            if unit < 0:
+                raise ValueError(f"{name} has the units as keys, from 0 on, got {shown(unit)}")
+            self.check(f"{name}[{unit}]", entry)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Refuse another value."""
+        if value not in self.words:
+            raise ValueError(f"{name} must be one of {', '.join(self.words)}, got {shown(value)}")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Anything of some kind, said in words for the message."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Refuse another value."""
+        if not self.fits(value):
+            raise TypeError(f"{name} must be {self.words}, got {shown(value)}")
+
+
+FRAMES = Whole(1, 100_000)
+LATENT_FRAMES = Whole(1, 12_500)
+SECONDS = Number(0, 100_000, above=True)
+SIDE = Whole(1, 8192)
+STEPS = Whole(1, 1000)
+GUIDANCE = Number(0, 100)
+SEED = Whole(0, 2**63 - 1)
+FRAME_RATE = Number(0, 1000, above=True)
+TEXT = Kind("a string", lambda value: isinstance(value, str))
+FLAG = Kind("True or False", lambda value: isinstance(value, bool))
+FUNCTION = Kind("a function", callable)
+
+
+def tensor(name: str, value: Any) -> None:
+    """Refuse what is no tensor (TypeError)."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {shown(value)}")
+
+
+def finite_tensor(name: str, value: Any) -> None:
+    """Refuse what is no tensor (TypeError), or has NaN or infinity in it (ValueError)."""
+    tensor(name, value)
+    if value.is_floating_point() and not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity in it")
+
+
+def random_source(name: str, value: Any) -> None:
+    """Refuse what is neither a `torch.Generator` nor a sequence of them (TypeError)."""
+    import torch
+
+    for source in value if isinstance(value, Sequence) else [value]:
+        if not isinstance(source, torch.Generator):
+            raise TypeError(f"{name} must be a torch.Generator or several, got {shown(source)}")
+
+
+def shown(value: Any) -> str:
+    """`value` for a message: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python turns into text
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
@@ -17,16 +183,17 @@ def check_size(height: int, width: int, multiple: int) -> None:
 
     Raises:
         TypeError: A side is not an integer.
-        ValueError: A side is not a positive multiple of `multiple`.
+        ValueError: A side is no multiple of `multiple`, or outside its range.
     """
     for name, side in (("height", height), ("width", width)):
-        check_count(name, side)
+        SIDE(name, side)
         if side % multiple:
             below = side // multiple * multiple
             nearest = f"{below} or {below + multiple}" if below else f"{multiple}"
             raise ValueError(
                 f"{name} must be a multiple of {multiple} pixels, got {side}; try {nearest} "
-                f"(sizes of the released models, width x height: {RELEASED_SIZES})"
+                "(sizes of the released models, width x height: 640x384, 1280x768, 768x1280, "
+                "1024x1024)"
             )
 
 
@@ -35,21 +202,21 @@ def check_temp(temp: int, frame_per_unit: int, *, from_image: bool) -> None:
 
     Raises:
         TypeError: `temp` is not an integer.
-        ValueError: `temp` is below 1, or does not fit `frame_per_unit`.
+        ValueError: `temp` is outside its range, or does not fit `frame_per_unit`.
     """
-    check_count("temp", temp)
+    LATENT_FRAMES("temp", temp)
     if from_image and temp % frame_per_unit:
         raise ValueError(f"temp must be a multiple of {frame_per_unit}, got {temp}")
     if not from_image and (temp - 1) % frame_per_unit:
         raise ValueError(f"temp must be 1 plus a multiple of {frame_per_unit}, got {temp}")
 
 
-def check_steps(name: str, steps: int | Sequence[int], stages: int) -> list[int]:
+def steps_per_stage(name: str, steps: int | Sequence[int], stages: int) -> list[int]:
     """Steps for each of the stages; one number serves all.
 
     Raises:
         TypeError: A number of steps is not an integer.
-        ValueError: A number of steps is below 1, or the list has another length.
+        ValueError: A number of steps is outside its range, or the list has another length.
     """
     per_stage = list(steps) if isinstance(steps, Sequence) else [steps] * stages
     if len(per_stage) != stages:
@@ -57,16 +224,8 @@ def check_steps(name: str, steps: int | Sequence[int], stages: int) -> list[int]
             f"{name} must be one number or {stages}, one a stage, got {len(per_stage)}: {per_stage}"
         )
     for count in per_stage:
-        check_count(name, count)
+        STEPS(name, count)
     return per_stage
-
-
-def check_output_type(output_type: str) -> None:
-    """Refuse an unknown form of the result with a ValueError."""
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(
-            f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}"
-        )
 
 
 def check_prompts(prompt: str | Sequence[str], *, allow_empty: bool = False) -> list[str]:
@@ -87,31 +246,23 @@ def check_prompts(prompt: str | Sequence[str], *, allow_empty: bool = False) -> 
     return prompts
 
 
-def check_generator(
-    generator: torch.Generator | Sequence[torch.Generator] | None, batch: int
-) -> torch.Generator | list[torch.Generator] | None:
-    """One generator for all, or a list with one a sample.
-
-    Raises:
-        ValueError: The list does not fit the batch.
-    """
-    if generator is None or isinstance(generator, torch.Generator):
-        return generator
-    generators = list(generator)
-    if len(generators) != batch:
-        raise ValueError(f"{len(generators)} generators for a batch of {batch}")
-    return generators
-
-
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse a tensor of another shape with a ValueError."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
-def check_count(name: str, value: int) -> None:
-    """Refuse what is no integer (TypeError) or below 1 (ValueError)."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+def is_repo_id(name: str) -> bool:
+    """Whether `name` has the form of a repository on the hub, `owner/repository`."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+
+
+def _check_range(name: str, value: Any, least: float, most: float) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {_plain(least)}, got {shown(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {_plain(most)}, got {shown(value)}")
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) and bound < 2**31 else f"{bound:g}"

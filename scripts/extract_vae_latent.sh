@@ -16,7 +16,7 @@ Settings, as environment variables:
   CLIPS    clips of 97 frames (default: 1000)
   PYTHON   the Python to run (default: python)
 
-Everything else is an option of `python -m trainer_misc.latent_bank`:
+Everything else is an option of `python -m trainer_misc.toy.latent_bank`:
   scripts/extract_vae_latent.sh --clips 200
 TEXT
 }
@@ -31,7 +31,7 @@ esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
-exec "${PYTHON:-python}" -m trainer_misc.latent_bank \
+exec "${PYTHON:-python}" -m trainer_misc.toy.latent_bank \
     --vae "${VAE:-output/toy/vae/causal_video_vae}" \
     --output "${BANK:-output/toy/bank.safetensors}" \
     --images "${IMAGES:-16000}" --clips "${CLIPS:-1000}" "$@"

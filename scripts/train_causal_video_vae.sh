@@ -12,7 +12,7 @@ OUTPUT/causal_video_vae. Started again with the same OUTPUT it goes on where it 
 
 Settings, as environment variables:
   OUTPUT     folder of the run (default: output/toy/vae)
-  PROCESSES  processes, one a GPU, or that share the CPU's cores (default: 1)
+  PROCESSES  processes, one per GPU, or that share the CPU's cores (default: 1)
   PRECISION  no, bf16 or fp16: the mixed precision (default: no)
   SEED       of weights and data (default: 0)
   PYTHON     the Python to run (default: python)

@@ -128,6 +128,16 @@ def test_names_and_files_exist(page: Path) -> None:
             assert (PROJECT_ROOT / span).is_file(), f"{name_of(page)} names {span}"
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_in_docstrings_and_comments_exist(package: str) -> None:
+    for path in (PROJECT_ROOT / package).rglob("*.py"):
+        for name in re.findall(rf"`~?({DOTTED.pattern})[`( ]", path.read_text(encoding="utf-8")):
+            try:
+                resolve(name)
+            except (ModuleNotFoundError, AttributeError):
+                pytest.fail(f"{name_of(path)} names {name}")
+
+
 def test_the_map_names_the_files_that_hold_the_names() -> None:
     page = PROJECT_ROOT / "docs" / "paper-to-code.md"
     rows = [line for line in prose(page).splitlines() if "](../" in line and line.startswith("|")]
@@ -225,10 +235,10 @@ def options_of(page: Path) -> set[str]:
 def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {
         "vae_trainer": ["--output", "a"],
-        "latent_bank": ["--vae", "a", "--output", "b"],
+        "toy.latent_bank": ["--vae", "a", "--output", "b"],
         "dit_trainer": ["--vae", "a", "--bank", "b", "--output", "c"],
         "evaluation": [],
-        "model_card": ["--checkpoint", "a", "--scores", "b"],
+        "toy.model_card": ["--checkpoint", "a", "--scores", "b"],
     }
     known: set[str] = set()
     for module, needed in arguments.items():
@@ -314,7 +324,7 @@ def test_the_toy_training_calls_what_exists(
     assert bank.endswith("--output my run/bank.safetensors --images 16000 --clips 5")
     assert dit.startswith("-m torch.distributed.run --standalone --nproc-per-node 2 -m trainer_")
     assert "--vae my run/vae/causal_video_vae --bank my run/bank.safetensors --steps 7" in dit
-    assert "trainer_misc.toy.evaluation" in scores and "trainer_misc.toy.model_card" in card
+    assert "trainer_misc.evaluation" in scores and "trainer_misc.toy.model_card" in card
     for call in (vae, bank, dit, scores, card):
         module, *arguments = call.rpartition("-m trainer_misc.")[2].replace("my run", "run").split()
         parse_with(f"trainer_misc.{module}", [*arguments], monkeypatch)

@@ -11,7 +11,7 @@ from argparse import Namespace
 import torch
 import torch.distributed as dist
 
-from pyramid_dit.distributed.launcher import place
+from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.distributed.parallel import form_groups, join_processes
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def init_distributed_mode(args: Namespace) -> None:
     Raises:
         ValueError: The environment is incomplete, or there are fewer GPUs than processes.
     """
-    here = place()
+    here = launched_process()
     on_gpu = torch.cuda.is_available()
     args.distributed = here is not None
     args.rank, args.gpu, args.world_size = (0, 0, 1) if here is None else here[:3]

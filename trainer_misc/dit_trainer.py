@@ -19,20 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyramid_dit.checkpoints.folder import GenerationDefaults
+from pyramid_dit.checkpoints.defaults import GenerationDefaults
+from pyramid_dit.flow.latents import LatentStatistics
 from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
-from pyramid_dit.generation.latent_codec import LatentStatistics
+from pyramid_dit.generation.components import Components
 from pyramid_dit.generation.video_generator import VideoGenerator
 from pyramid_dit.models.flux import PyramidFluxTransformer
 from pyramid_dit.models.text_encoder import FluxTextEncoderWithMask
 from video_vae.autoencoder import CausalVideoVAE
 
 from .checkpoints import write_folder
-from .latent_bank import LatentBank
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
 from .sheets import save_contact_sheet
+from .toy.latent_bank import LatentBank
 from .toy.moving_shapes import NUM_COMBINATIONS, caption_of
 from .toy.text import TEXT_DIM, write_text_encoders
 
@@ -70,7 +71,7 @@ class DitRecipe:
     Attributes:
         first_columns: Columns of each stage in steps that train the first unit.
         later_columns: The same in steps that train a later unit.
-        per_column: Samples a column and process.
+        per_column: Samples per column and process.
         first_frame_share: Share of the steps that train the first unit, which has no history.
         drop: Share of the prompts replaced by the empty one.
     """
@@ -125,7 +126,7 @@ def new_dit(latent_channels: int) -> PyramidFluxTransformer:
     """A fresh toy transformer whose text embedders start at full size.
 
     The usual deviation of 0.02 is meant for widths in the thousands; at 128 it would leave the
-    text unheard for long.
+    text without effect for long.
     """
     dit = PyramidFluxTransformer(in_channels=4 * latent_channels, **TOY_DIT)
     embed = dit.time_text_embed
@@ -250,7 +251,7 @@ def sample_sheet(
     model: TrainableDit, vae: CausalVideoVAE, statistics: LatentStatistics, path: Path
 ) -> None:
     """Generate short videos of fixed prompts with the weights as they are."""
-    generator = VideoGenerator(
+    components = Components(
         model.dit,
         PyramidFlowMatchEulerDiscreteScheduler(),
         statistics,
@@ -258,6 +259,7 @@ def sample_sheet(
         text_encoder=model.text,
         defaults=DEFAULTS,
     )
+    generator = VideoGenerator(components)
     generator.set_progress_bar_config(disable=True)
     prompts = [caption_of(number) for number in range(3, NUM_COMBINATIONS, 42)]
     seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
@@ -323,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cooldown", type=int, default=2000, help="steps of the descent at the end"
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--per-column", type=int, default=16, help="samples a column and process")
+    parser.add_argument("--per-column", type=int, default=16, help="samples per column and process")
     parser.add_argument("--max-minutes", type=float, default=0.0, help="stop after so long")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument("--seed", type=int, default=0)

@@ -40,7 +40,7 @@ class LoopConfig:
         weight_decay: AdamW's, on matrices only.
         clip: Largest gradient norm.
         ema_decay: Decay of the moving average of the weights.
-        accumulation: Batches a step.
+        accumulation: Batches per step.
         mixed_precision: "no", "bf16" or "fp16".
         seed: Of the weights and of every draw.
         save_every: Steps between checkpoints.

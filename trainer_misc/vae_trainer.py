@@ -54,7 +54,7 @@ class Phase:
         name: Folder of the phase.
         frames: Frames of a clip, 8n+1; 1 means images.
         crop: Height and width of the random crops in pixels.
-        batch: Clips a step and process.
+        batch: Clips per step and process.
         steps: Optimizer steps.
         learning_rate: Peak; cosine down to 0.
         coarse: Shares of the samples decoded from latents halved once, twice.

@@ -126,7 +126,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         for name, value in per_block:
             if len(value) != blocks:
                 raise ValueError(
-                    f"{name} is {list(value)}; {blocks} values are wanted, one a block"
+                    f"{name} is {list(value)}; {blocks} values are wanted, one per block"
                 )
         fixed: tuple[tuple[str, Any, Any], ...] = (
             ("encoder_act_fn", encoder_act_fn, "silu"),
@@ -192,7 +192,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         is_init_image: bool = True,
         temporal_chunk: bool = False,
         window_size: int = 16,
-        tile_sample_min_size: int = 256,
+        tile_sample_min_size: int | None = 256,
     ) -> AutoencoderKLOutput:
         """Encode a video.
 
@@ -203,7 +203,8 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             temporal_chunk: Encode `window_size` frames at a time; the result is the same, in less
                 memory.
             window_size: Frames of a chunk, a multiple of 8; the first has one more.
-            tile_sample_min_size: Extent of a tile in pixels, where tiling is enabled.
+            tile_sample_min_size: Extent of a tile in pixels, where tiling is enabled; None works
+                on whole pictures all the same.
 
         Returns:
             `.latent_dist`, the posterior over latents [b, c, n+1, h/8, w/8].
@@ -220,11 +221,11 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
                 self.encode_chunk, tile, is_init_image, window_size if temporal_chunk else None
             )
 
-        tile = self.tile_extent(tile_sample_min_size)
-        if self.use_tiling and max(x.shape[-2:]) > tile:
-            moments = map_tiles(x, run, tile=tile, out_tile=tile // self.spatial_factor)
-        else:
+        tile = self._tile(x.shape, tile_sample_min_size)
+        if tile is None:
             moments = run(x)
+        else:
+            moments = map_tiles(x, run, tile=tile, out_tile=tile // self.spatial_factor)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussian(moments))
 
     def decode(
@@ -233,7 +234,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         is_init_image: bool = True,
         temporal_chunk: bool = False,
         window_size: int = 2,
-        tile_sample_min_size: int = 256,
+        tile_sample_min_size: int | None = 256,
     ) -> DecoderOutput:
         """Decode latents.
 
@@ -244,7 +245,8 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             temporal_chunk: Decode `window_size` latents at a time; the result is the same, in less
                 memory.
             window_size: Latents of a chunk; the first has one more.
-            tile_sample_min_size: Extent of a tile in pixels, where tiling is enabled.
+            tile_sample_min_size: Extent of a tile in pixels, where tiling is enabled; None works
+                on whole pictures all the same.
 
         Returns:
             `.sample`, pixels [b, 3, 8n+1, 8h, 8w] (about [-1, 1], not clamped).
@@ -260,11 +262,19 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
                 self.decode_chunk, tile, is_init_image, window_size if temporal_chunk else None
             )
 
-        out_tile = self.tile_extent(tile_sample_min_size)
-        tile = out_tile // self.spatial_factor
-        if self.use_tiling and max(z.shape[-2:]) > tile:
-            return DecoderOutput(sample=map_tiles(z, run, tile=tile, out_tile=out_tile))
-        return DecoderOutput(sample=run(z))
+        size = [side * self.spatial_factor for side in z.shape[-2:]]
+        tile = self._tile(size, tile_sample_min_size)
+        if tile is None:
+            return DecoderOutput(sample=run(z))
+        pixels = map_tiles(z, run, tile=tile // self.spatial_factor, out_tile=tile)
+        return DecoderOutput(sample=pixels)
+
+    def _tile(self, size: Sequence[int], wanted: int | None) -> int | None:
+        """Extent in pixels of the tiles for a picture whose size ends `size`, None for no tiles."""
+        if wanted is None:
+            return None
+        tile = self.tile_extent(wanted)
+        return tile if self.use_tiling and max(size[-2:]) > tile else None
 
     def encode_chunk(self, x: Tensor, context: TemporalContext) -> Tensor:
         """Encode the next frames [b, 3, t, h, w] of the clip that `context` belongs to.

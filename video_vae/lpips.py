@@ -113,7 +113,7 @@ class VGG16Features(nn.Module):
 
 
 class ChannelWeights(nn.Module):
-    """One weight a channel, at place 1: a dropout stood at 0 when LPIPS itself was trained."""
+    """One weight per channel, at place 1: a dropout stood at 0 when LPIPS itself was trained."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 
 from pyramid_dit.flow.latents import latent_pyramid, noise_pyramid
 from pyramid_dit.flow.temporal_pyramid import gather_history, history_plan
-from pyramid_dit.generation.engine import GenerationEngine
+from pyramid_dit.generation.components import Components
 from pyramid_dit.generation.latent_codec import to_bytes, to_output
 
 from .transformer import baseline_transformer
@@ -45,17 +45,15 @@ class BaselinePipeline:
     """Text to video in the reference's way, one video at a time.
 
     Args:
-        pipeline: Whose models are used; VAE and text encoder are needed.
+        model: The models; VAE and text encoder are needed.
         draw_block_noise: Source of the noise of the jumps, instead of `block_noise`.
     """
 
-    def __init__(
-        self, pipeline: GenerationEngine, draw_block_noise: BlockNoise | None = None
-    ) -> None:
-        assert pipeline.vae is not None and pipeline.text_encoder is not None
-        self.pipeline = pipeline
-        self.transformer = baseline_transformer(pipeline.dit)
-        self.decoder = BaselineDecoder(pipeline.vae)
+    def __init__(self, model: Components, draw_block_noise: BlockNoise | None = None) -> None:
+        assert model.vae is not None and model.text_encoder is not None
+        self.model = model
+        self.transformer = baseline_transformer(model.dit)
+        self.decoder = BaselineDecoder(model.vae)
         self.draw_block_noise = draw_block_noise or self._draw_block_noise
 
     @torch.no_grad()
@@ -79,11 +77,11 @@ class BaselinePipeline:
         Returns:
             With "pil" its frames, with "latent" its normalized latents `[1, c, temp, h/8, w/8]`.
         """
-        stages = self.pipeline.scheduler.config.stages
-        shape = (1, self.pipeline.latent_channels, temp, height // 8, width // 8)
-        device = self.pipeline.device
+        stages = self.model.stages
+        shape = (1, self.model.latent_channels, temp, height // 8, width // 8)
+        device = self.model.device
         noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        text = self.encode_text([negative_prompt, prompt + self.pipeline.defaults.prompt_suffix])
+        text = self.encode_text([negative_prompt, prompt + self.model.defaults.prompt_suffix])
         lowest = noise_pyramid(noise, stages)[0]
         units: list[Tensor] = []
         for unit in range(temp):
@@ -105,10 +103,9 @@ class BaselinePipeline:
 
     def encode_text(self, texts: Sequence[str]) -> Text:
         """Token embeddings `[2, T, d]`, mask `[2, T]` and pooled `[2, p]`."""
-        pipeline = self.pipeline
-        assert pipeline.text_encoder is not None
-        embeds, mask, pooled = pipeline.text_encoder(list(texts))
-        device, dtype = pipeline.device, pipeline.dtype
+        assert self.model.text_encoder is not None
+        embeds, mask, pooled = self.model.text_encoder(list(texts))
+        device, dtype = self.model.device, self.model.dtype
         return embeds.to(device, dtype), mask.to(device), pooled.to(device, dtype)
 
     def _generate_unit(
@@ -119,7 +116,7 @@ class BaselinePipeline:
         steps: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
-        scheduler, dtype = self.pipeline.scheduler, self.pipeline.dtype
+        scheduler, dtype = self.model.scheduler, self.model.dtype
         past_frames = history[-1].shape[2] if history else 0
         for stage, count in enumerate(steps):
             if stage:
@@ -139,13 +136,13 @@ class BaselinePipeline:
         return latents
 
     def _draw_block_noise(self, shape: Sequence[int]) -> Tensor:
-        return block_noise(shape, self.pipeline.scheduler.config.gamma)
+        return block_noise(shape, self.model.scheduler.config.gamma)
 
     def decode(self, latents: Tensor) -> list[Image]:
         """Normalized latents `[1, c, t, h, w]` to frames."""
-        vae = self.pipeline.vae
+        vae = self.model.vae
         assert vae is not None
-        latents = self.pipeline.statistics.denormalize(latents).to(vae.device, vae.dtype)
+        latents = self.model.statistics.denormalize(latents).to(vae.device, vae.dtype)
         frames = to_output(to_bytes(self.decoder.decode(latents)), "pil")
         assert isinstance(frames, list)
         return frames[0]

@@ -246,7 +246,7 @@ def baseline_transformer(
 
 
 def attention_mask(mask: Tensor, clips: Sequence[Tensor], *, causal: bool) -> Tensor:
-    """Who sees whom, dense: `[B, 1, L, L]` bool.
+    """Attention mask, dense: `[B, 1, L, L]` bool.
 
     Padding sees padding only, so that no row is empty; a token sees those not later than itself.
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pyramid_dit.checkpoints.folder import CheckpointFolder
 from pyramid_dit.checkpoints.hub import TOY_FOLDER
-from pyramid_dit.flow.latents import latent_pyramid, noise_pyramid
+from pyramid_dit.flow.latents import LatentStatistics, latent_pyramid, noise_pyramid
 from pyramid_dit.flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from pyramid_dit.flow.temporal_pyramid import HistoryClip, history_plan
-from pyramid_dit.generation.latent_codec import LatentStatistics, to_bytes
+from pyramid_dit.generation.latent_codec import to_bytes
 from pyramid_dit.models.token_layout import Grid, make_layout
 from trainer_misc.toy.moving_shapes import MovingShapes
 from video_vae import CausalVideoVAE
@@ -124,7 +124,7 @@ def tint(color: str) -> str:
 
 
 def attention_figure() -> Canvas:
-    """Who sees whom in stage 1 of unit 4, on a toy grid."""
+    """Which tokens attend to which in stage 1 of unit 4, on a toy grid."""
     stage, unit = 1, 4
     plan = history_plan(unit, stage)
     areas = (1, 4)

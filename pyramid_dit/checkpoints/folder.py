@@ -5,20 +5,21 @@ Nothing here reads a weight; a folder that lacks something is refused before any
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..generation.latent_codec import RELEASED_STATISTICS, FrameStatistics, LatentStatistics
+from safetensors import SafetensorError, safe_open
 
-ARCHITECTURES = {
-    "PyramidFluxTransformer": "pyramid_flux",
-    "PyramidDiffusionMMDiT": "pyramid_mmdit",
-}
+from ..flow.latents import LatentStatistics
+from ..json_files import read_json
+from ..models.text_encoder import TextPart
+from .architectures import Architecture, architecture_of_config
+from .defaults import GenerationDefaults
+
 VARIANT_PREFIX = "diffusion_transformer_"
 DEFAULT_VARIANT = f"{VARIANT_PREFIX}768p"
 VAE_FOLDER = "causal_video_vae"
@@ -28,40 +29,11 @@ PIPELINE_CLASS = "PyramidFlowPipeline"
 """Class that `model_index.json` names in the layout of diffusers' `save_pretrained`."""
 PIPELINE_TRANSFORMER, PIPELINE_VAE = "transformer", "vae"
 
-RELEASED_SIZES = {"384p": (640, 384), "768p": (1280, 768), "image": (1024, 1024)}
-"""Width and height that the released variants are made for."""
-RELEASED_NUM_FRAMES = 121  # 5 seconds
-
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 _HALF_PRECISIONS = {"BF16": "bf16", "F16": "fp16"}
-
-Steps = int | Sequence[int]
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """What `generate` does where its caller does not say; the values are the released ones.
-
-    `None` for a size or a number of frames means that the checkpoint prefers none, and for
-    `video_guidance_scale` 7 for text-to-video and 4 for image-to-video.
-    """
-
-    prompt_suffix: str = ", hyper quality, Ultra HD, 8K"
-    negative_prompt: str = (
-        "cartoon style, worst quality, low quality, blurry, absolute black, absolute white, "
-        "low res, extra limbs, extra digits, misplaced objects, mutated anatomy, monochrome, horror"
-    )
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    frames_per_second: int = 24
-    num_inference_steps: Steps = 28
-    video_num_inference_steps: Steps = 28
-    guidance_scale: float = 7.0
-    video_guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +43,7 @@ class CheckpointFolder:
     path: Path
     variant: str
     """Name of the folder of the transformer."""
-    model_name: str
-    """`pyramid_flux` or `pyramid_mmdit`."""
+    architecture: Architecture
     model_dtype: str | None
     """What `model_index.json` says, else the half precision that the weights are stored in."""
     statistics: LatentStatistics
@@ -109,28 +80,26 @@ class CheckpointFolder:
         else:
             chosen = _choose_variant(folder, variant or index.get("model_variant"))
         config_path = folder / chosen / "config.json"
-        class_name = read_json(config_path).get("_class_name")
-        if class_name not in ARCHITECTURES:
-            raise ValueError(
-                f"{config_path} has _class_name {class_name!r}, expected one of "
-                f"{', '.join(ARCHITECTURES)}"
-            )
-        model_name = ARCHITECTURES[class_name]
-        rest = _read_pipeline(folder, index) if saved else {"defaults": read_defaults(index)}
+        architecture = architecture_of_config(read_json(config_path), config_path)
+        rest = (
+            _read_pipeline(folder, index)
+            if saved
+            else {"defaults": _defaults(index, chosen, folder / INDEX_NAME)}
+        )
         return cls(
             path=folder,
             variant=chosen,
-            model_name=model_name,
+            architecture=architecture,
             model_dtype=index.get("model_dtype") or _stored_half_precision(folder / chosen),
-            statistics=read_statistics(index, model_name, folder / INDEX_NAME),
+            statistics=architecture.statistics(index, folder / INDEX_NAME),
             **rest,
         )
 
-    def check_files(self, text_folders: Sequence[tuple[str, str]], *, vae: bool) -> None:
+    def check_files(self, text_parts: Sequence[TextPart], *, vae: bool) -> None:
         """Look for every file of the transformer, of the VAE and of the text encoders.
 
         Args:
-            text_folders: Pairs of folders, encoder and tokenizer, that will be loaded.
+            text_parts: Encoders that will be loaded, each with its tokenizer.
             vae: Whether the VAE will be.
 
         Raises:
@@ -140,32 +109,14 @@ class CheckpointFolder:
         _check_model(self.path / self.variant, _DIFFUSERS_WEIGHTS)
         if vae:
             _check_model(self.path / self.vae_folder, _DIFFUSERS_WEIGHTS)
-        for encoder, tokenizer in text_folders:
-            _check_model(self.path / encoder, _TRANSFORMERS_WEIGHTS)
-            _check_tokenizer(self.path / tokenizer)
+        for part in text_parts:
+            _check_model(self.path / part.encoder, _TRANSFORMERS_WEIGHTS)
+            _check_tokenizer(self.path / part.tokenizer)
 
 
 def full_variant_name(variant: str) -> str:
     """`768p` or `diffusion_transformer_768p` as the latter."""
     return variant if variant.startswith(VARIANT_PREFIX) else VARIANT_PREFIX + variant
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in the file `path`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file holds no JSON object; it may be truncated.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"missing file {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON, is it truncated? ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
 
 
 def _choose_variant(folder: Path, wanted: str | None) -> str:
@@ -185,43 +136,24 @@ def _choose_variant(folder: Path, wanted: str | None) -> str:
     return there[0]
 
 
-def read_statistics(
-    index: Mapping[str, Any], model_name: str, source: Path | str
-) -> LatentStatistics:
-    """The `latent_statistics` in `index`; without any, those of the released `model_name`.
-
-    Raises:
-        ValueError: They cannot be understood; `source` says where they are from.
-    """
-    entry = index.get("latent_statistics")
-    if entry is None:
-        return RELEASED_STATISTICS[model_name]
-    try:
-        kinds = {kind: FrameStatistics(**entry[kind]) for kind in ("first_frame", "later_frames")}
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"latent_statistics in {source} must have first_frame and later_frames, each with "
-            f"shift and scale, got {entry}"
-        ) from error
-    return LatentStatistics(**kinds)
-
-
-def read_defaults(index: Mapping[str, Any]) -> GenerationDefaults:
-    """The entries of `index` that are generation defaults; the rest as released."""
-    names = [entry.name for entry in fields(GenerationDefaults)]
-    return GenerationDefaults(**{name: index[name] for name in names if name in index})
-
-
 def _read_pipeline(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """What the index of a saved pipeline says beside the models, and its scheduler."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     return {
-        "defaults": read_defaults(index.get("generation_defaults") or {}),
+        "defaults": _defaults(index.get("generation_defaults") or {}, "", folder / INDEX_NAME),
         "vae_folder": PIPELINE_VAE,
         "scheduler_config": {k: v for k, v in scheduler.items() if not k.startswith("_")},
         "frame_per_unit": index.get("frame_per_unit", 1),
         "absent": frozenset(k for k, v in index.items() if v == [None, None]),
     }
+
+
+def _defaults(index: Mapping[str, Any], variant: str, source: Path) -> GenerationDefaults:
+    """What `index` says of generation; a value that it may not have is a ValueError."""
+    try:
+        return GenerationDefaults.of(index, variant)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _check_model(folder: Path, weight_names: Sequence[str]) -> None:
@@ -250,40 +182,21 @@ def _check_weights(path: Path) -> None:
 
 
 def _is_complete_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
-    header = _safetensors_header(path)
-    return header is not None and path.stat().st_size == header.end
+    return _stored_dtypes(path) is not None
 
 
-class _SafetensorsHeader(NamedTuple):
-    """What a safetensors file says of itself."""
-
-    dtypes: frozenset[str]
-    """Dtypes of the tensors, `F32`, `BF16`, ..."""
-    end: int
-    """Length of a complete file: 8 bytes of length, JSON, the tensors."""
-
-
-def _safetensors_header(path: Path) -> _SafetensorsHeader | None:
-    """The header of the file, None where it is cut off or damaged."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if path.stat().st_size < 8 + length:
-            return None
-        try:
-            header = json.loads(file.read(length))
-            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-            ends = [entry["data_offsets"][1] for entry in tensors]
-            dtypes = frozenset(entry["dtype"] for entry in tensors)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            return None
-    return _SafetensorsHeader(dtypes, 8 + length + max(ends, default=0))
+def _stored_dtypes(path: Path) -> set[str] | None:
+    """Dtypes of the tensors in a safetensors file, `F32`, `BF16`, ...; None where it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {entry.get_dtype() for entry in map(file.get_slice, file.keys())}
+    except SafetensorError:
+        return None
 
 
 def _stored_half_precision(folder: Path) -> str | None:
     """`bf16` or `fp16` where all weights in `folder` are stored so, else None."""
-    headers = [_safetensors_header(path) for path in folder.glob("*.safetensors")]
-    dtypes = {dtype for header in headers if header for dtype in header.dtypes}
+    dtypes = set[str]().union(*(_stored_dtypes(f) or () for f in folder.glob("*.safetensors")))
     return _HALF_PRECISIONS.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 

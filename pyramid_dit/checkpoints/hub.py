@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..checks import is_repo_id
 from .folder import INDEX_NAME, CheckpointFolder
 
 TOY_FOLDER = Path(__file__).parents[1] / "toy"
-_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether `name` has the form `owner/repository`."""
-    return _REPO_ID.fullmatch(name) is not None
 
 
 def open_checkpoint(

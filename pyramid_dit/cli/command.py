@@ -25,8 +25,8 @@ from ..distributed.launcher import (
     ProcessesFailed,
     Stopped,
     ended_by_signals,
+    launched_process,
     leave_reason,
-    place,
     run_processes,
 )
 from .model import (
@@ -119,7 +119,7 @@ def signals_raise() -> Iterator[list[int]]:
 def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
     """Do what the options say; `kept` is told what there is, should this end early."""
     started = time.perf_counter()
-    here = place()
+    here = launched_process()
     is_main = here is None or here.rank == 0
     if options.shard and here is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
@@ -139,7 +139,7 @@ def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
     check_model_name(options.model)
 
     if here is None and options.gpus > 1:
-        check_processes(options, options.guidance)
+        check_processes(options, options.guidance_scale)
         try:
             run_processes(["-m", "pyramid_dit", *arguments, "--output", output], options.gpus)
         except KeyboardInterrupt:
@@ -150,11 +150,11 @@ def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     with nullcontext() if here is None else ended_by_signals():
         folder = open_model(options)
-        pipeline = load_model(options, folder, here)
+        model = load_model(options, folder, here)
         rate = folder.defaults.frames_per_second
         writer = open_video(output, rate) if is_main else None
         try:
-            size = _write(pipeline, options, sources, folder, seed, writer, kept)
+            size = _write(model, options, sources, folder, seed, writer, kept)
         finally:
             made = 0 if writer is None else writer.frames
             if writer is not None:
@@ -175,7 +175,7 @@ def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
 
 
 def _write(
-    pipeline: PyramidDiTForVideoGeneration,
+    model: PyramidDiTForVideoGeneration,
     options: Namespace,
     sources: Sources,
     folder: CheckpointFolder,
@@ -195,9 +195,9 @@ def _write(
         bar.update()
 
     size = (0, 0)
-    pipeline.set_progress_bar_config(disable=True)
+    model.set_progress_bar_config(disable=True)
     copy = skip if writer is None else writer.write
-    stream = sources.stream(pipeline, options, folder, seed, copy, advance)
+    stream = sources.stream(model, options, folder, seed, copy, advance)
     with tqdm(total=stream.total_steps, disable=writer is None or options.quiet) as bar:
         try:
             for frames in stream:

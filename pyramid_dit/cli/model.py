@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..distributed.launcher import Place
+from ..checks import is_repo_id
+from ..distributed.launcher import LaunchedProcess
 from .options import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def check_model_name(model: str | None) -> None:
         return
     if Path(model).exists():
         raise UsageError(f"--model {model!r} is a file, not the folder of a checkpoint")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+    if not is_repo_id(model):
         raise UsageError(
             f"--model {model!r} is no folder, and not OWNER/NAME of a repository on the hub"
         )
@@ -42,11 +42,12 @@ def check_processes(options: Namespace, guidance: float | None) -> None:
         UsageError: There are too few devices.
         ValueError: The model cannot be split so often.
     """
-    from ..checkpoints.folder import read_json
     from ..distributed.parallel import check_heads, mesh_shape
+    from ..json_files import read_json
 
     device_name(
-        options.device, Place(options.gpus - 1, options.gpus - 1, options.gpus, options.gpus)
+        options.device,
+        LaunchedProcess(options.gpus - 1, options.gpus - 1, options.gpus, options.gpus),
     )
     folder = open_model(options)
     guidance = folder.defaults.guidance_scale if guidance is None else guidance
@@ -65,19 +66,13 @@ def open_model(options: Namespace) -> CheckpointFolder:
     """
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "info" if options.verbose else "error")
-    from ..checkpoints.folder import CheckpointFolder
-    from ..checkpoints.hub import download_checkpoint
+    from ..checkpoints.hub import open_checkpoint
 
-    path = options.model
-    if path is None:
-        path = Path(__file__).parents[1] / "toy"
-    elif not Path(path).is_dir():
-        path = download_checkpoint(path, options.variant)
-    return CheckpointFolder.open(path, options.variant)
+    return open_checkpoint(options.model, options.variant)
 
 
 def load_model(
-    options: Namespace, folder: CheckpointFolder, here: Place | None
+    options: Namespace, folder: CheckpointFolder, here: LaunchedProcess | None
 ) -> PyramidDiTForVideoGeneration:
     """Load the model, and join the other processes if there are any.
 
@@ -105,7 +100,7 @@ def load_model(
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
     disable_progress_bar()  # of loading; the hub's have been shown by now
-    pipeline = PyramidDiTForVideoGeneration.from_pretrained(
+    model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
         model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
@@ -113,16 +108,16 @@ def load_model(
         memory=options.memory,
     )
     if options.offload == "layer":
-        pipeline.enable_sequential_cpu_offload(device)
+        model.enable_sequential_cpu_offload(device)
     if options.shard:
-        pipeline.shard_weights(device)
-    assert pipeline.vae is not None
-    pipeline.vae.enable_tiling()
-    logger.info("%s: %s, %s, on %s", folder.path, folder.variant, pipeline.dtype, device)
-    return pipeline
+        model.shard_weights(device)
+    assert model.vae is not None
+    model.vae.enable_tiling()
+    logger.info("%s: %s, %s, on %s", folder.path, folder.variant, model.dtype, device)
+    return model
 
 
-def device_name(name: str, here: Place | None) -> str:
+def device_name(name: str, here: LaunchedProcess | None) -> str:
     """The device `name` of this machine, or the one of that kind for the process `here`.
 
     Raises:
@@ -154,26 +149,3 @@ def device_name(name: str, here: Place | None) -> str:
         asked = f"--device {name!r}" if here is None else f"{here.local_processes} processes"
         raise UsageError(f"{asked}: there are {count} GPUs here")
     return name
-
-
-def default_size(folder: CheckpointFolder, start: tuple[int, int] | None) -> tuple[int, int]:
-    """Width and height that suit the model, lying or standing as what the video starts from."""
-    from ..checkpoints.folder import RELEASED_SIZES
-
-    width, height = folder.defaults.width, folder.defaults.height
-    if width is None or height is None:
-        name = folder.variant.rpartition("_")[2]
-        if name not in RELEASED_SIZES:
-            raise UsageError(f"{folder.path} does not say which size it is made for, add --size")
-        width, height = RELEASED_SIZES[name]
-    if start is not None and (start[0] < start[1]) != (width < height):
-        return height, width
-    return width, height
-
-
-def default_num_frames(folder: CheckpointFolder) -> int:
-    """Length of a video that suits the model, in frames."""
-    from ..checkpoints.folder import RELEASED_NUM_FRAMES
-
-    still = folder.variant.endswith("_image")
-    return folder.defaults.num_frames or (1 if still else RELEASED_NUM_FRAMES)

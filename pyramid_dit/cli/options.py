@@ -1,37 +1,26 @@
 """What the command line says: the options, their help, and every check that needs no model.
 
-Only the standard library is imported here, so that help and most complaints come at once.
+Nothing that takes long is imported here, so that help and most complaints come at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
+from ..checks import SIDE, OneOrMore, Whole
+from ..flow.sizes import added_temp_of, temp_of
+from ..generation.arguments import DEFAULTS, OPTIONS
 
 STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
-FRAME_MULTIPLE = 8
 MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
 """The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
-OF_THE_FIRST_RUN = (
-    "storyboard",
-    "seconds",
-    "num_frames",
-    "size",
-    "seed",
-    "steps",
-    "video_steps",
-    "guidance",
-    "video_guidance",
-    "negative_prompt",
-    "prompt_suffix",
-)
-"""Options that a run which is resumed has its own values of."""
+FLAGS = {name: option for name, option in OPTIONS.items() if option.flag is not None}
+"""What the record of arguments has for the command line, by the name of the argument."""
 
 DESCRIPTION = """\
 Make a video from a prompt, or from an image and a prompt, by pyramidal flow matching.
@@ -85,27 +74,24 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     options.prompt = options.prompt or ""
     _check_sources(parser, options)
-    if options.image is not None and options.video_steps is not None:
+    if options.image is not None and options.video_num_inference_steps is not None:
         parser.error("--video-steps does not go with --image, where --steps serves all frames")
-    if options.extend is None:
-        _check_num_frames(parser, options.num_frames)
-    elif options.num_frames is not None and options.num_frames % FRAME_MULTIPLE:
-        parser.error(
-            f"argument --num-frames: with --extend, it must be a multiple of {FRAME_MULTIPLE}, "
-            f"not {options.num_frames}"
-        )
+    if options.num_frames is not None:
+        try:
+            (temp_of if options.extend is None else added_temp_of)(options.num_frames)
+        except ValueError as error:
+            parser.error(f"argument --num-frames: {error}")
     check_model_options(parser, options)
     return options
 
 
 def _check_sources(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse what does not go with what the video starts from and is led by."""
-    told = {
-        "a prompt": options.prompt or None,
-        **{f"--{name.replace('_', '-')}": getattr(options, name) for name in OF_THE_FIRST_RUN},
-    }
     if options.resume_latents is not None:
-        for name, value in told.items():
+        own = {"a prompt": options.prompt or None, "--storyboard": options.storyboard}
+        own["--size"] = options.size
+        own |= {f"{o.flag}": getattr(options, name) for name, o in FLAGS.items() if not o.resumes}
+        for name, value in own.items():
             if value is not None:
                 parser.error(f"{name} does not go with --resume-latents, which has its own")
     elif options.storyboard is not None:
@@ -166,64 +152,18 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="also write what --resume-latents needs, at the end or when the run is stopped",
     )
-    length = video.add_mutually_exclusive_group()
-    length.add_argument(
-        "--seconds",
-        type=_positive,
-        metavar="S",
-        help="length of the video, put to the nearest possible one (default: the model's)",
-    )
-    length.add_argument(
-        "--num-frames",
-        type=_positive_integer,
-        metavar="N",
-        help="length in frames: 8n+1, such as 1 (a still), 49, 97, 121 or 241; with --extend, 8n",
-    )
     video.add_argument(
         "--size",
         type=parse_size,
         metavar="WxH",
         help=f"width and height in pixels, multiples of {SIZE_MULTIPLE} (default: the model's)",
     )
-    video.add_argument(
-        "--seed",
-        type=_seed,
-        metavar="N",
-        help="the same seed gives the same video (default: a new one, told at the end)",
-    )
-
+    length = video.add_mutually_exclusive_group()
+    _add_from_record(length, "seconds", "num_frames")
+    _add_from_record(video, "seed", default="a new one, told at the end")
     sampling = parser.add_argument_group("how it is made (default: what the model recommends)")
-    sampling.add_argument(
-        "--steps",
-        type=_steps,
-        metavar="N[,N,N]",
-        help="steps for the first frame: one number, or three for the stages from coarse to fine; "
-        "more is slower and better",
-    )
-    sampling.add_argument(
-        "--video-steps",
-        type=_steps,
-        metavar="N[,N,N]",
-        help="the same for all later frames (default: the model's, or --steps if that is given)",
-    )
-    sampling.add_argument(
-        "--guidance",
-        type=_guidance,
-        metavar="G",
-        help="how closely the first frame follows the prompt; 0 turns guidance off",
-    )
-    sampling.add_argument(
-        "--video-guidance", type=_guidance, metavar="G", help="the same for all later frames"
-    )
-    sampling.add_argument(
-        "--negative-prompt", metavar="TEXT", help="what the video should not look like"
-    )
-    sampling.add_argument(
-        "--prompt-suffix",
-        metavar="TEXT",
-        help='what is appended to the prompt, "" for nothing (default: what the model was trained '
-        "with)",
-    )
+    rest = [name for name in FLAGS if name not in ("seconds", "num_frames", "seed")]
+    _add_from_record(sampling, *rest, default="")
 
     model = add_model_options(parser)
     model.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
@@ -231,6 +171,43 @@ def _build_parser() -> argparse.ArgumentParser:
         "--verbose", action="store_true", help="tell what is done, and where an error came from"
     )
     return parser
+
+
+def _add_from_record(
+    group: argparse._ActionsContainer, *names: str, default: str = "the model's"
+) -> None:
+    """Add the options that the record of arguments has under these names."""
+    for name in names:
+        option = FLAGS[name]
+        words = f"{option.help[0].lower()}{option.help[1:].rstrip('.')}"
+        default = default if DEFAULTS[name] is None else str(DEFAULTS[name])
+        group.add_argument(
+            str(option.flag),
+            dest=name,
+            type=_reader(option.check, several="," in str(option.metavar)),
+            metavar=option.metavar,
+            help=f"{words} (default: {default})" if default else words,
+        )
+
+
+def _reader(check: Any, *, several: bool) -> Callable[[str], Any]:
+    """What turns the word on the command line into a value that `check` allows."""
+    one = check.check if isinstance(check, OneOrMore) else check
+
+    def read(text: str) -> Any:
+        if not hasattr(one, "parse"):
+            return text
+        try:
+            values = [one.parse(part) for part in (text.split(",") if several else [text])]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        if len(values) not in (1, STAGES):
+            raise argparse.ArgumentTypeError(
+                f"must be one number or {STAGES}, one for each stage, not {len(values)}: {text}"
+            )
+        return values if len(values) > 1 else values[0]
+
+    return read
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -272,7 +249,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     )
     model.add_argument(
         "--gpus",
-        type=_positive_integer,
+        type=_reader(Whole(), several=False),
         default=1,
         metavar="N",
         help="share the work among N GPUs, one process each; with --device cpu, among N processes "
@@ -285,7 +262,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "fit on one",
     )
     model.add_argument(
-        "--threads", type=_positive_integer, metavar="N", help="CPU threads (default: all cores)"
+        "--threads",
+        type=_reader(Whole(), several=False),
+        metavar="N",
+        help="CPU threads (default: all cores)",
     )
     return model
 
@@ -314,8 +294,11 @@ def parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"must look like 1280x768 (width x height), not {text!r}")
-    width, height = int(match[1]), int(match[2])
-    if not width or not height or width % SIZE_MULTIPLE or height % SIZE_MULTIPLE:
+    try:
+        width, height = (SIDE.parse(side) for side in match.groups())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"width and height: {error}") from error
+    if width % SIZE_MULTIPLE or height % SIZE_MULTIPLE:
         fits = "x".join(
             str(max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE) for side in (width, height)
         )
@@ -323,64 +306,6 @@ def parse_size(text: str) -> tuple[int, int]:
             f"width and height must be multiples of {SIZE_MULTIPLE}, not {text}; {fits} would do"
         )
     return width, height
-
-
-def _number(kind: Callable[[str], float], text: str, meaning: str) -> float:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
-    return value
-
-
-def _positive_integer(text: str) -> int:
-    value = _number(int, text, "a whole number")
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return int(value)
-
-
-def _positive(text: str) -> float:
-    value = _number(float, text, "a number")
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return value
-
-
-def _guidance(text: str) -> float:
-    value = _number(float, text, "a number")
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be below 0, which turns it off, not {text}")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(_number(int, text, "a whole number"))
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 2^63 - 1, not {text}")
-    return value
-
-
-def _check_num_frames(parser: argparse.ArgumentParser, frames: int | None) -> None:
-    if frames is None:
-        return
-    below = (frames - 1) // FRAME_MULTIPLE * FRAME_MULTIPLE + 1
-    if frames != below:
-        parser.error(
-            f"argument --num-frames: must be 8n+1, not {frames}; the nearest are {below} and "
-            f"{below + FRAME_MULTIPLE}"
-        )
-
-
-def _steps(text: str) -> int | list[int]:
-    numbers = [_positive_integer(part) for part in text.split(",")]
-    if len(numbers) not in (1, STAGES):
-        raise argparse.ArgumentTypeError(
-            f"must be one number or {STAGES}, one for each stage, not {len(numbers)}: {text}"
-        )
-    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _device(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,15 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ..distributed.launcher import place
+from ..checks import shown
+from ..distributed.launcher import launched_process
+from ..json_files import read_json
 from ..media.video_files import (
     HISTORY_FRAMES,
     Frame,
     video_frames,
     video_size,
 )
-from .model import default_num_frames, default_size
-from .options import FRAME_MULTIPLE, SIZE_MULTIPLE, UsageError
+from .options import FLAGS, SIZE_MULTIPLE, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,29 +121,33 @@ class Storyboard:
             UsageError: It has another form.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
         except OSError as error:
-            raise type(error)(f"cannot read --storyboard {path!r}: {error.strerror}") from error
+            reason = error.strerror or "no such file"
+            raise type(error)(f"cannot read --storyboard {path!r}: {reason}") from error
         except ValueError as error:
-            raise UsageError(f"--storyboard {path!r} is no valid JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"--storyboard {path!r} must be an object of prompts by unit")
+            raise UsageError(f"--storyboard {error}") from error
         prompts: dict[int, str] = {}
         scales: dict[int, float] = {}
+        seen: dict[int, str] = {}
         for key, value in content.items():
             scene = {"prompt": value} if isinstance(value, str) else value
             if not key.isdecimal() or not isinstance(scene, dict) or not scene:
                 raise UsageError(
-                    f"--storyboard {path!r}: {key!r}: {value!r} is no prompt of a unit"
+                    f"--storyboard {path!r}: {key!r}: {shown(value)} is no prompt of a unit"
                 )
+            unit = int(key)
+            if unit in seen:
+                raise UsageError(f"--storyboard {path!r}: {seen[unit]!r} and {key!r} are one unit")
+            seen[unit] = key
             for name, entry in scene.items():
                 if name == "prompt" and isinstance(entry, str):
-                    prompts[int(key)] = entry
+                    prompts[unit] = entry
                 elif name == "guidance" and type(entry) in (int, float):
-                    scales[int(key)] = float(entry)
+                    scales[unit] = entry
                 else:
                     raise UsageError(
-                        f"--storyboard {path!r}: unit {key} has {name!r}: {entry!r}; "
+                        f"--storyboard {path!r}: unit {key} has {name!r}: {shown(entry)}; "
                         'allowed are "prompt", a text, and "guidance", a number'
                     )
         if 0 not in prompts:
@@ -185,7 +189,7 @@ class Sources:
 
     def stream(
         self,
-        pipeline: PyramidDiTForVideoGeneration,
+        model: PyramidDiTForVideoGeneration,
         options: Namespace,
         folder: CheckpointFolder,
         seed: int,
@@ -195,7 +199,7 @@ class Sources:
         """The video that is asked for.
 
         Args:
-            pipeline: The models.
+            model: The models.
             options: What the command line says.
             folder: The checkpoint.
             seed: Of the random numbers.
@@ -206,40 +210,28 @@ class Sources:
 
         common: dict[str, Any] = {
             "cpu_offloading": options.offload == "model",
-            "inference_multigpu": place() is not None,
+            "inference_multigpu": launched_process() is not None,
             "callback_on_step_end": on_step,
         }
         if options.resume_latents is not None:
-            return pipeline.stream_v2v(resume=options.resume_latents, **common)
-        story = self.story
-        common |= {
-            "prompt": options.prompt if story is None else None,
-            "prompts": None if story is None else story.prompts,
-            "guidance_scales": None if story is None else story.guidance_scales,
-            "prompt_suffix": options.prompt_suffix,
-            "negative_prompt": options.negative_prompt,
-            "num_inference_steps": options.steps,
-            "guidance_scale": options.guidance,
-            "video_guidance_scale": options.video_guidance,
-            "seed": seed,
-            "num_frames": options.num_frames,
-            "seconds": options.seconds,
-        }
-        if options.num_frames is None and options.seconds is None:
-            whole = default_num_frames(folder)
-            added = max(FRAME_MULTIPLE, whole - 1)
-            common["num_frames"] = whole if self.clip is None else added
-        width, height = options.size or default_size(folder, self._shape)
+            return model.stream_v2v(resume=options.resume_latents, **common)
+        common |= {name: getattr(options, name) for name in FLAGS}
+        common = {name: value for name, value in common.items() if value is not None}
+        common["seed"] = seed
+        if self.story is None:
+            common["prompt"] = options.prompt
+        else:
+            common["prompts"] = self.story.prompts
+            common["guidance_scales"] = self.story.guidance_scales
+        width, height = options.size or folder.defaults.size(self._shape)
         if self.clip is not None:
             end = self.clip.copy(write, (width, height), folder.defaults.frames_per_second)
-            return pipeline.stream_v2v(video=end, history_frames=HISTORY_FRAMES, **common)
+            return model.stream_v2v(video=end, **common)
         if self.image is not None:
-            image = fit_image(self.image, width, height)
-            return pipeline.stream_i2v(input_image=image, **common)
-        steps = options.steps if options.video_steps is None else options.video_steps
-        return pipeline.stream(
-            width=width, height=height, video_num_inference_steps=steps, **common
-        )
+            return model.stream_i2v(input_image=fit_image(self.image, width, height), **common)
+        if "num_inference_steps" in common:
+            common.setdefault("video_num_inference_steps", common["num_inference_steps"])
+        return model.stream(width=width, height=height, **common)
 
     @property
     def _shape(self) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,25 +46,50 @@ def stays_on(module: nn.Module, device: torch.device) -> bool:
 def moved_to(module: nn.Module, device: torch.device) -> Iterator[torch.device]:
     """Have `module` on `device` within the block and back where it was after it.
 
+    Several threads may be in such blocks of one module; the last one out moves it back.
+
     What is offloaded in parts is left to its hooks. They wait for calls of `forward`, which a
     transformer or a VAE at work does not get: what the hook of the whole module would bring over
     is brought over here.
     """
-    in_parts = offloaded_in_parts(module)
-    whole = _group_offloading(module)
-    home = next(module.parameters()).device
-    moves = not in_parts and home != device
-    if whole is not None:
-        whole.pre_forward(module)
-    elif moves:
-        module.to(device)
+    with _LOCK:
+        visit = _VISITS.get(module)
+        if visit is None:
+            visit = _VISITS[module] = _Visit(module, device)
+        visit.guests += 1
     try:
         yield device
     finally:
-        if whole is not None:
-            whole.post_forward(module, None)
-        elif moves:
-            module.to(home)
+        with _LOCK:
+            visit.guests -= 1
+            if not visit.guests:
+                del _VISITS[module]
+                visit.end()
+
+
+class _Visit:
+    """A module on the device that it computes on, for as long as any thread works with it."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.guests = 0
+        self._module, self._whole = module, _group_offloading(module)
+        self._home = next(module.parameters()).device
+        self._moves = not offloaded_in_parts(module) and self._home != device
+        if self._whole is not None:
+            self._whole.pre_forward(module)
+        elif self._moves:
+            module.to(device)
+
+    def end(self) -> None:
+        """Back to where it was."""
+        if self._whole is not None:
+            self._whole.post_forward(self._module, None)
+        elif self._moves:
+            self._module.to(self._home)
+
+
+_LOCK = threading.RLock()
+_VISITS: dict[nn.Module, _Visit] = {}
 
 
 def _group_offloading(module: nn.Module) -> Any:

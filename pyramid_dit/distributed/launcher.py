@@ -1,4 +1,4 @@
-"""One process a GPU: starting them, and being one of them.
+"""One process per GPU: starting them, and being one of them.
 
 What torchrun does for a script the command line does for itself, with the same agent of
 PyTorch's, so that whatever ends one process ends all of them, with one message.
@@ -33,7 +33,7 @@ AGENT_SIGNALS = [
 """What the agent handles, and leaves handled when it is done."""
 
 
-class Place(NamedTuple):
+class LaunchedProcess(NamedTuple):
     """One process among those that a launcher started."""
 
     rank: int
@@ -70,8 +70,8 @@ class Stopped(KeyboardInterrupt):
         self.signum = signum
 
 
-def place() -> Place | None:
-    """This process's place, None where no launcher started it.
+def launched_process() -> LaunchedProcess | None:
+    """Rank of this process and their number, None where no launcher started it.
 
     Raises:
         ValueError: The launcher's environment variables are incomplete or no numbers.
@@ -86,7 +86,7 @@ def place() -> Place | None:
         raise ValueError(f"the environment has no proper {', '.join(names)}: {error}") from error
     if not 0 <= rank < processes:
         raise ValueError(f"RANK={rank} does not fit WORLD_SIZE={processes}")
-    return Place(rank, local_rank, processes, local_processes)
+    return LaunchedProcess(rank, local_rank, processes, local_processes)
 
 
 def run_processes(arguments: Sequence[str], count: int) -> None:
@@ -193,11 +193,10 @@ def _explained(failures: dict[int, ProcessFailure], count: int) -> ProcessesFail
         name = failure.signal_name()
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return ProcessesFailed(f"process {rank + 1} of {count} was ended by {name}{hint}", 1)
-    told = {rank: f for rank, f in failures.items() if "time" in f.error_file_data}
-    if not told:
+    explained = {r: f.error_file_data for r, f in failures.items() if "time" in f.error_file_data}
+    if not explained:
         rank, failure = next(iter(failures.items()))
         text = f"process {rank + 1} of {count} ended with status {failure.exitcode}"
         return ProcessesFailed(text, 1)
-    rank = min(told, key=lambda rank: told[rank].error_file_data["time"])
-    reason = told[rank].error_file_data
+    reason = min(explained.values(), key=lambda data: data["time"])
     return ProcessesFailed(reason["message"]["message"], reason["status"])

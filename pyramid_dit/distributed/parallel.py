@@ -110,7 +110,7 @@ class Serial:
 
 
 class Parallel(Serial):
-    """This process's place among those that make one video.
+    """This process's ranks among those that make one video.
 
     Args:
         mesh: cfg x sequence, with these names.

@@ -6,8 +6,10 @@ slice in time commutes with every function here. No function modifies its argume
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -82,3 +84,52 @@ def _video_size(x: Tensor) -> tuple[int, int]:
 def _resize(x: Tensor, height: int, width: int, *, mode: str) -> Tensor:
     frames = x.flatten(1, 2)  # each frame of each channel is an image of its own
     return F.interpolate(frames, size=(height, width), mode=mode).unflatten(1, x.shape[1:3])
+
+
+Statistic = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class FrameStatistics:
+    """Normalization `(z - shift) * scale` of one kind of frame, for all channels or for each."""
+
+    shift: Statistic = 0.0
+    scale: Statistic = 1.0
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """VAE latents `[b, c, t, h, w]` to model latents."""
+        return (z - _column(self.shift, z)) * _column(self.scale, z)
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Model latents `[b, c, t, h, w]` to VAE latents."""
+        return x / _column(self.scale, x) + _column(self.shift, x)
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Statistics of the first latent frame and of the later ones."""
+
+    first_frame: FrameStatistics
+    later_frames: FrameStatistics
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """VAE latents `[b, c, t, h, w]`, frame 0 the start of the video, to model latents."""
+        first, later = z[:, :, :1], z[:, :, 1:]
+        parts = [self.first_frame.normalize(first), self.later_frames.normalize(later)]
+        return torch.cat(parts, dim=2)
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Model latents `[b, c, t, h, w]` back to VAE latents."""
+        first, later = x[:, :, :1], x[:, :, 1:]
+        parts = [self.first_frame.denormalize(first), self.later_frames.denormalize(later)]
+        return torch.cat(parts, dim=2)
+
+
+def _column(statistic: Statistic, latents: Tensor) -> Tensor:
+    """`statistic` to be broadcast against `latents` `[b, c, t, h, w]`."""
+    values = torch.as_tensor(statistic, dtype=latents.dtype, device=latents.device)
+    if values.ndim and values.shape != (latents.shape[1],):
+        raise ValueError(
+            f"latent statistics of {values.numel()} channels for latents of {latents.shape[1]}"
+        )
+    return values.view(-1, 1, 1, 1)

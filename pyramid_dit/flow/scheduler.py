@@ -37,6 +37,25 @@ class StageFlow(NamedTuple):
     velocity: Tensor
 
 
+class StageSchedule(NamedTuple):
+    """The Euler steps of a stage; it stays as it is, so any number of runs may share it."""
+
+    timesteps: Tensor
+    """What the transformer is told at each step, `[n]`, float32."""
+    sigmas: Tensor
+    """Position in the stage before each step and after the last, `[n + 1]`, on the CPU so that a
+    step never waits for the device."""
+
+    def step(self, index: int, velocity: Tensor, sample: Tensor) -> Tensor:
+        """One Euler step along `velocity` (start minus end of the stage), computed in float32.
+
+        Returns:
+            The next sample, in the dtype of `velocity`.
+        """
+        delta = float(self.sigmas[index + 1] - self.sigmas[index])
+        return (sample.float() + delta * velocity.float()).to(velocity.dtype)
+
+
 class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
     """Flow matching in `stages` spatial stages, each with its own window of the noise level.
 
@@ -110,30 +129,37 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
 
     # ---- sampling -------------------------------------------------------------------------
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int,
-        stage_index: int,
-        device: str | torch.device | None = None,
-    ) -> None:
-        """Lay out `num_inference_steps` Euler steps through stage `stage_index`.
-
-        `timesteps` (n values, on `device`) is what the transformer is told, `sigmas` (n + 1
-        values, on the CPU so that a step never waits for the device) the position in the stage.
+    def stage_schedule(
+        self, num_inference_steps: int, stage: int, device: str | torch.device = "cpu"
+    ) -> StageSchedule:
+        """Lay out `num_inference_steps` Euler steps through `stage`; `timesteps` lie on `device`.
 
         Raises:
             ValueError: Fewer than one step, or no such stage.
         """
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-        self._check_stage(stage_index)
-        timesteps = self.timesteps_per_stage[stage_index]
-        sigmas = self.sigmas_per_stage[stage_index]
+        self._check_stage(stage)
+        timesteps, sigmas = self.timesteps_per_stage[stage], self.sigmas_per_stage[stage]
         steps = _linspace(float(timesteps[0]), float(timesteps[-1]), num_inference_steps)
-        self.timesteps = steps.float().to(device)
-        self.sigmas = torch.cat(
-            [_linspace(1.0, float(sigmas[-1]), num_inference_steps), sigmas.new_zeros(1)]
+        positions = _linspace(1.0, float(sigmas[-1]), num_inference_steps)
+        return StageSchedule(
+            timesteps=steps.float().to(device), sigmas=torch.cat([positions, sigmas.new_zeros(1)])
         )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        stage_index: int,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Have `step` go through stage `stage_index`, as `stage_schedule` lays it out.
+
+        Raises:
+            ValueError: Fewer than one step, or no such stage.
+        """
+        schedule = self.stage_schedule(num_inference_steps, stage_index, device or "cpu")
+        self.timesteps, self.sigmas = schedule
         self._step_index = None
 
     def step(
@@ -168,8 +194,8 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"all {index} steps are taken, call set_timesteps again")
         self._step_index += 1
 
-        delta = float(self.sigmas[index + 1] - self.sigmas[index])
-        prev_sample = (sample.float() + delta * model_output.float()).to(model_output.dtype)
+        schedule = StageSchedule(self.timesteps, self.sigmas)
+        prev_sample = schedule.step(index, model_output, sample)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     # ---- the jump between stages ----------------------------------------------------------

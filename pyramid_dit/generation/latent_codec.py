@@ -7,8 +7,8 @@ first frame, which the VAE encodes as an image, and for all later ones.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,66 +24,12 @@ from video_vae.tiling import map_tiles
 
 from ..devices.memory import free_memory
 from ..distributed.parallel import SERIAL, Parallel, Serial
+from ..flow.latents import LatentStatistics
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from video_vae import CausalVideoVAE
-
-Statistic = float | Sequence[float]
-
-
-@dataclass(frozen=True)
-class FrameStatistics:
-    """Normalization `(z - shift) * scale` of one kind of frame, for all channels or for each."""
-
-    shift: Statistic = 0.0
-    scale: Statistic = 1.0
-
-    def normalize(self, z: Tensor) -> Tensor:
-        """VAE latents `[b, c, t, h, w]` to model latents."""
-        return (z - _column(self.shift, z)) * _column(self.scale, z)
-
-    def denormalize(self, x: Tensor) -> Tensor:
-        """Model latents `[b, c, t, h, w]` to VAE latents."""
-        return x / _column(self.scale, x) + _column(self.shift, x)
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Statistics of the first latent frame and of the later ones."""
-
-    first_frame: FrameStatistics
-    later_frames: FrameStatistics
-
-    def normalize(self, z: Tensor) -> Tensor:
-        """VAE latents `[b, c, t, h, w]`, frame 0 the start of the video, to model latents."""
-        first, later = z[:, :, :1], z[:, :, 1:]
-        parts = [self.first_frame.normalize(first), self.later_frames.normalize(later)]
-        return torch.cat(parts, dim=2)
-
-    def denormalize(self, x: Tensor) -> Tensor:
-        """Model latents `[b, c, t, h, w]` back to VAE latents."""
-        first, later = x[:, :, :1], x[:, :, 1:]
-        parts = [self.first_frame.denormalize(first), self.later_frames.denormalize(later)]
-        return torch.cat(parts, dim=2)
-
-
-def _column(statistic: Statistic, latents: Tensor) -> Tensor:
-    """`statistic` to be broadcast against `latents` `[b, c, t, h, w]`."""
-    values = torch.as_tensor(statistic, dtype=latents.dtype, device=latents.device)
-    if values.ndim and values.shape != (latents.shape[1],):
-        raise ValueError(
-            f"latent statistics of {values.numel()} channels for latents of {latents.shape[1]}"
-        )
-    return values.view(-1, 1, 1, 1)
-
-
-_LATER = FrameStatistics(shift=-0.2343, scale=1 / 3.0986)
-RELEASED_STATISTICS = {
-    "pyramid_flux": LatentStatistics(FrameStatistics(shift=-0.04, scale=1 / 1.8726), _LATER),
-    "pyramid_mmdit": LatentStatistics(FrameStatistics(shift=0.1490, scale=1 / 1.8415), _LATER),
-}
 
 
 @dataclass(frozen=True)
@@ -246,21 +192,13 @@ def encode_clip(
     latent_size = [side // vae.spatial_factor for side in (height, width)]
     tiled = _tiles_needed(vae, latent_size, tile, need, device)
     pixels = pixels.to(device, vae.dtype)
-    with _own_precision(vae, device), _tiling(vae, tiled):
+    with _own_precision(vae, device):
         return vae.encode(
-            pixels, temporal_chunk=True, window_size=window, tile_sample_min_size=tile
+            pixels,
+            temporal_chunk=True,
+            window_size=window,
+            tile_sample_min_size=tile if tiled else None,
         ).latent_dist
-
-
-@contextmanager
-def _tiling(vae: CausalVideoVAE, tiled: bool) -> Iterator[None]:
-    """Have `vae` work in tiles within the block, or not."""
-    allowed, forced = vae.use_tiling, vae.force_tiling
-    vae.enable_tiling(tiled)
-    try:
-        yield
-    finally:
-        vae.enable_tiling(allowed, force=forced)
 
 
 def to_bytes(video: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Ways to live with little memory on the device, by name, and what each of them takes.
 
 `python -m pyramid_dit.memory_presets` prints what the released models take. The figures are
-computed, not measured: bytes of the weights, and the estimates of `memory` and of
+computed, not measured: bytes of the weights, and the estimates of `memory_estimates` and of
 `video_vae.memory` for the activations.
 """
 
@@ -20,17 +20,20 @@ from torch import nn
 
 from video_vae.memory import decode_memory
 
-from ..checkpoints.folder import RELEASED_NUM_FRAMES, RELEASED_SIZES
-from ..devices.memory import free_memory, step_memory, unit_tokens
+from ..checkpoints.architectures import ARCHITECTURES
+from ..checkpoints.defaults import RELEASED_NUM_FRAMES, RELEASED_SIZES
+from ..devices.memory import free_memory
 from ..devices.offload import offload_sequentially, offload_whole
 from ..flow.sizes import SPATIAL_FACTOR, temp_of
 from .latent_codec import DecodeSizes
+from .memory_estimates import step_memory, unit_tokens
 
 if TYPE_CHECKING:
     from video_vae import CausalVideoVAE
 
     from ..models.transformer import PyramidTransformer
-    from .engine import GenerationEngine
+    from .components import Components
+    from .video_generator import VideoGenerator
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class MemoryPreset:
     transformer: Placement
     vae: Placement
     batched_guidance: bool | None
-    """As of `GenerationEngine`."""
+    """As of `VideoGenerator`."""
     float8: bool = False
     """Whether the transformer's large layers are stored in 8 bits, which changes the videos."""
 
@@ -185,11 +188,11 @@ class Needs:
         return self.transformer_float8 if preset.float8 else self.transformer
 
 
-def apply_preset(engine: GenerationEngine, name: str, device: torch.device) -> str:
-    """Place the models of `engine` as the preset `name` says, to compute on `device`.
+def apply_preset(generator: VideoGenerator, name: str, device: torch.device) -> str:
+    """Place the models of `generator` as the preset `name` says, to compute on `device`.
 
     Args:
-        engine: The models, whose weights lie in the CPU's memory or on `device`.
+        generator: Whose models' weights lie in the CPU's memory or on `device`.
         name: `auto` or one of `PRESETS`. `auto` is the first that fits into the memory that is
             free, for the size and length that are the checkpoint's defaults.
         device: What to compute on.
@@ -201,20 +204,21 @@ def apply_preset(engine: GenerationEngine, name: str, device: torch.device) -> s
         ValueError: There is no such preset.
     """
     check_preset(name)
+    model = generator.components
     if name == AUTO:
-        name = choose_preset(engine, device)
+        name = choose_preset(model, device)
     preset = PRESETS[name]
-    for encoder in _text_encoders(engine):
+    for encoder in _text_encoders(model):
         _place(encoder, preset.text_encoders, device)
-    if preset.float8 and not _in_float8(engine.dit):
-        engine.dit.enable_layerwise_casting(
-            storage_dtype=torch.float8_e4m3fn, compute_dtype=engine.dit.dtype
+    if preset.float8 and not _in_float8(model.dit):
+        model.dit.enable_layerwise_casting(
+            storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dit.dtype
         )
-    _place(engine.dit, preset.transformer, device)
-    if engine.vae is not None:
-        _place(engine.vae, preset.vae, device)
-        engine.vae.enable_tiling()
-    engine.batched_guidance = preset.batched_guidance
+    _place(model.dit, preset.transformer, device)
+    if model.vae is not None:
+        _place(model.vae, preset.vae, device)
+        model.vae.enable_tiling()
+    generator.batched_guidance = preset.batched_guidance
     return name
 
 
@@ -224,24 +228,25 @@ def check_preset(name: str) -> None:
         raise ValueError(f"memory must be one of {', '.join([AUTO, *PRESETS])}, got {name!r}")
 
 
-def choose_preset(engine: GenerationEngine, device: torch.device) -> str:
+def choose_preset(model: Components, device: torch.device) -> str:
     """Name of the fastest preset that fits into the free memory of `device`, else the smallest.
 
     Weights that lie in the CPU's memory need no more of it: on a CPU nothing is moved.
     """
     if device.type == "cpu":
         return next(iter(PRESETS))
-    defaults = engine.defaults
-    width, height = RELEASED_SIZES["768p"]
+    defaults = model.defaults
+    said = defaults.width is not None and defaults.height is not None
+    width, height = defaults.size() if said else RELEASED_SIZES["768p"]
     needs = Needs.of(
-        engine.dit,
-        engine.vae,
-        _text_encoders(engine),
-        height=defaults.height or height,
-        width=defaults.width or width,
-        num_frames=defaults.num_frames or RELEASED_NUM_FRAMES,
-        frame_per_unit=engine.frame_per_unit,
-        stages=engine.scheduler.config.stages,
+        model.dit,
+        model.vae,
+        _text_encoders(model),
+        height=height,
+        width=width,
+        num_frames=defaults.frames(),
+        frame_per_unit=model.frame_per_unit,
+        stages=model.stages,
     )
     free = free_memory(device)
     for name, preset in PRESETS.items():
@@ -287,8 +292,8 @@ def _decode(vae: CausalVideoVAE | None, latents: int, height: int, width: int) -
     return decode_memory(vae.config, latents=latents, height=height, width=width, dtype=vae.dtype)
 
 
-def _text_encoders(engine: GenerationEngine) -> list[nn.Module]:
-    return [] if engine.text_encoder is None else list(engine.text_encoder.children())
+def _text_encoders(model: Components) -> list[nn.Module]:
+    return [] if model.text_encoder is None else list(model.text_encoder.children())
 
 
 def _place(module: nn.Module, placement: Placement, device: torch.device) -> None:
@@ -314,17 +319,10 @@ def released_models(model_name: str) -> tuple[PyramidTransformer, CausalVideoVAE
     Args:
         model_name: `pyramid_flux` or `pyramid_mmdit`.
     """
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        T5Config,
-        T5EncoderModel,
-    )
+    import transformers
+    from transformers import CLIPTextConfig, T5Config
 
     from video_vae import CausalVideoVAE
-
-    from ..pipelines.official import TRANSFORMERS
 
     clip_l = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
@@ -345,16 +343,18 @@ def released_models(model_name: str) -> tuple[PyramidTransformer, CausalVideoVAE
         num_heads=64,
         feed_forward_proj="gated-gelu",
     )
+    architecture = ARCHITECTURES[model_name]
+    parts = architecture.text_encoder.parts()
+    clips = [clip_l, clip_g][: len(parts) - 1]
     with torch.device("meta"):
-        dit = TRANSFORMERS[model_name]()
+        dit = architecture.transformer()
         vae = CausalVideoVAE(
             encoder_out_channels=16, decoder_in_channels=16, decoder_layers_per_block=[3] * 4
         )
-        encoders: list[nn.Module] = [T5EncoderModel(t5_xxl)]
-        if model_name == "pyramid_flux":
-            encoders.insert(0, CLIPTextModel(clip_l))
-        else:
-            encoders[:0] = [CLIPTextModelWithProjection(config) for config in (clip_l, clip_g)]
+        encoders: list[nn.Module] = [
+            getattr(transformers, part.class_name)(config)
+            for part, config in zip(parts, [*clips, t5_xxl], strict=True)
+        ]
     for model in (dit, vae, *encoders):
         nn.Module.to(model, torch.bfloat16)  # diffusers' own warns of the dtype
     return dit, vae, encoders
@@ -369,7 +369,7 @@ def table(num_frames: int = RELEASED_NUM_FRAMES) -> str:
         "| model | size | preset | peak | peak, whole pictures decoded | weights moved a video |",
         "|---|---|---|--:|--:|--:|",
     ]
-    for model_name in ("pyramid_flux", "pyramid_mmdit"):
+    for model_name in ARCHITECTURES:
         models = released_models(model_name)
         for width, height in (RELEASED_SIZES["384p"], RELEASED_SIZES["768p"]):
             needs = Needs.of(*models, height=height, width=width, num_frames=num_frames)

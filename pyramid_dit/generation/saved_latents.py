@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..flow.sizes import SPATIAL_FACTOR
 from ..media.video_files import replacing
-from ..sampling.prompts import Prompts
 from ..sampling.unit_sampler import Unit
-from .request import Generators, Progress, Request
-
-if TYPE_CHECKING:
-    from .arguments import Options
 
 FORMAT = "pyramid-flow latents 1"
 
@@ -46,6 +40,7 @@ class SavedLatents:
         units: The units that are left, counted as in the whole video.
         texts: Prompts that the units refer to.
         samples_each: Samples of each prompt.
+        kept: Other arguments of the run that the rest of it needs, by name.
     """
 
     latents: Tensor
@@ -55,36 +50,9 @@ class SavedLatents:
     units: Sequence[Unit]
     texts: Sequence[SavedText]
     samples_each: int
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, request: Request, progress: Progress) -> SavedLatents:
-        """Where the work on a request stands.
-
-        Raises:
-            ValueError: No unit is complete.
-        """
-        if progress.latents is None or progress.noise is None:
-            raise ValueError("there are no latents to save: no unit of the video is complete")
-        made = progress.frames_made
-        left = [unit for unit in request.units if unit.start >= made]
-        texts = [
-            SavedText(*(words if isinstance(words, list) else None for words in pair))
-            for pair in ((prompts.positive, prompts.negative) for prompts in request.texts)
-        ]
-        first = request.generator
-        if isinstance(first, Sequence):
-            first = first[0]
-        return cls(
-            latents=progress.latents.cpu(),
-            noise=progress.noise[:, :, made:].cpu(),
-            generator_states=progress.generator_states,
-            generator_device=(progress.noise if first is None else first).device.type,
-            units=[replace(u, start=u.start - made, stop=u.stop - made) for u in left],
-            texts=texts,
-            samples_each=request.samples_each,
-        )
-
-    def generators(self) -> Generators:
+    def generators(self) -> torch.Generator | list[torch.Generator]:
         """Sources of random numbers that go on where those of the run were."""
         sources = []
         for state in self.generator_states:
@@ -92,50 +60,6 @@ class SavedLatents:
             source.set_state(state)
             sources.append(source)
         return sources[0] if len(sources) == 1 else sources
-
-    def request(self, options: Options, channels: int, **rest: Any) -> Request:
-        """The request to do what is left.
-
-        Args:
-            options: Of which the encoded prompts and the callback count.
-            channels: Of the latents that the model makes.
-            rest: Further arguments of the request.
-
-        Raises:
-            ValueError: The latents are another model's, or encoded prompts are missing.
-        """
-        batch, own_channels, frames, height, width = self.latents.shape
-        if own_channels != channels:
-            raise ValueError(
-                f"the saved latents have {own_channels} channels, the model {channels}"
-            )
-        texts = [
-            Prompts.checked(
-                text.prompts,
-                text.negative_prompts or "",
-                encoded=options.encoded,
-                encoded_negative=options.encoded_negative,
-                suffix="",
-                guided=any(unit.guidance_scale != 1 for unit in self.units),
-                allow_empty=True,
-            )
-            for text in self.texts
-        ]
-        return Request(
-            texts=texts,
-            units=self.units,
-            height=height * SPATIAL_FACTOR,
-            width=width * SPATIAL_FACTOR,
-            temp=self.noise.shape[2],
-            past=self.latents,
-            given_frames=frames,
-            nested=batch > self.samples_each,
-            samples_each=self.samples_each,
-            generator=self.generators(),
-            latents=self.noise,
-            callback_on_step_end=options.callback_on_step_end,
-            **rest,
-        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file; the name holds a complete file or what it held before.
@@ -148,6 +72,7 @@ class SavedLatents:
             "units": [asdict(unit) for unit in self.units],
             "texts": [asdict(text) for text in self.texts],
             "samples_each": self.samples_each,
+            "arguments": dict(self.kept),
         }
         tensors = {"latents": self.latents, "noise": self.noise}
         for index, state in enumerate(self.generator_states):
@@ -185,6 +110,7 @@ class SavedLatents:
                 units=[Unit(**unit) for unit in settings["units"]],
                 texts=[SavedText(**text) for text in settings["texts"]],
                 samples_each=settings["samples_each"],
+                kept=settings.get("arguments", {}),
             )
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} holds no saved latents: {error}") from error

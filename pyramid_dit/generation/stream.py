@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from .engine import given_frames, output_of
-from .request import Progress, Request
-from .saved_latents import SavedLatents
-
-if TYPE_CHECKING:
-    from .engine import GenerationEngine
+from .engine import make_frames, sample
+from .latent_codec import to_output
+from .run import Run
 
 
 class VideoStream(Iterator[Any]):
@@ -30,36 +28,33 @@ class VideoStream(Iterator[Any]):
     the same.
 
     Args:
-        engine: The models.
-        request: What to make.
-
-    Raises:
-        ValueError: Something does not fit, or a model is missing.
+        run: What is to be made, and by which models.
+        as_they_come: Whether units are decoded when they are there, see `engine.make_frames`.
 
     Attributes:
         num_units: Units of the video, those that are given among them.
         total_steps: Euler steps of all of them together.
     """
 
-    def __init__(self, engine: GenerationEngine, request: Request) -> None:
-        engine._check(request)
-        self._request = request
-        self._progress = Progress()
-        self._skipped = given_frames(request)  # frames still to be left out
-        self._decoder = None if request.output_type == "latent" else engine._stream_decoder(request)
-        self._latents = engine._latents(request, self._progress, engine._processes(request))
-        self.num_units = request.num_units
-        self.total_steps = request.total_steps
+    def __init__(self, run: Run, *, as_they_come: bool = True) -> None:
+        self._run = run
+        self._hidden = run.request.hidden_frames  # still to be left out
+        self._latents_only = run.request.arguments.output_type == "latent"
+        self._pieces: Generator[Tensor, None, None] = (
+            sample(run) if self._latents_only else make_frames(run, as_they_come=as_they_come)
+        )
+        self.num_units = run.request.num_units
+        self.total_steps = run.request.total_steps
 
     @property
     def steps_done(self) -> int:
         """Euler steps so far."""
-        return self._progress.steps_done
+        return self._run.steps_done
 
     @property
     def latents(self) -> Tensor | None:
         """Normalized latents `[b, c, t, h/8, w/8]` so far, float32; None before the first unit."""
-        return self._progress.latents
+        return self._run.latents
 
     def __next__(self) -> Any:
         """The next unit.
@@ -67,14 +62,44 @@ class VideoStream(Iterator[Any]):
         Raises:
             StopIteration: The video is complete, or the work was stopped.
         """
+        return self._output(self._next_piece())
+
+    def join(self) -> Any:
+        """All that is left of the video in one; of a run that is stopped, what is complete."""
+        pieces = []
         while True:
-            latents = next(self._latents)
-            if self._decoder is None:
-                return latents
-            frames = self._decoder(latents)[:, self._skipped :]
-            self._skipped = 0
-            if frames.shape[1]:
-                return output_of(frames, self._request)
+            try:
+                pieces.append(self._next_piece())
+            except StopIteration:
+                break
+        request = self._run.request
+        if not pieces:  # stopped before a unit was complete
+            shape: tuple[int, ...] = (request.batch, 0, request.height, request.width, 3)
+            if self._latents_only:
+                batch, channels, _, *size = request.noise_shape(self._run.model)
+                shape = (batch, channels, 0, *size)
+            pieces = [torch.empty(shape, dtype=None if self._latents_only else torch.uint8)]
+        return self._output(torch.cat(pieces, dim=2 if self._latents_only else 1))
+
+    def _next_piece(self) -> Tensor:
+        """Latents, or bytes `[b, t, h, w, 3]`, of the next unit that shows."""
+        while True:
+            piece = next(self._pieces)
+            if self._latents_only:
+                return piece
+            hidden = min(self._hidden, piece.shape[1])
+            self._hidden -= hidden
+            if hidden < piece.shape[1]:
+                return piece[:, hidden:]
+
+    def _output(self, piece: Tensor) -> Any:
+        """What the caller asked for."""
+        if self._latents_only:
+            return piece
+        output = to_output(piece, self._run.request.arguments.output_type)
+        if isinstance(output, list) and len(output) == 1 and not self._run.request.nested:
+            return output[0]
+        return output
 
     def save_latents(self, path: str | PathLike[str]) -> None:
         """Write what it takes to go on from here, see `SavedLatents`.
@@ -83,16 +108,15 @@ class VideoStream(Iterator[Any]):
             ValueError: There is no complete unit yet.
             OSError: The file could not be written.
         """
-        SavedLatents.of(self._request, self._progress).save(path)
+        self._run.saved().save(path)
 
     def close(self) -> None:
         """End the work, at the latest after the step that is being computed."""
-        self._progress.stop()
+        self._run.stop()
         try:
-            self._latents.close()
+            self._pieces.close()
         except ValueError:
             return  # another thread is at work in it, and will come to its end
-        self._decoder = None
 
     def __enter__(self) -> VideoStream:
         return self

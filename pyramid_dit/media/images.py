@@ -12,8 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..checkpoints.folder import GenerationDefaults
-from ..checks import check_count
+from ..checks import FRAMES
 from ..flow.sizes import TEMPORAL_FACTOR
 from .video_files import read_video
 
@@ -24,17 +23,12 @@ _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 Video: TypeAlias = str | PathLike[str] | np.ndarray | Sequence[Image.Image]
 
 
-def fit_images(
-    images: Images, height: int | None, width: int | None, defaults: GenerationDefaults
-) -> list[Image.Image]:
-    """The images as PIL's, scaled and cropped to a size.
+def pictures_of(images: Images) -> list[Image.Image]:
+    """The images as PIL's.
 
     Args:
         images: One or several: of PIL, arrays `[h, w, 3]` or tensors `[3, h, w]`; floats are in
             [0, 1]. With one more axis in front they are several.
-        height: In pixels; by default that of `defaults`.
-        width: In pixels; by default that of `defaults`. Where neither is given, the size stands
-            or lies as the first image does; where `defaults` have none, images keep their own.
 
     Raises:
         TypeError: One is of another kind.
@@ -44,14 +38,7 @@ def fit_images(
     pictures = [picture for entry in listed for picture in _pictures(entry)]
     if not pictures:
         raise ValueError("the list of images is empty")
-    first = pictures[0]
-    chosen = height is not None or width is not None
-    width, height = width or defaults.width, height or defaults.height
-    if width is None or height is None:
-        return pictures
-    if not chosen and (first.width < first.height) != (width < height):
-        width, height = height, width
-    return [fit_image(picture, width, height) for picture in pictures]
+    return pictures
 
 
 def fit_video(video: Video, height: int | None, width: int | None, most_frames: int) -> Video:
@@ -151,7 +138,7 @@ def video_pixels(
         ValueError: There is no video or no frame in it, the sizes differ, or `most_frames` is
             below 1.
     """
-    check_count("history_frames", most_frames)
+    FRAMES("history_frames", most_frames)
     if video is None:
         raise ValueError("a video is needed, or resume")
     frames = read_video(Path(video)) if isinstance(video, str | PathLike) else video

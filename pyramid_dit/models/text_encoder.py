@@ -6,6 +6,7 @@ those of `transformers`, imported only where one is loaded.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,19 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..devices.offload import module_device, moved_to
+from .text_condition import TextCondition
 
 T5_LENGTH = 128
-
-
-class TextEncoding(NamedTuple):
-    """What the transformer is told about a batch of prompts."""
-
-    prompt_embeds: Tensor
-    """Token embeddings, `[b, L, d]`."""
-    prompt_attention_mask: Tensor
-    """1 at real tokens, 0 at padding, `[b, L]`."""
-    pooled_prompt_embeds: Tensor
-    """One vector a prompt, `[b, p]`."""
 
 
 class TextPart(NamedTuple):
@@ -108,15 +99,36 @@ class TextEncoderWithMask(nn.Module):
             self.add_module(part.encoder, encoder)
             self.tokenizers[part.encoder] = tokenizer
 
+    @property
+    def max_sequence_length(self) -> int:
+        """Most tokens that T5 may read of a prompt."""
+        name = self.parts()[-1].encoder
+        limits = (
+            self.tokenizers[name].model_max_length,
+            getattr(getattr(self, name).config, "n_positions", None),
+        )
+        # a tokenizer that does not know its length says 10^30
+        return min((limit for limit in limits if limit and limit < 10**6), default=512)
+
     def forward(
-        self, input_prompts: str | Sequence[str], device: torch.device | str | None = None
-    ) -> TextEncoding:
-        """Encode `input_prompts`; the results lie on `device`, by default the encoder's own."""
+        self,
+        input_prompts: str | Sequence[str],
+        device: torch.device | str | None = None,
+        *,
+        max_sequence_length: int = T5_LENGTH,
+    ) -> TextCondition:
+        """Encode `input_prompts`.
+
+        Args:
+            input_prompts: One prompt or several.
+            device: Where the results lie, by default on the encoder's own.
+            max_sequence_length: Tokens that T5 reads of a prompt, padded where it has fewer.
+        """
         prompts = [input_prompts] if isinstance(input_prompts, str) else list(input_prompts)
         *clips, t5 = (part.encoder for part in self.parts())
         pooled = torch.cat([self._pool(name, prompts) for name in clips], dim=-1)
-        embeds, mask = self._read_tokens(t5, prompts)
-        return TextEncoding(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
+        embeds, mask = self._read_tokens(t5, prompts, max_sequence_length)
+        return TextCondition(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
 
     def _pool(self, name: str, prompts: list[str]) -> Tensor:
         tokenizer, encoder = self.tokenizers[name], getattr(self, name)
@@ -129,8 +141,8 @@ class TextEncoderWithMask(nn.Module):
     def _pooled_output(self, output: Any) -> Tensor:
         raise NotImplementedError
 
-    def _read_tokens(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        tokens = _tokenize(self.tokenizers[name], prompts, T5_LENGTH)
+    def _read_tokens(self, name: str, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
+        tokens = _tokenize(self.tokenizers[name], prompts, length)
         encoder = getattr(self, name)
         with moved_to(encoder, module_device(encoder)) as device:
             mask = tokens["attention_mask"].to(device)
@@ -158,18 +170,12 @@ class SD3TextEncoderWithMask(TextEncoderWithMask):
         return output.text_embeds
 
 
-TEXT_ENCODERS: dict[str, type[TextEncoderWithMask]] = {
-    "pyramid_flux": FluxTextEncoderWithMask,
-    "pyramid_mmdit": SD3TextEncoderWithMask,
-}
-
-
-def text_folders(model_name: str) -> list[tuple[str, str]]:
-    """Folders (encoder, tokenizer) of a checkpoint of architecture `model_name`."""
-    return [(part.encoder, part.tokenizer) for part in TEXT_ENCODERS[model_name].parts()]
+_TOKENIZING = threading.Lock()
+"""Fast tokenizers keep how to pad and cut on themselves, which is for one thread at a time."""
 
 
 def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
-    return tokenizer(
-        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    with _TOKENIZING:
+        return tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,6 +59,11 @@ class StageContext:
     positions: Tensor | None
     order: list[int] | None
     name: str
+
+
+_CONTEXTS = itertools.count()
+_CACHES = threading.RLock()
+"""Held by a thread whose context is that of diffusers' caches, of which there is one at a time."""
 
 
 class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
@@ -158,9 +165,9 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             clips = [_concat(column) for column in zip(*(sample[p] for p in entries), strict=True)]
             rows = [_concat([x[p::count] for p in entries]) for x in conditions.values()]
             *texts, timestep = rows
-            self.forget_cached()
             context = self.prepare(clips[:-1], clips[-1].shape, *texts, parallel=parallel)
             predictions = self.denoise(clips[-1], timestep, context).chunk(len(entries))
+            self.forget_cached(context)
             velocities.update(zip(entries, predictions, strict=True))
         return [velocities[p] for p in range(count)]
 
@@ -173,7 +180,6 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
         pooled_projections: Tensor,
         *,
         refresh_history: int = 1,
-        name: str = "stage",
         parallel: Serial = SERIAL,
     ) -> StageContext:
         """Compute what does not change between the steps of a stage.
@@ -186,7 +192,6 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             pooled_projections: `[b, P]`.
             refresh_history: steps between two computations of text and history. With 1 the
                 result is exact, with more it is approximate and cheaper.
-            name: tells the contexts of a stage apart for diffusers' caches.
             parallel: processes that share the tokens; all of them call this with equal arguments.
 
         Returns:
@@ -238,7 +243,7 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             history=parallel.shard(_reorder(past, order)),
             positions=self._clip_positions(last, last),
             order=order,
-            name=name,
+            name=f"stage {next(_CONTEXTS)}",
         )
 
     def denoise(self, latents: Tensor, timestep: Tensor, context: StageContext) -> Tensor:
@@ -274,7 +279,7 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             tokens = _concat([context.history, tokens], dim=1)
         if self.is_cache_enabled:
             keep = None  # diffusers' caches take differences of the blocks' inputs and outputs
-            with self.cache_context(context.name):
+            with _CACHES, self.cache_context(context.name):
                 tokens = self._run_blocks(text, tokens, conditioning, attention, keep)
         else:
             tokens = self._run_blocks(text, tokens, conditioning, attention, keep)
@@ -306,10 +311,16 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             TransformerBlockRegistry.register(block, outputs)
         super().enable_cache(config)
 
-    def forget_cached(self) -> None:
-        """Have diffusers' caches start anew, as each stage must."""
-        if self.is_cache_enabled:
-            self._reset_stateful_cache()
+    def forget_cached(self, context: StageContext) -> None:
+        """Drop what diffusers' caches keep of a stage that is over."""
+        if not self.is_cache_enabled:
+            return
+        with _CACHES:
+            for module in self.modules():
+                registry = getattr(module, "_diffusers_hook", None)
+                for hook in () if registry is None else registry.hooks.values():
+                    if (manager := getattr(hook, "state_manager", None)) is not None:
+                        manager._state_cache.pop(context.name, None)
 
     def _rotations(self, layout: TokenLayout) -> Tensor:
         """Rotations of [text ; clips], complex64 `[L, head_dim / 2]`; text stays at 0."""

@@ -8,13 +8,14 @@ video, about = client.predict("a red circle grows on a white background", api_na
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import asdict
+import inspect
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import gradio as gr
 
 from .events import REFUSALS, Page, told
+from .settings import ON_PAGE
 from .visitors import Form
 from .worker import Job
 
@@ -22,106 +23,73 @@ Answer = tuple[Any, dict[str, Any]]
 """The path of the video once there is one, and how it stands."""
 
 
+STARTS = {
+    "text_to_video": ("text", "prompt"),
+    "image_to_video": ("image", "image prompt"),
+    "extend_video": ("extend", "video prompt"),
+    "storyboard": ("storyboard", "scenes"),
+}
+"""Mode and first arguments of each function."""
+WORDS = {
+    "text": "Make a video from a prompt.",
+    "image": "Make a video that starts with a picture, cropped to the size.",
+    "extend": "Have a video go on; the result has its frames and the new ones.",
+    "storyboard": "Make a video of several prompts, each of which holds from its second on.",
+}
+OPTION_ORDER = "seconds steps video_steps guidance video_guidance seed".split()
+
+
 def add_endpoints(page: Page) -> None:
-    """Attach `/text_to_video`, `/image_to_video`, `/extend_video` and `/storyboard`."""
+    """Attach `/text_to_video`, `/image_to_video`, `/extend_video` and `/storyboard`.
+
+    After what they start from they take `negative_prompt`, `size` and what else the record of
+    arguments has for the page; a `seed` of -1 is a new one.
+    """
     fields = page.fields
     video = gr.Video(visible=False, label="Video")
     about = gr.JSON(visible=False, label="How it stands, and in the end the settings")
-    seed = gr.Number(-1, visible=False, precision=0, label="Seed, -1 for a new one")
     scenes = gr.JSON(visible=False, label='Scenes, a list of {"start": seconds, "prompt": text}')
-    shared = [*fields.shared.values(), seed]
+    seed = gr.Number(-1, visible=False, precision=0, label="Seed, -1 for a new one")
+    order = [*OPTION_ORDER, *(key for key in ON_PAGE if key not in OPTION_ORDER)]
+    order.remove("negative_prompt")
+    shared = {"negative_prompt": fields.options["negative_prompt"], "size": fields.size}
+    shared |= {key: seed if key == "seed" else fields.options[key] for key in order}
+    for name, (mode, starts) in STARTS.items():
+        own: dict[str, Any] = {"image": fields.image, "video": fields.video, "scenes": scenes}
+        own["prompt"] = fields.prompts.get(mode)
+        inputs = {start: own[start] for start in starts.split()} | shared
+        function = _endpoint(page, mode, list(inputs))
+        function.__name__, function.__doc__ = name, WORDS[mode]
+        gr.on(
+            [], function, [*inputs.values()], [video, about], api_name=name, concurrency_limit=None
+        )
 
-    async def text_to_video(
-        prompt: str,
-        negative_prompt: str,
-        size: str,
-        seconds: float,
-        steps: float,
-        video_steps: float,
-        guidance: float,
-        video_guidance: float,
-        seed: int,
-        request: gr.Request,
-    ) -> AsyncIterator[Answer]:
-        """Make a video from a prompt."""
-        given = _shared(locals())
-        async for answer in _answers(page, Form(mode="text", prompt=prompt, **given), request):
-            yield answer
 
-    async def image_to_video(
-        image: str | None,
-        prompt: str,
-        negative_prompt: str,
-        size: str,
-        seconds: float,
-        steps: float,
-        video_steps: float,
-        guidance: float,
-        video_guidance: float,
-        seed: int,
-        request: gr.Request,
-    ) -> AsyncIterator[Answer]:
-        """Make a video that starts with a picture, cropped to the size."""
-        form = Form(mode="image", prompt=prompt, image=image, **_shared(locals()))
+def _endpoint(page: Page, mode: str, names: Sequence[str]) -> Callable[..., AsyncIterator[Answer]]:
+    """A function that takes arguments of these names and makes a video."""
+
+    async def endpoint(*values: Any) -> AsyncIterator[Answer]:
+        *sent, request = values
+        given = dict(zip(names, sent, strict=True))
+        options = {key: given.pop(key) for key in ON_PAGE}
+        options["seed"] = None if options["seed"] == -1 else options["seed"]
+        if mode == "storyboard":
+            try:
+                given["scenes"] = tuple((s["start"], s["prompt"]) for s in given["scenes"])
+            except (TypeError, KeyError) as error:
+                message = 'scenes must be a list of {"start": seconds, "prompt": text}'
+                raise told(ValueError(message)) from error
+        form = Form(mode=mode, options=options, **given)
         async for answer in _answers(page, form, request):
             yield answer
 
-    async def extend_video(
-        video: str | None,
-        prompt: str,
-        negative_prompt: str,
-        size: str,
-        seconds: float,
-        steps: float,
-        video_steps: float,
-        guidance: float,
-        video_guidance: float,
-        seed: int,
-        request: gr.Request,
-    ) -> AsyncIterator[Answer]:
-        """Have a video go on for so many seconds; the result has its frames and the new ones."""
-        form = Form(mode="extend", prompt=prompt, video=video, **_shared(locals()))
-        async for answer in _answers(page, form, request):
-            yield answer
-
-    async def storyboard(
-        scenes: list[dict[str, Any]],
-        negative_prompt: str,
-        size: str,
-        seconds: float,
-        steps: float,
-        video_steps: float,
-        guidance: float,
-        video_guidance: float,
-        seed: int,
-        request: gr.Request,
-    ) -> AsyncIterator[Answer]:
-        """Make a video of several prompts, each of which holds from its second on."""
-        given = _shared(locals())
-        try:
-            pairs = tuple((scene["start"], scene["prompt"]) for scene in scenes)
-        except (TypeError, KeyError) as error:
-            message = 'scenes must be a list of {"start": seconds, "prompt": text}'
-            raise told(ValueError(message)) from error
-        async for answer in _answers(page, Form(mode="storyboard", scenes=pairs, **given), request):
-            yield answer
-
-    prompts = fields.prompts
-    for function, inputs in (
-        (text_to_video, [prompts["text"], *shared]),
-        (image_to_video, [fields.image, prompts["image"], *shared]),
-        (extend_video, [fields.video, prompts["extend"], *shared]),
-        (storyboard, [scenes, *shared]),
-    ):
-        name = function.__name__
-        gr.on([], function, inputs, [video, about], api_name=name, concurrency_limit=None)
-
-
-def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What all endpoints take, by the names of `Form`."""
-    names = "negative_prompt size seconds steps video_steps guidance video_guidance"
-    seed = None if arguments["seed"] == -1 else arguments["seed"]
-    return {name: arguments[name] for name in names.split()} | {"seed": seed}
+    # by which Gradio names the arguments for clients
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shown = [inspect.Parameter(name, kind) for name in names]
+    shown.append(inspect.Parameter("request", kind, annotation=gr.Request))
+    endpoint.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    endpoint.__annotations__ = {"request": gr.Request}
+    return endpoint
 
 
 async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator[Answer]:
@@ -140,7 +108,7 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
         seen = standing
     if job.error is not None:
         raise told(job.error)
-    settings = asdict(job.request.settings)
+    settings = job.request.settings.entries()
     yield job.path and str(job.path), _standing(job) | {"settings": settings}
 
 

@@ -76,12 +76,17 @@ class Page:
         fields, results = self.fields, self.results
         shown: list[Any] = [results.status, results.stop, results.preview, results.video]
         shown += [results.details, results.actions, results.gallery]
-        shown += [fields.seed, *fields.make.values()]
+        shown += [fields.options["seed"], *fields.make.values()]
         for mode, button in fields.make.items():
             inputs = self._inputs(mode)
             button.click(
                 self._make(mode, inputs),
-                {*inputs.values(), *self._scene_inputs(mode), fields.new_seed},
+                {
+                    *inputs.values(),
+                    *fields.options.values(),
+                    *self._scene_inputs(mode),
+                    fields.new_seed,
+                },
                 shown,
                 js=SCROLL_TO_RESULT,
                 show_progress="hidden",
@@ -121,9 +126,8 @@ class Page:
                 **private,
             )
         for mode, tab in fields.mode_tabs.items():
-            tab.select(
-                self._guidance_of(mode), fields.video_guidance, fields.video_guidance, **private
-            )
+            guidance = fields.options["video_guidance"]
+            tab.select(self._guidance_of(mode), guidance, guidance, **private)
 
     def leave(self, request: gr.Request) -> None:
         """A visitor's connection has ended."""
@@ -132,9 +136,9 @@ class Page:
     # ---- making a video -------------------------------------------------------------------
 
     def _inputs(self, mode: str) -> dict[str, Any]:
-        """The components behind the fields of `Form`, but for the scenes."""
+        """The components behind the fields of `Form`, but for the scenes and the options."""
         fields = self.fields
-        inputs = fields.shared | {"seed": fields.seed}
+        inputs: dict[str, Any] = {"size": fields.size}
         if mode in fields.prompts:
             inputs["prompt"] = fields.prompts[mode]
         if mode in ("image", "extend"):
@@ -150,12 +154,14 @@ class Page:
 
         async def make(values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
             visitor = self.visitors.of(request.session_hash)
-            form = Form(mode=mode, **{name: values[field] for name, field in inputs.items()})
+            options = {key: values[field] for key, field in fields.options.items()}
+            if values[fields.new_seed]:
+                options["seed"] = None
+            given = {name: values[field] for name, field in inputs.items()}
+            form = Form(mode=mode, options=options, **given)
             if mode == "storyboard":
                 pairs = zip(fields.scenes.starts, fields.scenes.prompts, strict=True)
                 form = replace(form, scenes=tuple((values[a], values[b]) for a, b in pairs))
-            if values[fields.new_seed]:
-                form = replace(form, seed=None)
             try:
                 job = await self._submit(form, visitor)
             except REFUSALS as error:
@@ -210,7 +216,7 @@ class Page:
             results.video: gr.Video(None, visible=False),
             results.details: "",
             results.actions: gr.Row(visible=False),
-            fields.seed: job.request.settings.seed,
+            fields.options["seed"]: job.request.settings.options["seed"],
             **{button: gr.Button(interactive=False) for button in fields.make.values()},
         }
 
@@ -299,7 +305,7 @@ class Page:
     def _filled(self) -> list[Any]:
         fields = self.fields
         scenes = fields.scenes
-        own = [fields.tabs, fields.seed, fields.new_seed, *fields.shared.values()]
+        own = [fields.tabs, fields.size, fields.new_seed, *fields.options.values()]
         own += [scenes.count, *scenes.starts, *scenes.prompts, *scenes.rows]
         return [*own, *fields.prompts.values()]
 
@@ -309,14 +315,9 @@ class Page:
         size = f"{settings.width}x{settings.height}"
         updates: Updates = {
             fields.tabs: gr.Tabs(selected=settings.mode),
-            fields.seed: settings.seed,
             fields.new_seed: False,
             fields.size: size,
-            **{
-                field: getattr(settings, name)
-                for name, field in fields.shared.items()
-                if name != "size"
-            },
+            **{fields.options[key]: value for key, value in settings.options.items()},
         }
         if settings.mode != "storyboard":
             return updates | {fields.prompts[settings.mode]: settings.prompt}
@@ -346,9 +347,11 @@ class Page:
 
     def _guidance_of(self, mode: str) -> Callable[[float], float]:
         """The model's guidance for `mode`, where the field has that of another mode."""
-        own = self.card.settings(mode).video_guidance
-        usual = {self.card.settings(other).video_guidance for other in self.fields.mode_tabs}
-        return lambda value: own if value in usual else value
+        usual = {
+            other: self.card.settings(other).options["video_guidance"]
+            for other in self.fields.mode_tabs
+        }
+        return lambda value: usual[mode] if value in usual.values() else value
 
 
 def told(error: BaseException) -> gr.Error:

@@ -7,17 +7,11 @@ from typing import Any
 
 import gradio as gr
 
+from ..checks import Number, Whole
+from ..generation.arguments import OPTIONS
 from .examples import Examples
 from .preview import SCRIPT, TEMPLATE
-from .settings import (
-    MAX_GUIDANCE,
-    MAX_PROMPT,
-    MAX_SCENES,
-    MAX_SECONDS,
-    MAX_SEED,
-    MAX_STEPS,
-    ModelCard,
-)
+from .settings import MAX_PROMPT, MAX_SCENES, ON_PAGE, SCENE_START, ModelCard, offered
 from .words import header_html, status_html
 
 # Where the page is one column, what is being made would be out of sight.
@@ -68,21 +62,10 @@ class Fields:
     video_crop: gr.Image
     scenes: Scenes
     size: gr.Dropdown
-    seconds: gr.Slider
-    seed: gr.Number
     new_seed: gr.Checkbox
-    negative_prompt: gr.Textbox
-    steps: gr.Slider
-    video_steps: gr.Slider
-    guidance: gr.Slider
-    video_guidance: gr.Slider
+    options: dict[str, Any]
+    """What the record of arguments has for the page, by name."""
     restore: gr.File
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """The fields that all modes have, by the names of `Form`."""
-        names = ("size", "seconds", "steps", "video_steps", "guidance", "video_guidance")
-        return {"negative_prompt": self.negative_prompt} | {n: getattr(self, n) for n in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,26 +123,9 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
             allow_custom_value=True,
             elem_id="pf-size",
         )
-        seconds = gr.Slider(
-            0.1,
-            MAX_SECONDS,
-            value=card.seconds,
-            step=0.1,
-            label="Seconds",
-            info="How long the video is, or how much is added to one that goes on.",
-            elem_id="pf-seconds",
-        )
+        options = {"seconds": _option("seconds", card, least=0.1)}
         with gr.Row():
-            seed = gr.Number(
-                0,
-                label="Seed",
-                info="The same seed and settings give the same video.",
-                precision=0,
-                minimum=0,
-                maximum=MAX_SEED,
-                min_width=140,
-                elem_id="pf-seed",
-            )
+            options["seed"] = _option("seed", card)
             new_seed = gr.Checkbox(
                 True,
                 label="New for each video",
@@ -168,7 +134,7 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
                 elem_id="pf-new-seed",
             )
     with gr.Accordion("More settings", open=False, elem_id="pf-more"):
-        negative_prompt, steps, video_steps, guidance, video_guidance = _more_settings(card)
+        options |= {key: _option(key, card) for key in ON_PAGE if key not in options}
     with gr.Accordion("Settings from a video", open=False, elem_id="pf-restore-box"):
         restore = gr.File(
             label="Drop a video that was made here to fill the fields as they were",
@@ -190,14 +156,8 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
         video_crop=video_crop,
         scenes=scenes,
         size=size,
-        seconds=seconds,
-        seed=seed,
         new_seed=new_seed,
-        negative_prompt=negative_prompt,
-        steps=steps,
-        video_steps=video_steps,
-        guidance=guidance,
-        video_guidance=video_guidance,
+        options=options,
         restore=restore,
     )
 
@@ -306,7 +266,7 @@ def _scenes(examples: Examples) -> Scenes:
                     start,
                     label="From second",
                     minimum=0,
-                    maximum=MAX_SECONDS,
+                    maximum=SCENE_START.most,
                     interactive=index > 0,
                     step=0.1,
                     min_width=90,
@@ -336,53 +296,19 @@ def _scenes(examples: Examples) -> Scenes:
     )
 
 
-def _more_settings(
-    card: ModelCard,
-) -> tuple[gr.Textbox, gr.Slider, gr.Slider, gr.Slider, gr.Slider]:
-    own = card.settings()
-    negative_prompt = gr.Textbox(
-        own.negative_prompt,
-        label="Negative prompt",
-        info="What the video should not look like. It has an effect where there is guidance.",
-        lines=2,
-        max_length=MAX_PROMPT,
-        elem_id="pf-negative",
-    )
-    steps = _slider(
-        MAX_STEPS,
-        own.steps,
-        "Steps of the first frame",
-        "At each of three resolutions. More take longer and draw more carefully.",
-    )
-    video_steps = _slider(
-        MAX_STEPS,
-        own.video_steps,
-        "Steps of later frames",
-        "The same for all other frames; here most of the time goes.",
-    )
-    guidance = _slider(
-        MAX_GUIDANCE,
-        own.guidance,
-        "Guidance of the first frame",
-        "How closely it follows the prompt. Much of it is garish; 0 is off, and faster.",
-        whole=False,
-    )
-    video_guidance = _slider(
-        MAX_GUIDANCE,
-        own.video_guidance,
-        "Guidance of later frames",
-        "The same for all other frames; with less of it things move more freely.",
-        whole=False,
-    )
-    return negative_prompt, steps, video_steps, guidance, video_guidance
-
-
-def _slider(most: float, value: float, label: str, info: str, *, whole: bool = True) -> gr.Slider:
-    return gr.Slider(
-        1 if whole else 0,
-        most,
-        value=value,
-        step=1 if whole else 0.1,
-        label=label,
-        info=info,
-    )
+def _option(key: str, card: ModelCard, *, least: float | None = None) -> Any:
+    """The field of an argument, as the record of arguments describes it."""
+    option, allowed = OPTIONS[ON_PAGE[key]], offered(key)
+    said: dict[str, Any] = {
+        "value": card.settings().options[key],
+        "label": option.label,
+        "info": option.info,
+        "elem_id": f"pf-{key.partition('_')[0] if key == 'negative_prompt' else key}",
+    }
+    if key == "seed" and isinstance(allowed, Whole):
+        said |= {"minimum": allowed.least, "maximum": allowed.most}
+        return gr.Number(precision=0, min_width=140, **said)
+    if isinstance(allowed, Number | Whole):
+        step = 1 if isinstance(allowed, Whole) else 0.1
+        return gr.Slider(allowed.least if least is None else least, allowed.most, step=step, **said)
+    return gr.Textbox(lines=2, max_length=MAX_PROMPT, **said)

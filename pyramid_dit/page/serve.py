@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING
 from ..cli.model import (
     check_model_name,
     check_processes,
-    default_num_frames,
-    default_size,
     load_model,
     open_model,
 )
 from ..cli.options import UsageError
 from ..distributed.launcher import (
-    Place,
+    LaunchedProcess,
     ended_by_signals,
-    place,
+    launched_process,
     run_processes,
 )
 
@@ -61,7 +59,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
         ProcessesFailed: One of several processes failed.
         Stopped: A signal came while there were several processes.
     """
-    here = place()
+    here = launched_process()
     if find_spec("gradio") is None:
         raise ImportError('the page needs Gradio: pip install ".[app]"')
     if options.shard and here is None and options.gpus == 1:
@@ -78,7 +76,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
             _run_here(options, here)
 
 
-def _run_here(options: Namespace, here: Place | None) -> None:
+def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
     is_main = here is None or here.rank == 0
     level = logging.INFO if options.verbose and is_main else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
@@ -89,7 +87,7 @@ def _run_here(options: Namespace, here: Place | None) -> None:
     model.set_progress_bar_config(disable=True)
     offloading = options.offload == "model"
     if here is None:
-        _serve(options, folder, model, _starter(model, cpu_offloading=offloading), place=here)
+        _serve(options, folder, model, _starter(model, cpu_offloading=offloading), launched=here)
         return
 
     from .processes import Requests, follow, start_together
@@ -101,7 +99,7 @@ def _run_here(options: Namespace, here: Place | None) -> None:
     def start(job: Job) -> VideoStream:
         return start_together(model, requests, job, cpu_offloading=offloading)
 
-    _serve(options, folder, model, start, place=here)
+    _serve(options, folder, model, start, launched=here)
 
 
 def _starter(
@@ -120,23 +118,23 @@ def _serve(
     model: PyramidDiTForVideoGeneration,
     start: Callable[[Job], VideoStream],
     *,
-    place: Place | None,
+    launched: LaunchedProcess | None,
 ) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from .settings import ModelCard
     from .worker import Worker
 
     name = "the default checkpoint" if options.model is None else Path(options.model).name
-    card = ModelCard.of(folder, name, default_size(folder, None), default_num_frames(folder))
+    card = ModelCard.of(folder, name)
     results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
     rate = folder.defaults.frames_per_second
     worker = Worker(start, frames_per_second=rate, folder=results)
-    device = _device_words(model, 1 if place is None else place.processes)
+    device = _device_words(model, 1 if launched is None else launched.processes)
     page = build_page(card, worker, results, device, shapes=options.model is None)
     url = launch(page, host=options.host, port=options.port, share=options.share)
     sys.stdout.write(f"The page is at {url} (Ctrl-C ends it)\n")
     sys.stdout.flush()
-    if place is None:  # else signals end this process at once, and with it the others
+    if launched is None:  # else signals end this process at once, and with it the others
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, lambda *_: worker.close())
     worker.work()
@@ -231,7 +229,7 @@ def _check_port(host: str, port: int) -> None:
 @contextmanager
 def _temporary_folder() -> Iterator[None]:
     """A folder for uploads and results that is gone in the end, for all processes."""
-    if place() is not None and TEMPORARY_FOLDER in os.environ:
+    if launched_process() is not None and TEMPORARY_FOLDER in os.environ:
         yield
         return
     with tempfile.TemporaryDirectory(

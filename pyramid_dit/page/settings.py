@@ -7,16 +7,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from ..checkpoints.folder import CheckpointFolder, GenerationDefaults, Steps
+from ..checkpoints.defaults import GenerationDefaults, Mode, Steps
+from ..checkpoints.folder import CheckpointFolder
+from ..checks import Check, Number, check_size
 from ..cli.options import SIZE_MULTIPLE, parse_size
+from ..generation.arguments import DEFAULTS, OPTIONS
 
 MODES = ("text", "image", "extend", "storyboard")
 """Text to video, image to video, a video that goes on, several prompts at chosen times."""
-MAX_SECONDS = 10.0
-MAX_STEPS = 100
-MAX_GUIDANCE = 20.0
-MAX_SEED = 2**32 - 1  # what a browser's number holds without rounding, and no more than needed
+ON_PAGE = {option.key: name for name, option in OPTIONS.items() if option.label is not None}
+"""Arguments that visitors may set, by the name of the field."""
 MAX_PROMPT = 2000  # characters; the text encoders read fewer
 MAX_SCENES = 6
 AREA_FACTOR = 4
@@ -34,6 +36,16 @@ class Scene:
     prompt: str
 
 
+SCENE_START = Number(0, 10)
+"""Seconds, as long as a video may be."""
+
+
+def offered(key: str) -> Check:
+    """What visitors may choose for the field `key`."""
+    option = OPTIONS[ON_PAGE[key]]
+    return option.offered or option.check
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides a video but an image or a video that it starts from."""
@@ -42,23 +54,21 @@ class Settings:
     prompt: str = ""
     scenes: tuple[Scene, ...] = ()
     """Of a storyboard, in place of `prompt`."""
-    negative_prompt: str
     width: int
     height: int
-    seconds: float
-    """Length; of a video that goes on, how much longer it gets."""
-    seed: int
-    steps: int
-    """Steps of the first frame, in each stage."""
-    video_steps: int
-    """Steps of the later frames, in each stage."""
-    guidance: float
-    video_guidance: float
     model: str
+    options: Mapping[str, Any]
+    """What the record of arguments has for the page, by the name of the field. `seconds` of a
+    video that goes on are how much longer it gets."""
+
+    def entries(self) -> dict[str, Any]:
+        """All of it, flat, for JSON."""
+        entries = asdict(self)
+        return entries | entries.pop("options")
 
     def to_json(self) -> str:
         """The record as one line of JSON."""
-        return json.dumps({"pyramid_flow": FORMAT} | asdict(self))
+        return json.dumps({"pyramid_flow": FORMAT} | self.entries())
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
@@ -74,11 +84,15 @@ class Settings:
         if not isinstance(entries, Mapping) or entries.get("pyramid_flow") != FORMAT:
             raise ValueError("the file has a comment, but no settings of this page")
         given = {f.name: entries[f.name] for f in fields(cls) if f.name in entries}
+        # of a record that is older than an option, its default
+        options = {key: entries.get(key, DEFAULTS[name]) for key, name in ON_PAGE.items()}
         try:
             given["scenes"] = tuple(Scene(**scene) for scene in given.get("scenes", ()))
-            settings = cls(**given)
+            settings = cls(**given | {"options": options})
         except TypeError as error:
             raise ValueError("the settings in the file are incomplete") from error
+        if None in options.values():
+            raise ValueError("the settings in the file are incomplete")
         settings.check()
         return settings
 
@@ -93,25 +107,45 @@ class Settings:
         """
         if self.mode not in MODES:
             raise ValueError(f"the mode must be one of {', '.join(MODES)}, not {self.mode!r}")
-        texts = [self.prompt, self.negative_prompt, self.model]
-        _check_scenes(self.scenes)
-        for text in (*texts, *(scene.prompt for scene in self.scenes)):
-            _check_text(text)
-        for name, side in (("width", self.width), ("height", self.height)):
-            _check_number(name, side, SIZE_MULTIPLE, 2**14, whole=True)
-            if side % SIZE_MULTIPLE:
-                raise ValueError(f"{name} must be a multiple of {SIZE_MULTIPLE} pixels, not {side}")
+        if len(self.scenes) > MAX_SCENES:
+            raise ValueError(
+                f"a storyboard has at most {MAX_SCENES} scenes, not {len(self.scenes)}"
+            )
+        try:
+            for scene in self.scenes:
+                SCENE_START("the start of a scene", scene.start)
+            check_size(self.height, self.width, SIZE_MULTIPLE)
+            for key, value in self.options.items():
+                offered(key)(str(OPTIONS[ON_PAGE[key]].label).lower(), value)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        texts = [self.prompt, self.model, *(scene.prompt for scene in self.scenes)]
+        texts += [value for value in self.options.values() if isinstance(value, str)]
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"a prompt must be text, not {text!r}")
+            if len(text) > MAX_PROMPT:
+                raise ValueError(f"a prompt has at most {MAX_PROMPT} characters, not {len(text)}")
         if max_area is not None and self.width * self.height > max_area:
             raise ValueError(
                 f"{self.width} x {self.height} is too large: this page makes at most "
                 f"{max_area:,} pixels a frame"
             )
-        _check_number("the length in seconds", self.seconds, 0, MAX_SECONDS)
-        _check_number("the seed", self.seed, 0, MAX_SEED, whole=True)
-        _check_number("the number of steps", self.steps, 1, MAX_STEPS, whole=True)
-        _check_number("the number of steps", self.video_steps, 1, MAX_STEPS, whole=True)
-        _check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
-        _check_number("guidance", self.video_guidance, 0, MAX_GUIDANCE)
+
+    def arguments(self, frames_per_second: float) -> dict[str, Any]:
+        """Arguments of `stream`, `stream_i2v` or `stream_v2v`, but for what the video starts from.
+
+        Raises:
+            ValueError: The scenes do not fit the video.
+        """
+        values = {ON_PAGE[key]: value for key, value in self.options.items()}
+        if self.mode in ("image", "extend"):  # all frames are later ones
+            values["num_inference_steps"] = values.pop("video_num_inference_steps")
+        else:
+            values |= {"width": self.width, "height": self.height}
+        if self.mode == "storyboard":
+            return values | {"prompts": scene_units(self, frames_per_second)}
+        return values | {"prompt": self.prompt}
 
 
 @dataclass(frozen=True)
@@ -125,14 +159,12 @@ class ModelCard:
     seconds: float
 
     @classmethod
-    def of(
-        cls, folder: CheckpointFolder, name: str, size: tuple[int, int], num_frames: int
-    ) -> ModelCard:
-        """Describe the checkpoint in `folder`, made for videos of this size and length."""
-        variant = folder.variant.rpartition("_")[2]
-        seconds = round(num_frames / folder.defaults.frames_per_second, 1)
-        seconds = min(max(seconds, 0.1), MAX_SECONDS)
-        return cls(f"{name}, {variant}", folder.defaults, *size, seconds)
+    def of(cls, folder: CheckpointFolder, name: str) -> ModelCard:
+        """Describe the checkpoint in `folder`."""
+        variant, defaults = folder.variant.rpartition("_")[2], folder.defaults
+        seconds = round(defaults.frames() / defaults.frames_per_second, 1)
+        seconds = min(max(seconds, 0.1), SCENE_START.most)
+        return cls(f"{name}, {variant}", defaults, *defaults.size(), seconds)
 
     @property
     def max_area(self) -> int:
@@ -163,21 +195,19 @@ class ModelCard:
     def settings(self, mode: str = "text") -> Settings:
         """What the model recommends."""
         defaults = self.defaults
-        guidance = defaults.video_guidance_scale
-        if guidance is None:
-            guidance = 4.0 if mode == "image" else 7.0
+        starts: dict[str, Mode] = {"image": "image", "extend": "extend"}
+        preferred = {
+            "negative_prompt": defaults.negative_prompt,
+            "seconds": self.seconds,
+            "seed": 0,
+            "steps": _most(defaults.num_inference_steps),
+            "video_steps": _most(defaults.video_num_inference_steps),
+            "guidance": defaults.guidance_scale,
+            "video_guidance": defaults.video_guidance(starts.get(mode, "text")),
+        }
+        options = {key: preferred.get(key, DEFAULTS[name]) for key, name in ON_PAGE.items()}
         return Settings(
-            mode=mode,
-            negative_prompt=defaults.negative_prompt,
-            width=self.width,
-            height=self.height,
-            seconds=self.seconds,
-            seed=0,
-            steps=_most(defaults.num_inference_steps),
-            video_steps=_most(defaults.video_num_inference_steps),
-            guidance=defaults.guidance_scale,
-            video_guidance=guidance,
-            model=self.name,
+            mode=mode, width=self.width, height=self.height, model=self.name, options=options
         )
 
 
@@ -203,11 +233,11 @@ def scene_units(settings: Settings, frames_per_second: float) -> dict[int, str]:
         units[unit] = scene.prompt
     if 0 not in units:
         raise ValueError("a storyboard needs a scene at 0 s: say what the video begins with")
-    late = [scene.start for scene in settings.scenes if scene.start >= settings.seconds]
+    late = [scene.start for scene in settings.scenes if scene.start >= settings.options["seconds"]]
     if late:
         raise ValueError(
             f"the scene at {late[0]:g} s would begin after the end of the video at "
-            f"{settings.seconds:g} s"
+            f"{settings.options['seconds']:g} s"
         )
     return units
 
@@ -224,29 +254,6 @@ def size_of(text: str | None) -> tuple[int, int]:
     except argparse.ArgumentTypeError as error:
         said = str(error)
         raise ValueError(f"the size {said}" if said.startswith("must") else said) from error
-
-
-def _check_scenes(scenes: tuple[Scene, ...]) -> None:
-    if len(scenes) > MAX_SCENES:
-        raise ValueError(f"a storyboard has at most {MAX_SCENES} scenes, not {len(scenes)}")
-    for scene in scenes:
-        _check_number("the start of a scene", scene.start, 0, MAX_SECONDS)
-
-
-def _check_text(text: object) -> None:
-    if not isinstance(text, str):
-        raise ValueError(f"a prompt must be text, not {text!r}")
-    if len(text) > MAX_PROMPT:
-        raise ValueError(f"a prompt has at most {MAX_PROMPT} characters, not {len(text)}")
-
-
-def _check_number(
-    name: str, value: object, least: float, most: float, *, whole: bool = False
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least:g} to {most:g}, not {value:g}")
 
 
 def _multiple(side: float) -> int:

@@ -8,16 +8,20 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from ..checks import TEXT, OneOrMore, Whole
+from ..generation.arguments import OPTIONS
 from ..media.images import fit_image
 from ..media.video_files import HISTORY_FRAMES
 from .media_checks import last_frames, open_image, video_frames
 from .settings import (
-    MAX_SEED,
+    ON_PAGE,
     ModelCard,
     Scene,
     Settings,
@@ -119,15 +123,9 @@ class Form:
     """Path of an upload."""
     video: str | None = None
     """Path of an upload."""
-    negative_prompt: str | None
     size: str
-    seconds: float
-    seed: float | None
-    """None for a new one."""
-    steps: float
-    video_steps: float
-    guidance: float
-    video_guidance: float
+    options: Mapping[str, Any]
+    """Of the record of arguments, by the name of the field; no `seed` is a new one."""
 
     def request(self, card: ModelCard) -> VideoRequest:
         """Check everything and read what was uploaded.
@@ -136,22 +134,18 @@ class Form:
             ValueError: Something is missing or not as it should be.
         """
         width, height = size_of(self.size)
-        seed = secrets.randbelow(MAX_SEED + 1) if self.seed is None else _whole(self.seed)
+        options = {key: _plain(key, value) for key, value in self.options.items()}
+        if options["seed"] is None:
+            options["seed"] = secrets.randbelow(2**32)
         prompt = (self.prompt or "").strip()
         settings = Settings(
             mode=self.mode,
             prompt=prompt,
             scenes=self._scenes(),
-            negative_prompt=(self.negative_prompt or "").strip(),
             width=width,
             height=height,
-            seconds=_real(self.seconds),
-            seed=seed,
-            steps=_whole(self.steps),
-            video_steps=_whole(self.video_steps),
-            guidance=_real(self.guidance),
-            video_guidance=_real(self.video_guidance),
             model=card.name,
+            options=options,
         )
         settings.check(card.max_area)
         if self.mode == "image":
@@ -185,10 +179,14 @@ def _real(value: float) -> float:
     return float(value)
 
 
-def _whole(value: float) -> int:
-    if not _real(value).is_integer():
-        raise ValueError(f"there must be a whole number, not {value!r}")
-    return int(value)
+def _plain(key: str, value: Any) -> Any:
+    """What a browser sent, of which all numbers may come as floats, and an empty text as None."""
+    check = OPTIONS[ON_PAGE[key]].check
+    one = check.check if isinstance(check, OneOrMore) else check
+    if one is TEXT:
+        return "" if value is None else str(value).strip()
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole and isinstance(one, Whole) else value
 
 
 def crop_of_image(path: str, size: str) -> Image.Image:
@@ -211,7 +209,7 @@ def last_crop_of_video(path: str, size: str, frames_per_second: float) -> Image.
 
 
 def in_words(error: BaseException) -> str:
-    """What a visitor is told of an error: what the library says, or else only its kind."""
+    """The message that a visitor gets of an error: what the library says, or else only its kind."""
     text = " ".join(str(error).split())
     if "OutOfMemory" in type(error).__name__:
         return "There is not enough memory for this: a smaller size or a shorter video needs less."

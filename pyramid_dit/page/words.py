@@ -49,12 +49,13 @@ def failure_html(words: str) -> str:
 
 def details_html(settings: Settings, note: str) -> str:
     """The settings of a video, under it."""
-    rows = [("Seed", str(settings.seed)), ("Length", note)]
+    options = settings.options
+    rows = [("Seed", str(options["seed"])), ("Length", note)]
     rows += [("Size", f"{settings.width} × {settings.height}")]
-    rows += [("Steps", f"{settings.steps}, later {settings.video_steps}")]
-    rows += [("Guidance", f"{settings.guidance:g}, later {settings.video_guidance:g}")]
-    if settings.negative_prompt:
-        rows.append(("Negative", settings.negative_prompt))
+    rows += [("Steps", f"{options['steps']}, later {options['video_steps']}")]
+    rows += [("Guidance", f"{options['guidance']:g}, later {options['video_guidance']:g}")]
+    if options["negative_prompt"]:
+        rows.append(("Negative", options["negative_prompt"]))
     rows.append(("Model", settings.model))
     if settings.scenes:
         prompt = "<br>".join(

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..media.video_files import HISTORY_FRAMES, export_to_video
+from ..media.video_files import export_to_video
 from .media_checks import video_frames
 from .metadata import write_settings
 from .preview import QUALITY, FrameStrip, reduced
-from .settings import Settings, scene_units
+from .settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,32 +73,12 @@ class VideoRequest:
             TypeError: As `generate`.
             ValueError: As `generate`.
         """
-        settings = self.settings
-        common: dict[str, Any] = {
-            "seconds": settings.seconds,
-            "seed": settings.seed,
-            "negative_prompt": settings.negative_prompt,
-            "guidance_scale": settings.guidance,
-            "video_guidance_scale": settings.video_guidance,
-            **options,
-        }
+        arguments = self.settings.arguments(model.defaults.frames_per_second) | options
         if self.history is not None:
-            common |= {"video": self.history, "history_frames": HISTORY_FRAMES}
-            common |= {"num_inference_steps": settings.video_steps}
-            return model.stream_v2v(settings.prompt, **common)
+            return model.stream_v2v(video=self.history, **arguments)
         if self.image is not None:
-            common |= {"input_image": self.image, "num_inference_steps": settings.video_steps}
-            return model.stream_i2v(settings.prompt, **common)
-        common |= {
-            "num_inference_steps": settings.steps,
-            "video_num_inference_steps": settings.video_steps,
-            "width": settings.width,
-            "height": settings.height,
-        }
-        if settings.mode == "storyboard":
-            rate = model.defaults.frames_per_second
-            return model.stream(prompts=scene_units(settings, rate), **common)
-        return model.stream(settings.prompt, **common)
+            return model.stream_i2v(input_image=self.image, **arguments)
+        return model.stream(**arguments)
 
 
 class Job:
@@ -234,7 +214,7 @@ class Job:
         self.total_steps = stream.total_steps
         try:
             if first := self._next(stream):
-                path = self.folder / f"pyramid-flow-{self.request.settings.seed}.mp4"
+                path = self.folder / f"pyramid-flow-{self.request.settings.options['seed']}.mp4"
                 frames = self._frames(first, stream, frames_per_second)
                 export_to_video(frames, path, frames_per_second)
                 write_settings(path, self.request.settings)

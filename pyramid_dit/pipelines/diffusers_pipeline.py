@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput
-from PIL.Image import Image
-from torch import Tensor
-
-from ..checkpoints.folder import RELEASED_NUM_FRAMES, Steps
-from ..checkpoints.hub import open_checkpoint
-from ..checkpoints.weights import resolve_dtype
-from ..generation.engine import GenerationEngine
-from ..generation.memory_presets import check_preset
-from ..generation.request import Generators
-from ..media.images import (
-    Images,
-    Video,
-    fit_images,
-    fit_video,
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
 )
-from ..media.video_files import HISTORY_FRAMES
-from .pipeline_components import PyramidFlowComponents
-from .pipeline_loading import Quantization, load_components
 
-T = TypeVar("T")
-StepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
+from video_vae import CausalVideoVAE
+
+from ..checkpoints.architectures import architecture_of
+from ..checkpoints.defaults import GenerationDefaults
+from ..devices.offload import accelerator_device, module_device, moved_to
+from ..devices.precision import float32_for_float16, float32_layers
+from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..generation.arguments import StepCallback, takes
+from ..generation.components import Components
+from ..generation.memory_presets import apply_preset, check_preset
+from ..generation.video_generator import VideoGenerator
+from ..models.flux import PyramidFluxTransformer
+from ..models.lora import require_peft
+from ..models.mmdit import PyramidDiffusionMMDiT
+from ..models.text_encoder import TextEncoderWithMask
+from ..sampling.fast_mode import FastMode
+from ..sampling.prompts import Prompts
+from .delegation import Part, delegated
+from .pipeline_arguments import PipelineArguments
+from .pipeline_loading import Quantization, check_names, load_components, one_device
+from .pipeline_lora import TransformerLoraLoaderMixin
+from .pipeline_output import PyramidFlowPipelineOutput
 
 
-@dataclass
-class PyramidFlowPipelineOutput(BaseOutput):
-    """What a `PyramidFlowPipeline` returns.
-
-    Attributes:
-        frames: Videos: a list of images for each ("pil"), an array `[b, t, h, w, 3]` ("np") or a
-            tensor `[b, t, 3, h, w]` ("pt"), float32 in [0, 1]; or normalized latents
-            `[b, c, t, h/8, w/8]` ("latent").
-    """
-
-    frames: list[list[Image]] | np.ndarray | Tensor
-
-
-class PyramidFlowPipeline(PyramidFlowComponents):
+class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     """Text, images and videos to videos by pyramidal flow matching.
 
     The work is done by a `VideoGenerator`, the same that `PyramidDiTForVideoGeneration` is; as
@@ -73,6 +66,58 @@ class PyramidFlowPipeline(PyramidFlowComponents):
         batched_guidance: Whether both branches of the guidance are computed as one batch; None
             decides by the memory that is free.
     """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer->vae"
+    _callback_tensor_inputs = ["latents"]
+    _optional_components = [
+        "vae",
+        *("text_encoder", "tokenizer"),
+        *("text_encoder_2", "tokenizer_2"),
+        *("text_encoder_3", "tokenizer_3"),
+    ]
+
+    transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT
+    scheduler: PyramidFlowMatchEulerDiscreteScheduler
+    vae: CausalVideoVAE | None
+
+    def __init__(
+        self,
+        transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT,
+        scheduler: PyramidFlowMatchEulerDiscreteScheduler,
+        vae: CausalVideoVAE | None = None,
+        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder_2: T5EncoderModel | CLIPTextModelWithProjection | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        text_encoder_3: T5EncoderModel | None = None,
+        tokenizer_3: PreTrainedTokenizerBase | None = None,
+        latent_statistics: dict | None = None,
+        generation_defaults: dict | None = None,
+        frame_per_unit: int = 1,
+    ) -> None:
+        super().__init__()
+        self._video_generator: VideoGenerator | None = None
+        self.register_modules(
+            transformer=transformer,
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
+        )
+        self.register_to_config(
+            latent_statistics=latent_statistics,
+            generation_defaults=generation_defaults,
+            frame_per_unit=frame_per_unit,
+        )
+        self._memory_preset: tuple[str, torch.device] | None = None
+        self._interrupt = False
+        self._guidance_scale = self.defaults.guidance_scale
+        self._num_timesteps = 0
+        self._current_timestep: float | None = None
 
     @classmethod
     def from_pretrained(
@@ -107,9 +152,8 @@ class PyramidFlowPipeline(PyramidFlowComponents):
                 while they are not at work, see `memory_presets`.
             quantization_config: A `PipelineQuantizationConfig`, or a dictionary of configs by
                 component (of diffusers for the transformer, of transformers for text encoders),
-                or a config for the transformer alone. Tested on a CPU with torchao's int8
-                weights, written and read again; bitsandbytes takes a GPU and is not tested; GGUF
-                files diffusers reads of its own models only.
+                or a config for the transformer alone. GGUF files diffusers reads of its own models
+                only.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where to keep what is fetched from the hub.
             components: Arguments of the constructor, in place of what the checkpoint has; None
@@ -122,27 +166,18 @@ class PyramidFlowPipeline(PyramidFlowComponents):
             ValueError: The variant is ambiguous, or a file is damaged or does not fit.
         """
         expected, optional = cls._get_signature_keys(cls)
-        unknown = sorted(components.keys() - {*expected, *optional})
-        if unknown:
-            raise TypeError(
-                f"from_pretrained has no argument {', '.join(unknown)}; components are "
-                f"{', '.join([*expected, *optional])}"
-            )
-        device = _one_device(device_map)
+        check_names(components, [*expected, *optional])
+        device = one_device(device_map)
         if memory is not None:
             check_preset(memory)
-        texts = [name for name in expected if name.startswith("text_encoder")]
-        folder = open_checkpoint(
+        folder, loaded = load_components(
             pretrained_model_name_or_path,
             variant,
+            dtype=dtype or torch_dtype,
+            given=components,
+            quantization=quantization_config,
             revision=revision,
             cache_dir=cache_dir,
-            vae="vae" not in components,
-            text_encoder=not all(name in components for name in texts),
-        )
-        asked = dtype or torch_dtype or folder.model_dtype or "fp32"
-        loaded = load_components(
-            folder, dtype=resolve_dtype(asked), given=components, quantization=quantization_config
         )
         pipeline = cls(**loaded)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path or folder.path))
@@ -151,86 +186,13 @@ class PyramidFlowPipeline(PyramidFlowComponents):
             return pipeline
         return pipeline if device is None else pipeline.to(device)
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        num_inference_steps: Steps | None = None,
-        guidance_scale: float | None = None,
-        num_videos_per_prompt: int = 1,
-        generator: Generators | None = None,
-        latents: Tensor | None = None,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        pooled_prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-        negative_pooled_prompt_embeds: Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        *,
-        image: Images | None = None,
-        image_latents: Tensor | None = None,
-        video: Video | None = None,
-        history_frames: int = HISTORY_FRAMES,
-        pyramid_num_inference_steps_list: Sequence[int] | None = None,
-        video_num_inference_steps: Steps | None = None,
-        video_guidance_scale: float | None = None,
-        prompts: Mapping[int, str | Sequence[str]] | None = None,
-        guidance_scales: Mapping[int, float] | None = None,
-        prompt_suffix: str | None = None,
-        save_memory: bool = True,
-    ) -> PyramidFlowPipelineOutput | tuple[Any]:
+    @takes(PipelineArguments)
+    def __call__(self, arguments: PipelineArguments) -> PyramidFlowPipelineOutput | tuple[Any]:
         """Generate videos, or with `num_frames=1` images.
 
-        Where an argument is None, the checkpoint's `generation_defaults` decide.
-
-        Args:
-            prompt: One prompt or a list of them; a suffix is appended, see `prompt_suffix`. With
-                an image or a video it may be empty.
-            negative_prompt: What to guide away from, one for all or one a prompt.
-            height: Pixels, a multiple of 64. An image is scaled and cropped to the size; a video
-                keeps its own where no size is given.
-            width: Pixels, a multiple of 64.
-            num_frames: Length of the video, 8n + 1; that which is added to `video`, 8n.
-            num_inference_steps: Steps of each stage, one number or one a stage.
-            guidance_scale: Guidance; 1 is none.
-            num_videos_per_prompt: Videos of each prompt.
-            generator: Source of all random numbers, one for all or a list with one a video.
-            latents: Initial white noise `[b, c, n + 1, height/8, width/8]`.
-            prompt_embeds: Encoded prompts `[b, L, d]`, as `encode_prompt` returns them.
-            prompt_attention_mask: `[b, L]`, 1 at real tokens.
-            pooled_prompt_embeds: `[b, p]`.
-            negative_prompt_embeds: Encoded negative prompts `[b or 1, L', d]`.
-            negative_prompt_attention_mask: `[b or 1, L']`.
-            negative_pooled_prompt_embeds: `[b or 1, p]`.
-            output_type: "pil", "np", "pt" or "latent".
-            return_dict: Return a `PyramidFlowPipelineOutput`, not a tuple.
-            callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` after
-                each Euler step; steps are counted over the whole video, and the latents are those
-                of the unit at work `[b, c, t, h_k, w_k]`. It may return changed tensors, and end
-                the call by `pipeline._interrupt = True`: then what is complete is returned.
-            callback_on_step_end_tensor_inputs: What it is handed: "latents".
-            image: What the video starts with, one for all or one a prompt: images, arrays
-                `[h, w, 3]` or tensors `[3, h, w]` (floats in [0, 1]).
-            image_latents: The same as latents of the VAE `[b or 1, c, 1, h/8, w/8]`.
-            video: What to go on with: images, an array `[t, h, w, 3]` of bytes, or a file. Only
-                the new frames are returned.
-            history_frames: So many of its last frames are looked at, at most.
-            pyramid_num_inference_steps_list: Steps, one number a stage, as of
-                `HeliosPyramidPipeline`; the same as a list in `num_inference_steps`.
-            video_num_inference_steps: Steps of all units after the first frame, where they differ.
-            video_guidance_scale: Guidance of all units after the first frame, where it differs.
-            prompts: A storyboard in place of `prompt`, by unit as in `options.Options`.
-            guidance_scales: Guidance by unit.
-            prompt_suffix: What is appended to the prompts; by default that of the checkpoint,
-                for the released models ", hyper quality, Ultra HD, 8K".
-            save_memory: Decode in small pieces: less memory, same frames.
+        Where an argument is None, the checkpoint's `generation_defaults` decide. A guidance of 1
+        is none. The callback is called as `callback(pipeline, step, timestep, tensors)`, and ends
+        the call by `pipeline._interrupt = True`: then what is complete is returned.
 
         Returns:
             The videos as `.frames`, or in a tuple.
@@ -240,122 +202,209 @@ class PyramidFlowPipeline(PyramidFlowComponents):
             FileNotFoundError: There is no such file.
             ValueError: An argument is outside its range, or two do not fit each other.
         """
-        starts = {"image": image, "image_latents": image_latents, "video": video}
-        starts = {name: value for name, value in starts.items() if value is not None}
-        if len(starts) > 1:
-            raise ValueError(f"give only one of {' and '.join(starts)}")
-        if pyramid_num_inference_steps_list is not None:
-            if num_inference_steps is not None:
-                raise ValueError(
-                    "give either num_inference_steps or pyramid_num_inference_steps_list"
-                )
-            num_inference_steps = list(pyramid_num_inference_steps_list)
-        common: dict[str, Any] = {
-            "prompt": _as_list(prompt),
-            "prompts": prompts and {unit: _as_list(text) for unit, text in prompts.items()},
-            "prompt_suffix": prompt_suffix,
-            "negative_prompt": negative_prompt,
-            "guidance_scale": guidance_scale,
-            "video_guidance_scale": _first(video_guidance_scale, guidance_scale),
-            "guidance_scales": guidance_scales,
-            "num_images_per_prompt": num_videos_per_prompt,
-            "generator": generator,
-            "output_type": output_type,
-            "save_memory": save_memory,
-            "prompt_embeds": prompt_embeds,
-            "prompt_attention_mask": prompt_attention_mask,
-            "pooled_prompt_embeds": pooled_prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "negative_prompt_attention_mask": negative_prompt_attention_mask,
-            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
-            "latents": latents,
-            "callback_on_step_end": self._step_callback(
-                callback_on_step_end, callback_on_step_end_tensor_inputs
-            ),
-        }
-        later_steps = _first(video_num_inference_steps, num_inference_steps)
-        engine, defaults = self.video_generator, self.defaults
-        self._guidance_scale = _first(guidance_scale, defaults.guidance_scale)
+        defaults, asked = self.defaults, arguments.guidance_scale
+        record = arguments.translated(defaults, self._step_callback(arguments))
+        self._guidance_scale = defaults.guidance_scale if asked is None else asked
         self._interrupt, self._num_timesteps = False, 0
-        length = _first(defaults.num_frames, RELEASED_NUM_FRAMES)
         try:
-            if video is not None:
-                frames = engine.generate_v2v(
-                    video=fit_video(video, height, width, history_frames),
-                    num_frames=_first(num_frames, length - 1),
-                    num_inference_steps=later_steps,
-                    history_frames=history_frames,
-                    **common,
-                )
-            elif image is not None or image_latents is not None:
-                frames = engine.generate_i2v(
-                    input_image=None
-                    if image is None
-                    else fit_images(image, height, width, defaults),
-                    image_latents=image_latents,
-                    num_frames=_first(num_frames, length),
-                    num_inference_steps=later_steps,
-                    **common,
-                )
-            else:
-                frames = engine.generate(
-                    height=height,
-                    width=width,
-                    num_frames=_first(num_frames, length),
-                    num_inference_steps=num_inference_steps,
-                    video_num_inference_steps=later_steps,
-                    **common,
-                )
+            frames = self.video_generator.start(record, as_they_come=False).join()
         finally:
             self._current_timestep = None
             self.maybe_free_model_hooks()
         if isinstance(frames, list) and not (frames and isinstance(frames[0], list)):
             frames = [frames]  # encoded prompts of a single video
-        return PyramidFlowPipelineOutput(frames=frames) if return_dict else (frames,)
+        return PyramidFlowPipelineOutput(frames=frames) if arguments.return_dict else (frames,)
 
-    def _step_callback(
-        self, callback: StepEnd | None, tensor_inputs: Sequence[str]
-    ) -> Callable[..., dict[str, Tensor]]:
+    def _step_callback(self, arguments: PipelineArguments) -> StepCallback:
         """What a `VideoGenerator` calls after each step, for a callback of diffusers' kind."""
-        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-            tensor_inputs = callback.tensor_inputs
-        unknown = sorted({*tensor_inputs} - {*self._callback_tensor_inputs})
-        if unknown:
-            raise ValueError(
-                "callback_on_step_end_tensor_inputs must be among "
-                f"{', '.join(self._callback_tensor_inputs)}, got {', '.join(unknown)}"
-            )
+        callback, names = arguments.callback_on_step_end, arguments.callback_tensors
 
         def on_step(
-            engine: GenerationEngine, step: int, timestep: float, tensors: dict[str, Tensor]
+            generator: VideoGenerator, step: int, timestep: float, tensors: dict[str, Tensor]
         ) -> dict[str, Tensor]:
             self._num_timesteps, self._current_timestep = step + 1, timestep
             if callback is not None:
-                handed = {name: tensors[name] for name in tensor_inputs}
+                handed = {name: tensors[name] for name in names}
                 tensors = tensors | (callback(self, step, timestep, handed) or {})
             if self._interrupt:
-                engine.stop()
+                generator.stop()
             return tensors
 
         return on_step
 
+    def to(self, *args: Any, **kwargs: Any) -> PyramidFlowPipeline:
+        """Move or cast the models, as of all of diffusers' pipelines.
 
-def _first(value: T | None, otherwise: T) -> T:
-    return otherwise if value is None else value
+        What would be cast to float16 though its range is too small, becomes float32: the VAE, and
+        the layers that T5 names.
+        """
+        wide: list[nn.Module] = [] if self.vae is None else [self.vae]
+        for encoder in (self.text_encoder, self.text_encoder_2, self.text_encoder_3):
+            wide += [] if encoder is None else float32_layers(encoder)
+        with float32_for_float16(wide):
+            super().to(*args, **kwargs)
+        return self
 
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | PathLike[str] | dict[str, Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Load a LoRA of the transformer, as of all of diffusers' pipelines.
 
-def _as_list(prompt: str | Sequence[str] | None) -> Sequence[str] | None:
-    return [prompt] if isinstance(prompt, str) else prompt
+        Args:
+            pretrained_model_name_or_path_or_dict: A folder, a file, a repository on the hub, or
+                the weights, whose names start with `transformer.`.
+            adapter_name: What to call it.
+            hotswap: Put it in the place of the adapter of this name.
+            kwargs: As of diffusers' loaders, for example `weight_name`.
 
+        Raises:
+            ImportError: There is no `peft`.
+            ValueError: The weights are none of a LoRA for this transformer.
+        """
+        require_peft()
+        if self._memory_preset is not None:  # diffusers would put hooks of its own in their place
+            self.remove_all_hooks()
+        try:
+            super().load_lora_weights(
+                pretrained_model_name_or_path_or_dict, adapter_name, hotswap, **kwargs
+            )
+        finally:
+            if self._memory_preset is not None:
+                self.enable_memory_preset(*self._memory_preset)
 
-def _one_device(device_map: str | torch.device | None) -> torch.device | None:
-    """The device that `device_map` names; what spreads models over devices is a ValueError."""
-    if device_map is None:
-        return None
-    try:
-        return torch.device(device_map)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device_map must name one device, such as cpu or cuda:1, got {device_map!r}; several "
-            "GPUs share the work by inference_multigpu (docs/multi-gpu.md)"
-        ) from error
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """What is done where a caller does not say."""
+        return GenerationDefaults.of(self.config.generation_defaults or {})
+
+    @property
+    def text_encoder_with_mask(self) -> TextEncoderWithMask | None:
+        """The text encoders as the transformer wants them, None where one is missing."""
+        kind = architecture_of(self.transformer).text_encoder
+        pairs = [(getattr(self, p.encoder), getattr(self, p.tokenizer)) for p in kind.parts()]
+        if any(part is None for pair in pairs for part in pair):
+            return None
+        return kind.of(pairs)
+
+    @property
+    def video_generator(self) -> VideoGenerator:
+        """What makes the videos, of these components, with its `generate`, `stream` and so on."""
+        components = Components(
+            self.transformer,
+            self.scheduler,
+            architecture_of(self.transformer).statistics(self.config, "the config"),
+            vae=self.vae,
+            text_encoder=self.text_encoder_with_mask,
+            defaults=self.defaults,
+            frame_per_unit=self.config.frame_per_unit,
+        )
+        if self._video_generator is None:
+            self._video_generator = VideoGenerator(components)
+        self._video_generator.components = components
+        self._video_generator.set_progress_bar_config(
+            **getattr(self, "_progress_bar_config", {"disable": None})
+        )
+        return self._video_generator
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the first unit in the last call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the last call was guided."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Euler steps that were made so far in the call at work, or in the last one."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> float | None:
+        """What the transformer was told last, None between calls."""
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call at work is to end; a callback sets `_interrupt`."""
+        return self._interrupt
+
+    fast_mode = Part[FastMode]()
+    batched_guidance = Part["bool | None"]()
+    enable_fast_mode = delegated(VideoGenerator.enable_fast_mode)
+    disable_fast_mode = delegated(VideoGenerator.disable_fast_mode)
+
+    def enable_memory_preset(
+        self, name: str = "auto", device: str | torch.device | None = None
+    ) -> None:
+        """Keep weights where the preset `name` says while they are not at work.
+
+        Args:
+            name: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`, see `memory_presets`.
+            device: What to compute on; by default the accelerator, else the CPU.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        target = torch.device(device or accelerator_device() or "cpu")
+        self._memory_preset = apply_preset(self.video_generator, name, target), target
+
+    def enable_vae_tiling(self) -> None:
+        """Let the VAE work in tiles where pictures whole do not fit in the free memory."""
+        self._the_vae().enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Have the VAE work on whole pictures (the default)."""
+        self._the_vae().disable_tiling()
+
+    def _the_vae(self) -> CausalVideoVAE:
+        if self.vae is None:
+            raise ValueError("this pipeline has no VAE")
+        return self.vae
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        prompt_suffix: str | None = None,
+        max_sequence_length: int = 128,
+    ) -> dict[str, Tensor]:
+        """Encode prompts once, for several calls or before the text encoders are dropped.
+
+        Args:
+            prompt: One prompt or a list of them.
+            negative_prompt: One for all or one a prompt; by default that of the checkpoint.
+            do_classifier_free_guidance: Encode the negative prompts too.
+            prompt_suffix: What is appended to the prompts; by default that of the checkpoint.
+            max_sequence_length: Tokens that T5 reads of a prompt.
+
+        Returns:
+            Arguments of a call: `prompt_embeds` `[b, L, d]`, `prompt_attention_mask` `[b, L]`,
+            `pooled_prompt_embeds` `[b, p]`, and with guidance their `negative_` twins.
+
+        Raises:
+            TypeError: A prompt is not a string.
+            ValueError: There is no prompt, the numbers do not fit, or a text encoder is missing.
+        """
+        encoder = self.text_encoder_with_mask
+        if encoder is None:
+            raise ValueError("a text encoder is missing")
+        defaults = self.defaults
+        prompts = Prompts.checked(
+            prompt,
+            defaults.negative_prompt if negative_prompt is None else negative_prompt,
+            suffix=defaults.prompt_suffix if prompt_suffix is None else prompt_suffix,
+            guided=do_classifier_free_guidance,
+            allow_empty=True,
+        )
+        with moved_to(encoder, module_device(encoder)):
+            text = prompts.encode(encoder, max_sequence_length)
+        return text.to(module_device(self.transformer), self.transformer.dtype).arguments()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from video_vae import CausalVideoVAE
 
-from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder, read_json
+from ..checkpoints.architectures import ARCHITECTURES
+from ..checkpoints.defaults import GenerationDefaults
+from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder
 from ..checkpoints.hub import open_checkpoint
 from ..checkpoints.weights import (
     load_model,
@@ -21,29 +24,37 @@ from ..checkpoints.weights import (
     vae_dtype,
 )
 from ..devices.offload import accelerator_device
+from ..flow.latents import LatentStatistics
 from ..flow.objective import FlowObjective
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..generation.arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
+from ..generation.components import Components
 from ..generation.memory_presets import apply_preset, check_preset
+from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
+from ..json_files import read_json
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
-from ..models.text_encoder import TEXT_ENCODERS, text_folders
-from ..sampling.prompts import TextCondition
+from ..models.text_condition import TextCondition
+from ..sampling.fast_mode import FastMode
+from .delegation import Part, delegated
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
-TRANSFORMERS = {"pyramid_flux": PyramidFluxTransformer, "pyramid_mmdit": PyramidDiffusionMMDiT}
 PROMPT_DROPOUT = 0.1
 
+A = TypeVar("A", bound=Arguments)
 
-class PyramidDiTForVideoGeneration(VideoGenerator):
+
+class PyramidDiTForVideoGeneration:
     """Text-to-video, image-to-video and text-to-image by pyramidal flow matching.
 
     The reference's scripts run against this class unchanged. Weights are loaded onto the CPU;
-    move `.dit`, `.vae` and `.text_encoder` where you want them.
+    move `.dit`, `.vae` and `.text_encoder` where you want them. As there, `generate` and
+    `generate_i2v` have `temp=1`, a still image, where neither caller nor checkpoint says a length.
 
     Args:
         model_path: Checkpoint folder in the released layout; `from_pretrained` also takes a
@@ -75,12 +86,9 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         kwargs: Other arguments are ignored, with a warning.
 
     Attributes:
-        dit: The transformer.
-        vae: The VAE, or None.
-        text_encoder: The text encoder, or None.
-        scheduler: The mathematics of the stages.
+        video_generator: What makes videos; its attributes and those of its components are at hand
+            here too, as `dit`, `vae`, `text_encoder`, `scheduler` and so on.
         objective: The training objective.
-        defaults: What `generate` does where its caller does not say.
         accumulate_steps: Number of training calls so far, which sets the clip lengths.
 
     Raises:
@@ -136,9 +144,11 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         self.accumulate_steps = 0
 
         folder = _open_folder(model_path, model_variant, model_name)
-        folder.check_files(text_folders(model_name) if load_text_encoder else (), vae=load_vae)
+        text_encoder_class = folder.architecture.text_encoder
+        text_parts = text_encoder_class.parts() if load_text_encoder else ()
+        folder.check_files(text_parts, vae=load_vae)
         dit = load_model(
-            TRANSFORMERS[model_name],
+            folder.architecture.transformer,
             folder.path / folder.variant,
             dtype=dtype,
             use_gradient_checkpointing=use_gradient_checkpointing,
@@ -153,9 +163,9 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             )
             vae.requires_grad_(False)
         if load_text_encoder:
-            text_encoder = TEXT_ENCODERS[model_name](folder.path, torch_dtype=dtype)
+            text_encoder = text_encoder_class(folder.path, torch_dtype=dtype)
             text_encoder.requires_grad_(False)
-        super().__init__(
+        components = Components(
             dit,
             scheduler,
             folder.statistics,
@@ -164,6 +174,71 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
             defaults=folder.defaults,
             frame_per_unit=frame_per_unit,
         )
+        self.video_generator = VideoGenerator(components)
+
+    dit = Part[PyramidFluxTransformer | PyramidDiffusionMMDiT]()
+    vae = Part["CausalVideoVAE | None"]()
+    text_encoder = Part[Any]()
+    scheduler = Part[PyramidFlowMatchEulerDiscreteScheduler]()
+    statistics = Part[LatentStatistics]()
+    defaults = Part[GenerationDefaults]()
+    frame_per_unit = Part[int]()
+    device = Part[torch.device]()
+    dtype = Part[torch.dtype]()
+    latent_channels = Part[int]()
+    size_multiple = Part[int]()
+    fast_mode = Part[FastMode]()
+    batched_guidance = Part["bool | None"]()
+
+    stop = delegated(VideoGenerator.stop)
+    set_progress_bar_config = delegated(VideoGenerator.set_progress_bar_config)
+    enable_fast_mode = delegated(VideoGenerator.enable_fast_mode)
+    disable_fast_mode = delegated(VideoGenerator.disable_fast_mode)
+    compile = delegated(VideoGenerator.compile)
+    enable_sequential_cpu_offload = delegated(VideoGenerator.enable_sequential_cpu_offload)
+    shard_weights = delegated(VideoGenerator.shard_weights)
+
+    @takes(TextToVideo, like=VideoGenerator.generate)
+    def generate(self, arguments: TextToVideo) -> Any:
+        return self._start(self._reference_length(arguments, 1), as_they_come=False).join()
+
+    @takes(ImageToVideo, like=VideoGenerator.generate_i2v)
+    def generate_i2v(self, arguments: ImageToVideo) -> Any:
+        arguments = self._reference_length(arguments, self.frame_per_unit)
+        return self._start(arguments, as_they_come=False).join()
+
+    @takes(VideoToVideo, like=VideoGenerator.generate_v2v)
+    def generate_v2v(self, arguments: VideoToVideo) -> Any:
+        return self._start(arguments, as_they_come=False).join()
+
+    @takes(TextToVideo, like=VideoGenerator.stream)
+    def stream(self, arguments: TextToVideo) -> VideoStream:
+        return self._start(arguments)
+
+    @takes(ImageToVideo, like=VideoGenerator.stream_i2v)
+    def stream_i2v(self, arguments: ImageToVideo) -> VideoStream:
+        return self._start(arguments)
+
+    @takes(VideoToVideo, like=VideoGenerator.stream_v2v)
+    def stream_v2v(self, arguments: VideoToVideo) -> VideoStream:
+        return self._start(arguments)
+
+    def _start(self, arguments: Arguments, *, as_they_come: bool = True) -> VideoStream:
+        return self.video_generator.start(arguments, as_they_come=as_they_come, caller=self)
+
+    def _reference_length(self, arguments: A, temp: int) -> A:
+        said = (arguments.temp, arguments.num_frames, arguments.seconds, self.defaults.num_frames)
+        return replace(arguments, temp=temp) if said == (None,) * 4 else arguments
+
+    @property
+    def _interrupt(self) -> bool:
+        """Callbacks that were written for diffusers set it, to end the work."""
+        return False
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        if value:
+            self.stop()
 
     @classmethod
     def from_pretrained(
@@ -224,12 +299,12 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         pipeline = cls(
             folder.path,
             model_dtype,
-            folder.model_name,
+            folder.architecture.name,
             model_variant=folder.variant,
             **kwargs,
         )
         if memory is not None:
-            apply_preset(pipeline, memory, torch.device(device or "cpu"))
+            apply_preset(pipeline.video_generator, memory, torch.device(device or "cpu"))
         elif device is not None:
             for module in (pipeline.dit, pipeline.vae, pipeline.text_encoder):
                 if module is not None:
@@ -299,9 +374,9 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         )
         predictions = self.dit(
             sample=batch.samples,
-            encoder_hidden_states=condition.embeds,
-            encoder_attention_mask=condition.mask,
-            pooled_projections=condition.pooled,
+            encoder_hidden_states=condition.prompt_embeds,
+            encoder_attention_mask=condition.prompt_attention_mask,
+            pooled_projections=condition.pooled_prompt_embeds,
             timestep_ratio=batch.timesteps,
         )
         loss, log = self.objective.loss(predictions, batch.targets)
@@ -319,7 +394,7 @@ class PyramidDiTForVideoGeneration(VideoGenerator):
         self, text: Sequence[str] | Mapping[str, Tensor], generator: torch.Generator | None
     ) -> TextCondition:
         if isinstance(text, Mapping):
-            names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+            names = TextCondition._fields
             condition = TextCondition.checked(*(text.get(name) for name in names))
             if condition is None:
                 raise ValueError(f"the features of the text must have {', '.join(names)}")
@@ -338,7 +413,7 @@ def _saved_arguments(folder: CheckpointFolder) -> dict[str, Any]:
     if not folder.scheduler_config:
         return {}
     config = folder.scheduler_config
-    encoders = {encoder for encoder, _ in text_folders(folder.model_name)}
+    encoders = {part.encoder for part in folder.architecture.text_encoder.parts()}
     return {
         "timestep_shift": config["shift"],
         "stage_range": config["stage_range"],
@@ -354,12 +429,14 @@ def _open_folder(
     path: str | PathLike[str], variant: str | None, model_name: str
 ) -> CheckpointFolder:
     """Look into a checkpoint folder that should hold the architecture `model_name`."""
-    if model_name not in TRANSFORMERS:
-        raise ValueError(f"model_name must be one of {', '.join(TRANSFORMERS)}, got {model_name!r}")
-    folder = CheckpointFolder.open(path, variant)
-    if folder.model_name != model_name:
+    if model_name not in ARCHITECTURES:
         raise ValueError(
-            f"{folder.path / folder.variant} holds a {folder.model_name}, "
+            f"model_name must be one of {', '.join(ARCHITECTURES)}, got {model_name!r}"
+        )
+    folder = CheckpointFolder.open(path, variant)
+    if folder.architecture.name != model_name:
+        raise ValueError(
+            f"{folder.path / folder.variant} holds a {folder.architecture.name}, "
             f"model_name says {model_name}"
         )
     return folder

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from os import PathLike
 from typing import Any, TypeAlias
 
 import torch
@@ -12,46 +13,75 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin, Qu
 
 from video_vae import CausalVideoVAE
 
-from ..checkpoints.folder import RELEASED_NUM_FRAMES, RELEASED_SIZES, CheckpointFolder
-from ..checkpoints.weights import load_model, vae_dtype
+from ..checkpoints.folder import CheckpointFolder
+from ..checkpoints.hub import open_checkpoint
+from ..checkpoints.weights import load_model, resolve_dtype, vae_dtype
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
-from ..models.text_encoder import TEXT_ENCODERS
-from .official import TRANSFORMERS
+
+TEXT_ENCODERS = {"text_encoder", "text_encoder_2", "text_encoder_3"}
 
 Quantization: TypeAlias = PipelineQuantizationConfig | Mapping[str, Any] | QuantizationConfigMixin
 """What to quantize: diffusers' choice for a pipeline, one by the name of the component, or that
-of the transformer."""
+of the transformer. Tested on a CPU with torchao's int8 weights, written and read again;
+bitsandbytes takes a GPU and is not tested."""
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse components and settings that a pipeline does not have with a TypeError."""
+    unknown = sorted({*given} - {*known})
+    if unknown:
+        raise TypeError(
+            f"from_pretrained has no argument {', '.join(unknown)}; components are "
+            f"{', '.join(known)}"
+        )
 
 
 def load_components(
-    folder: CheckpointFolder,
+    folder_or_hub_id: str | PathLike[str] | None,
+    variant: str | None,
     *,
-    dtype: torch.dtype,
+    dtype: str | torch.dtype | None,
     given: Mapping[str, Any],
     quantization: Quantization | None,
-) -> dict[str, Any]:
+    revision: str | None,
+    cache_dir: str | PathLike[str] | None,
+) -> tuple[CheckpointFolder, dict[str, Any]]:
     """Load what `given` does not hold, by the names of the constructor's arguments.
 
     Args:
-        folder: What to load from.
-        dtype: Dtype of the weights.
+        folder_or_hub_id: What to load from, as for `open_checkpoint`.
+        variant: The transformer in it.
+        dtype: Dtype of the weights, by default that which they are stored in.
         given: Components and settings of the caller, which may be None.
         quantization: What to quantize, and how.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: Where to keep what is fetched from the hub.
+
+    Returns:
+        The folder, and the arguments.
 
     Raises:
         FileNotFoundError: A folder or a file is missing.
-        ValueError: A file is damaged, or its weights do not fit.
+        ConnectionError: The hub cannot be reached.
+        ValueError: The variant is ambiguous, a file is damaged, or its weights do not fit.
     """
+    folder = open_checkpoint(
+        folder_or_hub_id,
+        variant,
+        revision=revision,
+        cache_dir=cache_dir,
+        vae="vae" not in given,
+        text_encoder=not given.keys() >= TEXT_ENCODERS,
+    )
+    dtype = resolve_dtype(dtype or folder.model_dtype or "fp32")
     found = dict(given)
-    parts = TEXT_ENCODERS[folder.model_name].parts()
+    parts = folder.architecture.text_encoder.parts()
     wanted = {"transformer", "vae"} | {name for part in parts for name in part[:2]}
     wanted -= {*given, *folder.absent}
-    folder.check_files(
-        [(p.encoder, p.tokenizer) for p in parts if wanted.issuperset(p[:2])], vae="vae" in wanted
-    )
+    folder.check_files([part for part in parts if wanted.issuperset(part[:2])], vae="vae" in wanted)
     if "transformer" in wanted:
         found["transformer"] = load_model(
-            TRANSFORMERS[folder.model_name],
+            folder.architecture.transformer,
             folder.path / folder.variant,
             dtype=dtype,
             **_quantized(quantization, "transformer", from_diffusers=True),
@@ -69,22 +99,11 @@ def load_components(
     scheduler = PyramidFlowMatchEulerDiscreteScheduler(**folder.scheduler_config)
     found.setdefault("scheduler", scheduler)
     found.setdefault("latent_statistics", asdict(folder.statistics))
-    found.setdefault("generation_defaults", _generation_defaults(folder))
+    found.setdefault(
+        "generation_defaults", asdict(replace(folder.defaults, num_frames=folder.defaults.frames()))
+    )
     found.setdefault("frame_per_unit", folder.frame_per_unit)
-    return found
-
-
-def _generation_defaults(folder: CheckpointFolder) -> dict[str, Any]:
-    """The defaults of a checkpoint; a released one does not tell its size, but its name does."""
-    defaults = folder.defaults
-    kind = folder.variant.rpartition("_")[2]
-    if kind in RELEASED_SIZES and defaults.height is None and defaults.width is None:
-        width, height = RELEASED_SIZES[kind]
-        defaults = replace(defaults, height=height, width=width)
-    if defaults.num_frames is None:
-        frames = 1 if kind == "image" else RELEASED_NUM_FRAMES
-        defaults = replace(defaults, num_frames=frames)
-    return asdict(defaults)
+    return folder, found
 
 
 def _quantized(
@@ -106,3 +125,16 @@ def _quantized(
     if getattr(config, "quant_method", None) == QuantizationMethod.GGUF:
         raise ValueError("diffusers reads GGUF files of its own models only, not of this one")
     return {"quantization_config": config}
+
+
+def one_device(device_map: str | torch.device | None) -> torch.device | None:
+    """The device that `device_map` names; what spreads models over devices is a ValueError."""
+    if device_map is None:
+        return None
+    try:
+        return torch.device(device_map)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device_map must name one device, such as cpu or cuda:1, got {device_map!r}; several "
+            "GPUs share the work by inference_multigpu (docs/multi-gpu.md)"
+        ) from error

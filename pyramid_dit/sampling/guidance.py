@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..distributed.parallel import SERIAL, Serial
+from ..models.text_condition import TextCondition
 from ..models.transformer import PyramidTransformer, StageContext
-from .prompts import TextCondition
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class StageVelocity:
         self.prompt, self.negative, self.scale = prompt, negative, scale
         self.batched, self.refresh_history = batched, refresh_history
         self.parallel = parallel
+        self._contexts: list[StageContext] = []
 
     def __call__(self, latents: Tensor, timestep: float, *, guided: bool = True) -> Tensor:
         """Velocity of `latents` `[b, c, t, h, w]` at `timestep` (0..1000), float32.
@@ -104,12 +105,12 @@ class StageVelocity:
 
     @cached_property
     def _positive(self) -> StageContext:
-        return self._prepare(self.prompt, "prompt")
+        return self._prepare(self.prompt)
 
     @cached_property
     def _negative(self) -> StageContext:
         assert self.negative is not None
-        return self._prepare(self.negative, "negative")
+        return self._prepare(self.negative)
 
     @cached_property
     def _branch(self) -> StageContext:
@@ -119,23 +120,27 @@ class StageVelocity:
         not depend on the process.
         """
         assert self.negative is not None
-        return self._prepare((self.negative, self.prompt)[self.parallel.cfg_rank], "branch")
+        return self._prepare((self.negative, self.prompt)[self.parallel.cfg_rank])
 
     @cached_property
     def _both(self) -> StageContext:
         assert self.negative is not None
-        return self._prepare(self.negative.followed_by(self.prompt), "both")
+        return self._prepare(self.negative.followed_by(self.prompt))
 
-    def _prepare(self, text: TextCondition, name: str) -> StageContext:
+    def close(self) -> None:
+        """Forget what was kept from step to step."""
+        for context in self._contexts:
+            self.dit.forget_cached(context)
+
+    def _prepare(self, text: TextCondition) -> StageContext:
         batch, *rest = self.shape
         copies = text.batch // batch
-        return self.dit.prepare(
+        context = self.dit.prepare(
             [torch.cat([clip] * copies) for clip in self.history],
             (text.batch, *rest),
-            text.embeds,
-            text.mask,
-            text.pooled,
+            *text,
             refresh_history=self.refresh_history,
             parallel=self.parallel,
-            name=name,
         )
+        self._contexts.append(context)
+        return context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -159,8 +160,7 @@ class UnitSampler:
             if stage > 0:
                 latents = self._jump(latents, stage)
             plan = history_plan(past_frames, stage, frame_per_unit=self.frame_per_unit)
-            self.dit.forget_cached()
-            velocity_at = StageVelocity(
+            velocity = StageVelocity(
                 self.dit,
                 gather_history(history, plan),
                 latents.shape,
@@ -171,12 +171,12 @@ class UnitSampler:
                 refresh_history=self.fast_mode.history_cache,
                 parallel=self.parallel,
             )
-            # on the CPU, where reading a timestep waits for nothing
-            self.scheduler.set_timesteps(steps, stage, "cpu")
-            for timestep in self.scheduler.timesteps:
-                velocity = velocity_at(latents, float(timestep), guided=next(guided_steps))
-                (latents,) = self.scheduler.step(velocity, timestep, latents, return_dict=False)
-                latents = self.on_step(float(timestep), latents)
+            schedule = self.scheduler.stage_schedule(steps, stage)
+            with closing(velocity) as velocity_at:
+                for index, timestep in enumerate(schedule.timesteps.tolist()):
+                    direction = velocity_at(latents, timestep, guided=next(guided_steps))
+                    latents = schedule.step(index, direction, latents)
+                    latents = self.on_step(timestep, latents)
         return latents
 
     def _jump(self, latents: Tensor, stage: int) -> Tensor:

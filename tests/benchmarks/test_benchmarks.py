@@ -123,7 +123,8 @@ def test_baseline_run_agrees(tmp_path: Path) -> None:
     pipeline = PyramidDiTForVideoGeneration(folder, "fp32", "pyramid_flux")
     noises = torch.Generator()
     baseline = BaselinePipeline(
-        pipeline, lambda shape: pipeline.scheduler.sample_block_noise(shape, generator=noises)
+        pipeline.video_generator.components,
+        lambda shape: pipeline.scheduler.sample_block_noise(shape, generator=noises),
     )
     arguments: dict[str, Any] = {
         "height": 64,

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import QUICK_INDEX, VAE_CONFIG, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline, PyramidFluxTransformer
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.checkpoints.folder import CheckpointFolder
-from pyramid_dit.checkpoints.hub import download_checkpoint, is_repo_id
-from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
-from pyramid_dit.models.text_encoder import text_folders
+from pyramid_dit.checkpoints.hub import download_checkpoint
+from pyramid_dit.checks import is_repo_id
 from video_vae import CausalVideoVAE
 
 DIT = "diffusion_transformer_768p"
@@ -48,12 +48,13 @@ def load(folder: Path, *args: Any, **kwargs: Any) -> PyramidDiTForVideoGeneratio
 
 def test_released_folder(folder: Path) -> None:
     found = CheckpointFolder.open(folder)
-    assert (found.variant, found.model_name, found.model_dtype) == (DIT, "pyramid_flux", None)
-    assert found.statistics == RELEASED_STATISTICS["pyramid_flux"]
+    assert (found.variant, found.architecture.name) == (DIT, "pyramid_flux")
+    assert found.model_dtype is None
+    assert found.statistics == ARCHITECTURES["pyramid_flux"].released_statistics
     assert found.defaults.prompt_suffix == ", hyper quality, Ultra HD, 8K"
     assert found.defaults.negative_prompt.startswith("cartoon style, worst quality")
     assert found.defaults.num_inference_steps == 28
-    found.check_files(text_folders("pyramid_flux"), vae=True)
+    found.check_files(found.architecture.text_encoder.parts(), vae=True)
 
 
 def test_model_index(folder: Path) -> None:
@@ -100,6 +101,10 @@ def truncate(name: str) -> Callable[[Path], object]:
     return spoil
 
 
+def lengthen(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + b"more")
+
+
 def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
@@ -126,6 +131,8 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = 
     "no weights": (remove(WEIGHTS), FileNotFoundError, "no weights"),
     "cut weights": (truncate(WEIGHTS), ValueError, "truncated"),
     "empty weights": (write(WEIGHTS, ""), ValueError, "truncated"),
+    "weights and more": (lengthen(WEIGHTS), ValueError, "damaged"),
+    "weights that are text": (write(WEIGHTS, "version 1\n" * 20), ValueError, "damaged"),
     "no VAE": (remove_folder("causal_video_vae"), FileNotFoundError, "causal_video_vae"),
     "no text encoder": (remove_folder("text_encoder_2"), FileNotFoundError, "text_encoder_2"),
     "no tokenizer": (remove_folder("tokenizer"), FileNotFoundError, "tokenizer"),

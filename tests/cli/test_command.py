@@ -38,7 +38,7 @@ BAD_OPTIONS = {
     "unknown option": ([PROMPT, "--fast"], "--fast"),
     "size without x": ([PROMPT, "--size", "128"], "1280x768"),
     "size that does not fit": ([PROMPT, "--size", "100x128"], "multiples of 64"),
-    "size zero": ([PROMPT, "--size", "0x64"], "multiples of 64"),
+    "size zero": ([PROMPT, "--size", "0x64"], "at least 1"),
     "frames that do not fit": ([PROMPT, "--num-frames", "50"], "49 and 57"),
     "no frames": ([PROMPT, "--num-frames", "0"], "at least 1"),
     "no time": ([PROMPT, "--seconds", "0"], "above 0"),
@@ -48,8 +48,8 @@ BAD_OPTIONS = {
     "steps for two stages": ([PROMPT, "--steps", "10,10"], "3, one for each stage"),
     "half a step": ([PROMPT, "--video-steps", "1.5"], "whole number"),
     "video steps with an image": ([PROMPT, "--image", "a.png", "--video-steps", "2"], "--steps"),
-    "negative guidance": ([PROMPT, "--guidance", "-1"], "below 0"),
-    "negative seed": ([PROMPT, "--seed", "-1"], "from 0"),
+    "negative guidance": ([PROMPT, "--guidance", "-1"], "at least 0"),
+    "negative seed": ([PROMPT, "--seed", "-1"], "at least 0"),
     "unknown dtype": ([PROMPT, "--dtype", "int8"], "bf16"),
     "unknown device": ([PROMPT, "--device", "c/d"], "cuda:1"),
     "unknown preset": ([PROMPT, "--memory", "1GB"], "12GB"),
@@ -163,7 +163,9 @@ def test_complaints_and_help_do_not_wait_for_pytorch() -> None:
 
 def test_values_of_options() -> None:
     options = parse_options([PROMPT, "--size", "128x64", "--steps", "4", "--video-steps", "1,2,3"])
-    assert (options.size, options.steps, options.video_steps) == ((128, 64), 4, [1, 2, 3])
+    assert options.size == (128, 64)
+    steps = options.num_inference_steps, options.video_num_inference_steps
+    assert steps == (4, [1, 2, 3])
     assert parse_options(["--image", "a.png"]).prompt == ""
 
 
@@ -456,7 +458,7 @@ def test_a_video_is_extended(checkpoint: Path) -> None:
 def test_a_storyboard(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model", str(checkpoint), "--device", "cpu", "--quiet", "--seed", "3"]
     scenes = {"0": PROMPT, "1": {"prompt": "a blue square", "guidance": 5}}
-    Path("story.json").write_text(json.dumps(scenes))
+    Path("story.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(scenes).encode())
     assert main(["--storyboard", "story.json", *model, "-o", "story"]) == 0
     generate(checkpoint, "--seed", "3", "-o", "plain")
     story, plain = frames_in("story"), frames_in("plain")
@@ -470,6 +472,11 @@ def test_a_storyboard(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> N
         '{"0": "a", "x": "b"}': "'x'",
         '{"0": {"prompt": "a", "steps": 3}}': "'steps': 3",
         '{"0": "a", "2": {"guidance": true}}': "a number",
+        '{"0": "a", "0": "b"}': "twice",
+        '{"0": "a", "00": "b"}': "are one unit",
+        '{"0": {"prompt": "a", "guidance": NaN}}': "got nan",
+        '{"0": {"prompt": "a", "guidance": 1' + 400 * "0" + "}}": "at most 100",
+        '{"0": "a", "2": "b"}': "after the end: the last is 1",
     }.items():
         Path("bad.json").write_text(content)
         assert main(["--storyboard", "bad.json", *model]) == 2

@@ -24,7 +24,7 @@ from pyramid_dit.cli.command import main
 from pyramid_dit.distributed.launcher import (
     ProcessesFailed,
     Stopped,
-    place,
+    launched_process,
     run_processes,
 )
 from pyramid_dit.distributed.parallel import (
@@ -128,7 +128,7 @@ def test_alone_everything_stays_as_it_is() -> None:
 PREAMBLE = """
 import os, sys, time
 from pyramid_dit.distributed.launcher import *
-rank = place().rank
+rank = launched_process().rank
 
 def is_alive(pid):
     try:
@@ -150,10 +150,13 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("importable")
 class TestProcesses:
     def test_each_knows_its_place(self, tmp_path: Path) -> None:
-        run_code(f"open(os.path.join({str(tmp_path)!r}, str(rank)), 'w').write(str(place()))")
+        run_code(
+            f"open(os.path.join({str(tmp_path)!r}, str(rank)), 'w').write(str(launched_process()))"
+        )
         texts = [(tmp_path / str(rank)).read_text() for rank in range(3)]
         assert texts == [
-            f"Place(rank={r}, local_rank={r}, processes=3, local_processes=3)" for r in range(3)
+            f"LaunchedProcess(rank={r}, local_rank={r}, processes=3, local_processes=3)"
+            for r in range(3)
         ]
 
     def test_the_reason_of_the_first_failure_is_told(self, tmp_path: Path) -> None:
@@ -215,14 +218,14 @@ open({str(tmp_path / "came to its end")!r}, "w")
 def test_environments_that_are_no_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert place() is None
+    assert launched_process() is None
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="LOCAL_RANK"):
-        place()
+        launched_process()
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="RANK=2 does not fit WORLD_SIZE=2"):
-        place()
+        launched_process()
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

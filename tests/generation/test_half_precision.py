@@ -22,11 +22,13 @@ from pyramid_dit import (
     PyramidFlowPipeline,
     PyramidFluxTransformer,
 )
-from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS, FrameDecoder
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
+from pyramid_dit.generation.latent_codec import FrameDecoder
 from pyramid_dit.models.residual import ResidualLinear
+from pyramid_dit.models.text_condition import TextCondition
 from pyramid_dit.models.transformer import PyramidTransformer
 from pyramid_dit.sampling.guidance import GuidanceSchedule
-from pyramid_dit.sampling.prompts import GuidedText, TextCondition
+from pyramid_dit.sampling.prompts import GuidedText
 from pyramid_dit.sampling.unit_sampler import UnitSampler, plan_units
 from video_vae import CausalVideoVAE
 
@@ -211,7 +213,7 @@ def test_no_float64_leaves_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -
             generator=torch.Generator("cpu"),
         )
         decoder = FrameDecoder(
-            vae, RELEASED_STATISTICS[name], device=torch.device("meta"), window=1
+            vae, ARCHITECTURES[name].released_statistics, device=torch.device("meta"), window=1
         )
         frames = [
             decoder.push(latents)

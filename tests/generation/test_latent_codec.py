@@ -12,15 +12,14 @@ from PIL import Image
 from tiny_checkpoint import LATENT_CHANNELS, VAE_CONFIG
 from torch import Tensor
 
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.checks import check_size
 from pyramid_dit.devices.memory import free_memory
+from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
 from pyramid_dit.flow.sizes import frames_of, temp_of, temp_of_seconds
 from pyramid_dit.generation.latent_codec import (
-    RELEASED_STATISTICS,
     DecodeSizes,
     FrameDecoder,
-    FrameStatistics,
-    LatentStatistics,
     can_stream,
     decode_latents,
     encode_clip,
@@ -36,7 +35,9 @@ PER_CHANNEL = LatentStatistics(
 )
 
 
-@pytest.mark.parametrize("statistics", [PER_CHANNEL, *RELEASED_STATISTICS.values()])
+@pytest.mark.parametrize(
+    "statistics", [PER_CHANNEL, *(entry.released_statistics for entry in ARCHITECTURES.values())]
+)
 @pytest.mark.parametrize("frames", [1, 4])
 def test_normalization_is_undone(statistics: LatentStatistics, frames: int) -> None:
     z = torch.randn(2, 3, frames, 4, 5)
@@ -47,9 +48,9 @@ def test_normalization_is_undone(statistics: LatentStatistics, frames: int) -> N
 
 
 def test_released_statistics() -> None:
-    x = RELEASED_STATISTICS["pyramid_flux"].normalize(torch.zeros(1, 16, 2, 1, 1))
+    x = ARCHITECTURES["pyramid_flux"].released_statistics.normalize(torch.zeros(1, 16, 2, 1, 1))
     torch.testing.assert_close(x[0, 0, :, 0, 0], torch.tensor([0.04 / 1.8726, 0.2343 / 3.0986]))
-    x = RELEASED_STATISTICS["pyramid_mmdit"].normalize(torch.zeros(1, 16, 2, 1, 1))
+    x = ARCHITECTURES["pyramid_mmdit"].released_statistics.normalize(torch.zeros(1, 16, 2, 1, 1))
     torch.testing.assert_close(x[0, 0, :, 0, 0], torch.tensor([-0.149 / 1.8415, 0.2343 / 3.0986]))
 
 
@@ -111,7 +112,7 @@ def test_fitting_an_image() -> None:
 # ---- decoding ---------------------------------------------------------------------------------
 
 CPU = torch.device("cpu")
-STATISTICS = RELEASED_STATISTICS["pyramid_flux"]
+STATISTICS = ARCHITECTURES["pyramid_flux"].released_statistics
 SMALL = DecodeSizes(window=1, tile=64)
 
 

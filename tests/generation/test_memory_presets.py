@@ -16,7 +16,8 @@ from pyramid_dit import (
     PyramidFlowPipeline,
     PyramidFluxTransformer,
 )
-from pyramid_dit.generation.latent_codec import RELEASED_STATISTICS
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
+from pyramid_dit.generation.components import Components
 from pyramid_dit.generation.memory_presets import (
     PRESETS,
     Needs,
@@ -25,7 +26,6 @@ from pyramid_dit.generation.memory_presets import (
     released_models,
     weights,
 )
-from pyramid_dit.generation.video_generator import VideoGenerator
 
 BUDGETS = {"12GB": 12e9, "8GB": 8e9, "6GB": 6e9}
 
@@ -119,20 +119,20 @@ def test_the_fastest_that_fits_is_chosen(
     released: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     dit, vae, encoders = released["pyramid_flux"]
-    statistics = RELEASED_STATISTICS["pyramid_flux"]
+    statistics = ARCHITECTURES["pyramid_flux"].released_statistics
     scheduler = PyramidFlowMatchEulerDiscreteScheduler()
     text = nn.ModuleList(encoders)
-    engine = VideoGenerator(dit, scheduler, statistics, vae=vae, text_encoder=text)
+    model = Components(dit, scheduler, statistics, vae=vae, text_encoder=text)
     for free, name in ((24e9, "max-speed"), (11e9, "12GB"), (7e9, "8GB"), (5e9, "6GB")):
         monkeypatch.setattr(
             "pyramid_dit.generation.memory_presets.free_memory", lambda _, f=free: f
         )
-        assert choose_preset(engine, torch.device("cuda")) == name
+        assert choose_preset(model, torch.device("cuda")) == name
     assert not caplog.records
     monkeypatch.setattr("pyramid_dit.generation.memory_presets.free_memory", lambda _: 2e9)
-    assert choose_preset(engine, torch.device("xpu")) == "6GB"
+    assert choose_preset(model, torch.device("xpu")) == "6GB"
     assert "2.0 GB are free on xpu" in caplog.text
-    assert choose_preset(engine, torch.device("cpu")) == "max-speed"
+    assert choose_preset(model, torch.device("cpu")) == "max-speed"
 
 
 def test_an_unknown_preset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,7 +271,6 @@ def test_the_history_is_the_end_of_the_video(model: PyramidDiTForVideoGeneration
         ({"video": np.zeros((9, 64, 64, 3))}, "bytes"),
         ({"video": [picture(), picture(width=96)] * 5}, "one size"),
         ({"video": [picture(width=65)]}, "width must be a multiple"),
-        ({"temp": None}, "how much to add"),
         ({"num_frames": 9, "temp": None}, "multiple of 8"),
         ({"num_frames": 8}, "only one of temp, num_frames"),
         ({"history_frames": 0}, "history_frames must be at least 1"),
@@ -378,7 +377,7 @@ def test_both_callbacks_can_stop_the_run(
     frames: int,
 ) -> None:
     part = model.generate(**TEXT, **stop(model, unit))
-    assert part.shape == (1, frames, 64, 64, 3) and model.interrupt
+    assert part.shape == (1, frames, 64, 64, 3)
     whole = model.generate(**TEXT)  # is not stopped by what was said before
     assert np.array_equal(whole[:, :frames], part)
 
@@ -388,7 +387,7 @@ def test_lengths_are_given_in_three_ways(model: PyramidDiTForVideoGeneration) ->
         stream = model.stream(**{**TEXT, "temp": None, **length})
         return 8 * (stream.num_units - 1) + 1
 
-    assert frames() == 1
+    assert frames() == 121  # as released
     assert frames(temp=3) == frames(num_frames=17) == frames(seconds=0.7) == 17
     i2v = model.stream_i2v(CIRCLE, picture(), num_frames=17, **OPTIONS)
     assert i2v.num_units == 3

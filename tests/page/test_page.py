@@ -56,21 +56,29 @@ httpx = pytest.importorskip("httpx")
 
 PROMPT = "a red circle moves left"
 NASTY = 'back\\slash "quotes" = ; # $(touch x) `y`\nnew line, Größe, 円, 🎬, \x01\ud800'
+OPTIONS: dict[str, Any] = {
+    "negative_prompt": "",
+    "seconds": 0.7,
+    "seed": 2**32 - 1,
+    "steps": 3,
+    "video_steps": 2,
+    "guidance": 1.5,
+    "video_guidance": 0.0,
+    "max_sequence_length": 64,
+}
 SETTINGS = Settings(
     mode="storyboard",
     prompt=NASTY,
     scenes=(Scene(0.0, PROMPT), Scene(0.4, NASTY)),
-    negative_prompt="",
     width=128,
     height=64,
-    seconds=0.7,
-    seed=2**32 - 1,
-    steps=3,
-    video_steps=2,
-    guidance=1.5,
-    video_guidance=0.0,
     model="tiny, 768p",
+    options=OPTIONS,
 )
+
+
+def with_option(**changes: Any) -> Settings:
+    return replace(SETTINGS, options=OPTIONS | changes)
 
 
 def noise(frames: int, width: int = 64, height: int = 64) -> np.ndarray:
@@ -96,8 +104,8 @@ def test_settings_survive_in_a_file(tmp_path: Path) -> None:
     assert read_settings(path) == SETTINGS
     np.testing.assert_array_equal(read_video(path), before)
     assert [entry.name for entry in tmp_path.iterdir()] == ["video.mp4"]
-    write_settings(path, replace(SETTINGS, seed=1))
-    assert read_settings(path).seed == 1
+    write_settings(path, with_option(seed=1))
+    assert read_settings(path).options["seed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -107,14 +115,14 @@ def test_settings_survive_in_a_file(tmp_path: Path) -> None:
         ("[" * 100_000, "no settings of this page"),
         ('["pyramid_flow", 1]', "no settings of this page"),
         ('{"pyramid_flow": 1, "mode": "text"}', "incomplete"),
-        (replace(SETTINGS, seed=-1).to_json(), "the seed must be from 0"),
-        (replace(SETTINGS, seed=True).to_json(), "the seed must be a whole number"),
+        (with_option(seed=-1).to_json(), "seed must be at least 0"),
+        (with_option(seed=True).to_json(), "seed must be an integer"),
         (replace(SETTINGS, mode="rm").to_json(), "the mode must be one of"),
         (replace(SETTINGS, width=100).to_json(), "width must be a multiple of 64"),
-        (replace(SETTINGS, steps=10**6).to_json(), "steps must be from 1 to 100"),
+        (with_option(steps=10**6).to_json(), "steps of the first frame must be at most 100"),
         (replace(SETTINGS, prompt="a" * 3000).to_json(), "at most 2000 characters"),
         (replace(SETTINGS, prompt=7).to_json(), "a prompt must be text"),
-        (replace(SETTINGS, seconds=float("nan")).to_json(), "length in seconds must be from"),
+        (with_option(seconds=float("nan")).to_json(), "seconds must be a number"),
         (replace(SETTINGS, scenes=(Scene(0, ""),) * 9).to_json(), "at most 6 scenes"),
         (replace(SETTINGS, scenes=({"begin": 3},)).to_json(), "incomplete"),
     ],
@@ -228,7 +236,7 @@ def test_a_video_without_a_readable_frame_does_not_tell_where_it_lies(tmp_path: 
 
 def test_scenes_begin_with_the_nearest_unit() -> None:
     scenes = (Scene(0, "a"), Scene(0.1, "b"), Scene(0.6, "c"), Scene(1.05, "d"))
-    settings = replace(SETTINGS, scenes=scenes, seconds=2.0)
+    settings = replace(with_option(seconds=2.0), scenes=scenes)
     # unit i begins with frame 8 i - 7: at 0.04 s, 0.375 s, 0.71 s, 1.04 s
     assert scene_units(settings, 24) == {0: "a", 1: "b", 3: "c", 4: "d"}
     with pytest.raises(ValueError, match=r"0\.15 s is too close"):
@@ -236,7 +244,7 @@ def test_scenes_begin_with_the_nearest_unit() -> None:
     with pytest.raises(ValueError, match="begins with"):
         scene_units(replace(settings, scenes=scenes[1:]), 24)
     with pytest.raises(ValueError, match="after the end"):
-        scene_units(replace(settings, seconds=1.0), 24)
+        scene_units(replace(with_option(seconds=1.0), scenes=scenes), 24)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +254,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def card(folder: Path) -> ModelCard:
-    return ModelCard.of(CheckpointFolder.open(folder), "tiny", (64, 64), 9)
+    return ModelCard.of(CheckpointFolder.open(folder), "tiny")
 
 
 @pytest.mark.parametrize(
@@ -264,25 +272,26 @@ def test_sizes_on_offer(card: ModelCard, size: tuple[int, int], offered: list[st
 
 
 def form(**changes: Any) -> Form:
-    fields: dict[str, Any] = {
-        "mode": "text",
-        "prompt": PROMPT,
+    own = {"mode": "text", "prompt": PROMPT, "size": "64x64"}
+    options: dict[str, Any] = {
         "negative_prompt": None,
-        "size": "64x64",
         "seconds": 0.4,
         "seed": 7,
         "steps": 1,
         "video_steps": 1,
         "guidance": 2,
         "video_guidance": 2,
+        "max_sequence_length": 128,
     }
-    return Form(**fields | changes)
+    options |= {key: changes.pop(key) for key in options.keys() & changes.keys()}
+    return Form(**own | changes, options=options)
 
 
 def test_a_form_becomes_a_request(card: ModelCard) -> None:
     settings = form(size="128 x 64", seed=None).request(card).settings
     assert (settings.width, settings.height, settings.prompt) == (128, 64, PROMPT)
-    assert settings.seed != form(seed=None).request(card).settings.seed
+    again = form(seed=None).request(card).settings
+    assert settings.options["seed"] != again.options["seed"]
 
 
 @pytest.mark.parametrize(
@@ -292,12 +301,12 @@ def test_a_form_becomes_a_request(card: ModelCard) -> None:
         ({"size": "large"}, "the size must look like"),
         ({"size": "100x64"}, "multiples of 64"),
         ({"size": "6400x6400"}, "too large: this page makes at most 16,384 pixels"),
-        ({"seconds": 60}, "the length in seconds must be from 0 to 10"),
-        ({"seconds": None}, "there must be a number"),
-        ({"seed": 1.5}, "whole number"),
-        ({"steps": float("inf")}, "whole number"),
+        ({"seconds": 60}, "seconds must be at most 10"),
+        ({"seconds": None}, "seconds must be a number, got None"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"steps": float("inf")}, "steps of the first frame must be an integer"),
         ({"mode": "storyboard", "scenes": ((0, 5),)}, "must be text"),
-        ({"guidance": -1}, "guidance must be from 0"),
+        ({"guidance": -1}, "guidance of the first frame must be at least 0"),
         ({"mode": "image"}, "choose a picture"),
         ({"mode": "extend"}, "choose a video"),
     ],
@@ -525,7 +534,8 @@ def test_a_client_gets_a_video_and_its_settings(client: Any) -> None:
     assert about["state"] == "done"
     assert (about["frames"], about["step"], about["steps"]) == (9, 6, 6)
     settings = read_settings(path)
-    assert (settings.prompt, settings.seed, settings.seconds) == (PROMPT, 5, 0.4)
+    chosen = settings.prompt, settings.options["seed"], settings.options["seconds"]
+    assert chosen == (PROMPT, 5, 0.4)
     assert about["settings"]["seed"] == 5
     again, _ = made(client.predict(PROMPT, seed=5, api_name="/text_to_video"))
     assert again.read_bytes() == path.read_bytes()

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pyramid_dit import PyramidDiffusionMMDiT, PyramidDiTForVideoGeneration, PyramidFluxTransformer
-from pyramid_dit.generation.request import Progress
+from pyramid_dit.generation.run import Run
 from video_vae import CausalVideoVAE
 
 TOPICS = {
@@ -75,14 +75,14 @@ def test_golden_run(
 def _spy_on_latents(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A list that gets the latents of every run that follows, on their way to the VAE."""
     made: list[Tensor] = []
-    add = Progress.add
+    add = Run.add
 
-    def spy(progress: Progress, latents: Tensor) -> None:
-        add(progress, latents)
-        assert progress.latents is not None
-        made[:] = [progress.latents]
+    def spy(run: Run, latents: Tensor) -> None:
+        add(run, latents)
+        assert run.latents is not None
+        made[:] = [run.latents]
 
-    monkeypatch.setattr(Progress, "add", spy)
+    monkeypatch.setattr(Run, "add", spy)
     return made
 
 

@@ -402,12 +402,11 @@ BAD_GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "empty prompt": ({"prompt": " "}, ValueError, "empty"),
     "empty list": ({"prompt": []}, ValueError, "empty"),
     "empty prompt in a list": ({"prompt": ["a", ""]}, ValueError, "empty"),
-    "prompt of another kind": ({"prompt": [1]}, TypeError, "int"),
+    "prompt of another kind": ({"prompt": [1]}, TypeError, "prompt must be a string, got 1"),
     "height": ({"height": 100}, ValueError, "64 or 128"),
     "width": ({"width": 32}, ValueError, "try 64"),
     "height 0": ({"height": 0}, ValueError, "at least 1"),
     "height of another kind": ({"height": 64.5}, TypeError, "64.5"),
-    "no size": ({"height": None}, ValueError, "height"),
     "temp": ({"temp": 0}, ValueError, "temp must be at least 1, got 0"),
     "steps": ({"num_inference_steps": 0}, ValueError, "num_inference_steps"),
     "steps in a list": ({"video_num_inference_steps": [1, 0, 1]}, ValueError, "at least 1"),
@@ -508,7 +507,7 @@ def test_defaults_of_a_folder(folders: dict[str, Path], tmp_path: Path) -> None:
 
     calls: list[list[str]] = []
     encode = pipeline.text_encoder.forward
-    pipeline.text_encoder.forward = lambda texts: calls.append(texts) or encode(texts)
+    pipeline.text_encoder.forward = lambda texts, **_: calls.append(texts) or encode(texts)
     frames = pipeline.generate("a circle", temp=2)
     assert len(frames) == 9 and frames[0].size == (64, 64)
     assert calls == [["a circle, sharp"], [""]]
@@ -556,7 +555,7 @@ def test_training_step(folders: dict[str, Path], kind: str) -> None:
 def test_a_tenth_of_the_prompts_is_dropped(flux: PyramidDiTForVideoGeneration) -> None:
     seen: list[str] = []
     original = flux.text_encoder.forward
-    flux.text_encoder.forward = lambda texts: seen.extend(texts) or original(texts[:1])
+    flux.text_encoder.forward = lambda texts, **_: seen.extend(texts) or original(texts[:1])
     try:
         for seed in range(50):
             flux._training_text(["a circle"] * 40, seeded(seed)[0])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers.hooks import FirstBlockCacheConfig
-from test_transformers import PyramidFluxTransformer, both_models, small_inputs
-from test_transformers import small_model as model_of
+from small_models import both_models, small_inputs
+from small_models import small_model as model_of
 from tiny_checkpoint import write_tiny_checkpoint
 from torch._dynamo.testing import CompileCounter
 
-from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFluxTransformer
 from pyramid_dit.sampling.fast_mode import FastMode
 
 HISTORY = [(2, 2, 4), (1, 4, 8)]

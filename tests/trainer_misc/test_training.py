@@ -15,7 +15,6 @@ from pyramid_dit import PyramidDiTForVideoGeneration
 from trainer_misc import dit_trainer, vae_trainer
 from trainer_misc.checkpoints import newest_checkpoint, thin_checkpoints, write_folder
 from trainer_misc.dit_trainer import DitRecipe, train_dit
-from trainer_misc.latent_bank import LatentBank, encode_bank
 from trainer_misc.loop import LoopConfig, TrainingLoop
 from trainer_misc.optimization import (
     Muon,
@@ -25,6 +24,7 @@ from trainer_misc.optimization import (
     parameter_groups,
 )
 from trainer_misc.toy import model_card
+from trainer_misc.toy.latent_bank import LatentBank, encode_bank
 from trainer_misc.toy.moving_shapes import NUM_COMBINATIONS, caption_of
 from trainer_misc.toy.text import caption_words, write_text_encoders
 from trainer_misc.vae_trainer import (

@@ -27,13 +27,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from pyramid_dit.devices.cpu import keep_freed_memory
-from trainer_misc.toy.judge import (
+
+from .judge import (
     ATTRIBUTES,
     Verdict,
     as_frames,
     judge,
 )
-from trainer_misc.toy.moving_shapes import (
+from .moving_shapes import (
     MAX_FRAMES,
     SPLITS,
     MovingShapes,
@@ -240,11 +241,11 @@ def _batches(count: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def text_to_video(pipeline: PyramidDiTForVideoGeneration, num_frames: int) -> Generate:
+def text_to_video(model: PyramidDiTForVideoGeneration, num_frames: int) -> Generate:
     """Clips from prompts alone."""
 
     def generate(prompts: list[str], seeds: list[int]) -> Sequence[Frames]:
-        return pipeline.generate(
+        return model.generate(
             prompts,
             temp=(num_frames - 1) // 8 + 1,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -254,7 +255,7 @@ def text_to_video(pipeline: PyramidDiTForVideoGeneration, num_frames: int) -> Ge
     return generate
 
 
-def image_to_video(pipeline: PyramidDiTForVideoGeneration, num_frames: int) -> Generate:
+def image_to_video(model: PyramidDiTForVideoGeneration, num_frames: int) -> Generate:
     """Clips from prompts and first frames, drawn where the motion has room."""
 
     def generate(prompts: list[str], seeds: list[int]) -> Sequence[Frames]:
@@ -262,7 +263,7 @@ def image_to_video(pipeline: PyramidDiTForVideoGeneration, num_frames: int) -> G
             first_frame(draw_clip(combination_of(prompt), np.random.default_rng(FRESH + seed)))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        return pipeline.generate_i2v(
+        return model.generate_i2v(
             prompts,
             input_image=images,
             temp=(num_frames - 1) // 8 + 1,
@@ -289,12 +290,12 @@ def reconstruction(
     return {"psnr": float(np.mean(values)), "lowest_psnr": min(values), "clips": count}
 
 
-def _load_pipeline(folder: Path | None, device: str) -> PyramidDiTForVideoGeneration:
+def _load_model(folder: Path | None, device: str) -> PyramidDiTForVideoGeneration:
     from pyramid_dit import PyramidDiTForVideoGeneration
 
-    pipeline = PyramidDiTForVideoGeneration.from_pretrained(folder, device=device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    model = PyramidDiTForVideoGeneration.from_pretrained(folder, device=device)
+    model.set_progress_bar_config(disable=True)
+    return model
 
 
 def _load_vae(folder: Path | None, device: str) -> CausalVideoVAE:
@@ -338,6 +339,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure a model; tables go to standard output, progress to the log."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_freed_memory()
     options = _arguments(argv)
     modes = MODES if options.mode == "all" else (options.mode,)
@@ -353,12 +355,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "\nvae: {psnr:.2f} dB, lowest {lowest_psnr:.2f} dB\n".format(**results["vae"])
         )
     if drawn := [mode for mode in modes if mode != "vae"]:
-        pipeline = _load_pipeline(options.model, options.device)
+        model = _load_model(options.model, options.device)
         prompts = evaluation_prompts(options.prompts, options.seed)
     for mode in drawn:
         from_text = image_to_video if mode == "i2v" else text_to_video
         table, glimpses = evaluate_model(
-            from_text(pipeline, MAX_FRAMES if mode == "long" else options.num_frames),
+            from_text(model, MAX_FRAMES if mode == "long" else options.num_frames),
             prompts,
             batch_size=options.batch_size,
             seed=options.seed,
@@ -374,5 +376,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     main()

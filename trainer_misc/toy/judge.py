@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from trainer_misc.toy.moving_shapes import FRAMES_PER_SECOND, attributes_of, combination_of
+from .moving_shapes import FRAMES_PER_SECOND, attributes_of, combination_of
 
 ATTRIBUTES = ("color", "background", "motion", "shape")
 

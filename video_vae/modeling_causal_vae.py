@@ -1,0 +1,5 @@
+"""The reference's path of the VAE."""
+
+from .autoencoder import CausalVideoVAE
+
+__all__ = ["CausalVideoVAE"]
