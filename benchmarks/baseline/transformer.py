@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyramid_dit import PyramidDiffusionMMDiT, PyramidFluxTransformer
-from pyramid_dit.models.embeddings import timestep_sinusoid
+from pyramid_dit.models.layers import timestep_sinusoid
 from pyramid_dit.models.token_layout import clip_grid, patchify, unpatchify
 
 from .weights import Weights

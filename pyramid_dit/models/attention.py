@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ..distributed.parallel import SERIAL, Serial
 from .history_cache import HistoryCache
-from .normalization import RMSNorm
-from .residual import ResidualLinear
+from .layers import ResidualLinear, RMSNorm
 from .rope import apply_rotations
 from .token_layout import TokenLayout
 

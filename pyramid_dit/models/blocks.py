@@ -14,8 +14,7 @@ from .attention import (
     SingleAttention,
     last_tokens,
 )
-from .normalization import AdaLayerNorm, AdaLayerNormContinuous, modulate
-from .residual import ResidualLinear
+from .layers import AdaLayerNorm, AdaLayerNormContinuous, ResidualLinear, modulate
 
 MLP_RATIO = 4
 

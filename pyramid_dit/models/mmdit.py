@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .attention import AttentionContext
 from .blocks import JointBlock
-from .embeddings import PatchEmbed3D
+from .layers import PatchEmbed3D
 from .rope import axis_rotations, frame_positions
 from .token_layout import PATCH, Grid
 from .transformer import PyramidTransformer

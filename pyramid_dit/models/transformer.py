@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from ..distributed.parallel import SERIAL, Serial
 from .attention import AttentionContext, last_tokens
 from .blocks import JointBlock, SingleBlock
-from .embeddings import TimestepTextEmbedding
 from .history_cache import HistoryCache
+from .layers import AdaLayerNorm, AdaLayerNormContinuous, TimestepTextEmbedding, residual_dtype
 from .lora import LoraAdapters
-from .normalization import AdaLayerNorm, AdaLayerNormContinuous
-from .residual import residual_dtype
 from .token_layout import (
     PATCH,
     Grid,

@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..cli.options import SIZE_MULTIPLE
-from ..media import images
-from ..media import video_files as video_io
+from ..media import images, video_files
 from ..media.embedded_settings import read_comment
 from ..media.ffmpeg import ffmpeg_says
 from .settings import Settings
@@ -103,7 +102,7 @@ def video_frames(
     """
     options = ["-t", str(MAX_VIDEO_SECONDS), *_input_options(check_video(path).kind)]
     try:
-        yield from video_io.video_frames(
+        yield from video_files.video_frames(
             path, size=(width, height), fps=frames_per_second, input_options=options
         )
     except ValueError as error:  # which tells where the file lies

@@ -24,7 +24,7 @@ from pyramid_dit import (
 )
 from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.generation.latent_codec import FrameDecoder
-from pyramid_dit.models.residual import ResidualLinear
+from pyramid_dit.models.layers import ResidualLinear
 from pyramid_dit.models.text_condition import TextCondition
 from pyramid_dit.models.transformer import PyramidTransformer
 from pyramid_dit.sampling.guidance import GuidanceSchedule

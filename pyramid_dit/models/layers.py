@@ -1,4 +1,11 @@
-"""Embeddings of timestep, pooled text, and (MMDiT) patches with their sin-cos positions."""
+"""Layers of both transformers: norms, the residual stream, embeddings.
+
+Where the weights are float16, whose largest number is 65504, the residual stream is kept in float32:
+trained transformers have channels that grow beyond it. So what is added to it is computed without
+being float16 in between.
+"""
+
+from __future__ import annotations
 
 import math
 
@@ -8,7 +15,85 @@ from torch import Tensor, nn
 
 from .token_layout import PATCH, Grid
 
+LAYER_NORM_EPS = 1e-6
+SCALE = 64.0
+"""A power of two, so that scaling by it is exact but for the smallest numbers."""
 SINUSOID_WIDTH = 256
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight over the last axis; statistics in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        """Make a norm over `dim` channels with unit weights."""
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `x` `[..., dim]`; the result keeps its dtype."""
+        wide = x.float()
+        power = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
+        return (wide * torch.rsqrt(power + self.eps) * self.weight).to(x.dtype)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LN(x)·(1 + scale) + shift; `x` `[B, L, D]`, the modulations `[B, 1, D]` and the result alike.
+
+    The residual stream may be wider than what the layers compute in.
+    """
+    normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+    return torch.addcmul(shift, normed, 1 + scale).to(shift.dtype)
+
+
+class AdaLayerNorm(nn.Module):
+    """The modulations of a block, from the conditioning: a linear and a split.
+
+    The order of the chunks is the caller's affair, for it differs between the kinds of norm.
+    """
+
+    def __init__(self, dim: int, num_chunks: int) -> None:
+        """Make the linear dim → num_chunks·dim."""
+        super().__init__()
+        self.num_chunks = num_chunks
+        self.linear = nn.Linear(dim, num_chunks * dim)
+
+    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
+        """Split the projection of SiLU(temb) `[B, D]` into `num_chunks` tensors `[B, 1, D]`."""
+        return self.linear(conditioning)[:, None].chunk(self.num_chunks, dim=-1)
+
+
+class AdaLayerNormContinuous(nn.Module):
+    """LayerNorm with a scale and a shift from the conditioning (scale first in the weights)."""
+
+    def __init__(self, dim: int) -> None:
+        """Make the linear dim → 2·dim."""
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * dim)
+
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        """Modulate `x` `[B, L, D]` by SiLU(temb) `[B, D]`."""
+        scale, shift = self.linear(conditioning)[:, None].chunk(2, dim=-1)
+        return modulate(x, shift, scale)
+
+
+def residual_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the residual stream of a transformer that computes in `dtype`."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+class ResidualLinear(nn.Linear):
+    """A linear whose result is added to the residual stream; from float16 to float32.
+
+    The product is computed of the input divided by 64, so that it may reach four million.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` → `[..., out]`, in the residual stream's dtype."""
+        if self.weight.dtype != torch.float16:
+            return super().forward(x)
+        product = F.linear(x / SCALE, self.weight).float() * SCALE
+        return product if self.bias is None else product + self.bias
 
 
 def timestep_sinusoid(timestep: Tensor, width: int = SINUSOID_WIDTH) -> Tensor:
