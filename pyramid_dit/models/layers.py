@@ -1,16 +1,15 @@
 """Layers of both transformers: norms, the residual stream, embeddings.
 
-Where the weights are float16, whose largest number is 65504, the residual stream is kept in float32:
-trained transformers have channels that grow beyond it. So what is added to it is computed without
-being float16 in between.
+Where the weights are float16, whose largest number is 65504, the residual stream is kept in
+float32: trained transformers have channels that grow beyond it. So what is added to it is computed
+without being float16 in between.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 
 from .token_layout import PATCH, Grid
@@ -22,7 +21,10 @@ SINUSOID_WIDTH = 256
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight over the last axis; statistics in float32."""
+    """x / sqrt(mean(x²) + eps) · weight over the last axis; statistics in float32.
+
+    `nn.RMSNorm` is the same up to rounding, not to the bit.
+    """
 
     def __init__(self, dim: int, eps: float) -> None:
         """Make a norm over `dim` channels with unit weights."""
@@ -98,24 +100,7 @@ class ResidualLinear(nn.Linear):
 
 def timestep_sinusoid(timestep: Tensor, width: int = SINUSOID_WIDTH) -> Tensor:
     """Cosines, then sines, of t·exp(-ln(10000)·i / (width/2)); `[B]` → float32 `[B, width]`."""
-    half = width // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-class EmbedderMLP(nn.Module):
-    """Linear → SiLU → Linear."""
-
-    def __init__(self, in_dim: int, dim: int) -> None:
-        """Make the two linears in_dim → dim → dim."""
-        super().__init__()
-        self.linear_1 = nn.Linear(in_dim, dim)
-        self.linear_2 = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, in_dim]` → `[B, dim]`."""
-        return self.linear_2(F.silu(self.linear_1(x)))
+    return get_timestep_embedding(timestep, width, flip_sin_to_cos=True, downscale_freq_shift=0)
 
 
 class TimestepTextEmbedding(nn.Module):
@@ -124,8 +109,8 @@ class TimestepTextEmbedding(nn.Module):
     def __init__(self, dim: int, pooled_dim: int) -> None:
         """Make both MLPs."""
         super().__init__()
-        self.timestep_embedder = EmbedderMLP(SINUSOID_WIDTH, dim)
-        self.text_embedder = EmbedderMLP(pooled_dim, dim)
+        self.timestep_embedder = TimestepEmbedding(SINUSOID_WIDTH, dim)
+        self.text_embedder = TimestepEmbedding(pooled_dim, dim)
 
     def embed_timestep(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         """Timesteps `[B]` (0..1000) → `[B, D]`; the sinusoid is computed in float32."""
