@@ -220,9 +220,7 @@ def steps_per_stage(name: str, steps: int | Sequence[int], stages: int) -> list[
     """
     per_stage = list(steps) if isinstance(steps, Sequence) else [steps] * stages
     if len(per_stage) != stages:
-        raise ValueError(
-            f"{name} must be one number or {stages}, one a stage, got {len(per_stage)}: {per_stage}"
-        )
+        raise ValueError(f"{name} must be one number or {stages}, one per stage, got {per_stage}")
     for count in per_stage:
         STEPS(name, count)
     return per_stage

@@ -38,6 +38,8 @@ DOORS = [
     "__main__.py",
     "flux_modules.py",
     "inputs.py",
+    "parallel.py",
+    "progressive_video.py",
     "memory_presets.py",
     "mmdit_modules.py",
     "video_io.py",

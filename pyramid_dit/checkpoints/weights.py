@@ -52,7 +52,7 @@ def load_model(
         model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
             folder,
             torch_dtype=dtype,
-            # diffusers finds shards of the other kind only when told
+            # diffusers finds shards of the other kind only when asked
             use_safetensors=any(folder.glob("diffusion_pytorch_model*.safetensors")),
             output_loading_info=True,
             local_files_only=True,

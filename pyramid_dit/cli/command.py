@@ -58,7 +58,7 @@ _BAD_INPUT_ERRORS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status; errors are told in one line."""
+    """Run the command and return its exit status; errors are printed as one line."""
     verbose = False
     kept: list[str] = []
     with signals_raise() as received:
@@ -117,7 +117,7 @@ def signals_raise() -> Iterator[list[int]]:
 
 
 def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
-    """Do what the options say; `kept` is told what there is, should this end early."""
+    """Do what the options say; `kept` collects what is already written, for an early end."""
     started = time.perf_counter()
     here = launched_process()
     is_main = here is None or here.rank == 0

@@ -86,7 +86,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check_sources(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse what does not go with what the video starts from and is led by."""
+    """Refuse options that contradict what the video starts from or its prompts."""
     if options.resume_latents is not None:
         own = {"a prompt": options.prompt or None, "--storyboard": options.storyboard}
         own["--size"] = options.size
@@ -160,7 +160,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     length = video.add_mutually_exclusive_group()
     _add_from_record(length, "seconds", "num_frames")
-    _add_from_record(video, "seed", default="a new one, told at the end")
+    _add_from_record(video, "seed", default="a new one, printed at the end")
     sampling = parser.add_argument_group("how it is made (default: what the model recommends)")
     rest = [name for name in FLAGS if name not in ("seconds", "num_frames", "seed")]
     _add_from_record(sampling, *rest, default="")

@@ -147,7 +147,7 @@ class Storyboard:
 
 @dataclass(frozen=True)
 class Sources:
-    """What the video starts from and is led by."""
+    """What the video starts from, and its prompts."""
 
     image: Image | None
     clip: Clip | None

@@ -26,7 +26,7 @@ def free_memory(device: torch.device) -> float:
     system = min(_available_to_the_system(), _left_to_the_group())
     if device.type == "mps":  # which has a share of the system's memory
         return min(system, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    # of other devices' memory is not told in one way
+    # PyTorch has no common call for the memory of other devices
     return system if device.type == "cpu" else system / 2
 
 

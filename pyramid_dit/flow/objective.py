@@ -328,7 +328,7 @@ class FlowObjective:
         )
 
     def _corrupt(self, history: list[Tensor], *, draws: Draws, column: int) -> list[Tensor]:
-        """c noise + (1 - c) clip, one c a sample, fresh noise a clip, the newest clip first."""
+        """c noise + (1 - c) clip, one c per sample, fresh noise per clip, the newest clip first."""
         if not history:
             return []
         count = history[0].shape[0]

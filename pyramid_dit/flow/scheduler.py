@@ -25,7 +25,7 @@ class StagePosition(NamedTuple):
     """Where in a stage each training sample stands."""
 
     timestep: Tensor
-    """What the transformer is told, `[b]`, float32, 0 to `num_train_timesteps`."""
+    """Timestep input of the transformer, `[b]`, float32, 0 to `num_train_timesteps`."""
     ratio: Tensor
     """1 at the start of the stage, 0 at its end, `[b, 1, 1, 1, 1]`, float32."""
 
@@ -71,7 +71,7 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         ori_start_sigmas: Start of each stage before it is moved back for renoising; it is the
             end of the stage before.
         timestep_ratios: Share (from, to) of the training timesteps that each stage covers.
-        timesteps_per_stage, sigmas_per_stage: N timesteps a stage, and N positions within the
+        timesteps_per_stage, sigmas_per_stage: N timesteps per stage, and N positions within the
             stage (1 at its start, 0 at its end: the end of a stage, not a clean latent).
         timesteps, sigmas: The global tables; after `set_timesteps`, those of a sampling run.
 
@@ -233,7 +233,7 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             shape: `[..., h, w]`, height and width even; `shape[0]` is the batch.
-            generator: One generator, or a list with one a sample.
+            generator: One generator, or a list with one per sample.
             device: Device of the result; a CPU generator may serve any device.
             dtype: Dtype of the result, drawn in float32 at least.
 

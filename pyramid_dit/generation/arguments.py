@@ -127,7 +127,7 @@ class KeywordArguments:
 
     _: KW_ONLY
     seed: int | Sequence[int] | None = option(
-        "The same seed gives the same video, whatever the device; a list has one a sample.",
+        "The same seed gives the same video, whatever the device; a list has one per sample.",
         OneOrMore(SEED),
         flag="--seed",
         metavar="N",
@@ -137,7 +137,7 @@ class KeywordArguments:
         default=None,
     )
     prompts: Mapping[int, str | Sequence[str]] | None = option(
-        "A storyboard in place of `prompt`: the prompt (or a list of them, one a video) from "
+        "A storyboard in place of `prompt`: the prompt (or a list of them, one per video) from "
         "each of these units on. Unit 0 is the first frame; with one latent frame a unit, "
         "unit i > 0 has the frames 8 i - 7 to 8 i, of a video that goes on counted from its "
         "history on.",
@@ -215,7 +215,7 @@ class Arguments(KeywordArguments):
         "Pixels, a multiple of 64; by default the model's.", SIDE, default=None
     )
     input_image: Image | Sequence[Image] | None = option(
-        "An image, or a list with one a prompt, whose sides are multiples of 64 "
+        "An image, or a list with one per prompt, whose sides are multiples of 64 "
         "(`media.images.fit_image` brings any image there). What is transparent shows white.",
         _ANY,
         default=None,
@@ -280,7 +280,7 @@ class Arguments(KeywordArguments):
     )
     alpha: float = option("Slope of linear guidance.", GUIDANCE, default=0.5)
     negative_prompt: str | Sequence[str] | None = option(
-        "What the video should not look like, one for all or one a prompt.",
+        "What the video should not look like, one for all or one per prompt.",
         _TEXTS,
         flag="--negative-prompt",
         metavar="TEXT",
@@ -290,7 +290,7 @@ class Arguments(KeywordArguments):
     )
     num_images_per_prompt: int = option("Samples of each prompt.", Whole(1, 1000), default=1)
     generator: torch.Generator | Sequence[torch.Generator] | None = option(
-        "Source of all random numbers, one for all or a list with one a sample.",
+        "Source of all random numbers, one for all or a list with one per sample.",
         random_source,
         default=None,
     )

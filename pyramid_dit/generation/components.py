@@ -34,7 +34,7 @@ class Components:
     vae: CausalVideoVAE | None = None
     """Without it, ask for `output_type="latent"`."""
     text_encoder: nn.Module | None = None
-    """Without it, pass `prompt_embeds` and their twins."""
+    """Without it, pass encoded prompts (`prompt_embeds` etc.)."""
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     """What is done where a caller does not say."""
     frame_per_unit: int = 1

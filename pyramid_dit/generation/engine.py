@@ -175,7 +175,7 @@ def _past(run: Run, generator: Any, device: torch.device) -> Tensor | None:
 
 
 def _one_a_video(run: Run, images: Tensor) -> Tensor:
-    """One row a video from one row a prompt, or from one row for all."""
+    """One row per video from one row per prompt, or from one row for all."""
     per_prompt = images.expand(run.request.texts[0].batch, *images.shape[1:])
     return per_prompt.repeat_interleave(run.request.samples_each, dim=0)
 

@@ -366,7 +366,7 @@ def table(num_frames: int = RELEASED_NUM_FRAMES) -> str:
         f"Computed, not measured: peak memory of one video of {num_frames} frames with guidance, "
         "in bfloat16, GB.",
         "",
-        "| model | size | preset | peak | peak, whole pictures decoded | weights moved a video |",
+        "| model | size | preset | peak | peak, whole pictures decoded | weights moved per video |",
         "|---|---|---|--:|--:|--:|",
     ]
     for model_name in ARCHITECTURES:

@@ -357,7 +357,7 @@ def _check_text_encoder(request: Request, model: Components) -> None:
     if model.text_encoder is None:
         raise ValueError(
             "no text encoder is loaded: pass prompt_embeds, prompt_attention_mask and "
-            "pooled_prompt_embeds, and with guidance their negative_ twins"
+            "pooled_prompt_embeds, and with guidance their negative_ counterparts"
         )
     most: Any = getattr(model.text_encoder, "max_sequence_length", None)
     asked = request.arguments.max_sequence_length

@@ -35,7 +35,7 @@ class SavedLatents:
     Attributes:
         latents: Normalized latents `[b, c, t, h, w]` of the complete units, float32.
         noise: Initial noise of the units that are left `[b, c, t', h, w]`, float32.
-        generator_states: States of the sources of random numbers, one for all or one a sample.
+        generator_states: States of the sources of random numbers, one for all or one per sample.
         generator_device: Type of the device that they draw on.
         units: The units that are left, counted as in the whole video.
         texts: Prompts that the units refer to.

@@ -122,7 +122,7 @@ class _Tile:
 def history_figure(
     levels: Sequence[Sequence[Image.Image]], *, frame_per_unit: int = 1, side: int = 144
 ) -> Image.Image:
-    """What the last unit of a video sees of the frames before it, one row a stage.
+    """What the last unit of a video sees of the frames before it, one row per stage.
 
     Frames are drawn as large as they are seen, and framed in the color of that stage; the frames
     at the right, in a thick frame, are those that are made. See `history_plan`.

@@ -180,7 +180,7 @@ def video_frames(
         size: width and height that a frame is scaled to cover, and cropped to in the middle;
             by default as it is.
         fps: frames a second, by dropping and repeating; by default every stored frame once.
-        input_options: what ffmpeg is told about the file.
+        input_options: ffmpeg's options for the input.
 
     Raises:
         FileNotFoundError: no such file.

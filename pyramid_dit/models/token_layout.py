@@ -1,4 +1,4 @@
-"""The token sequence of one stage entry: what lies where, when it is, and who sees whom.
+"""The token sequence of one stage entry: its segments, positions and attention.
 
 A sequence is [text ; clip 0 ; clip 1 ; ...], oldest clip first, tokens of a clip in the order
 time, height, width. Text is packed to the right: the padding of a short prompt comes first, so

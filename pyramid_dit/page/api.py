@@ -1,4 +1,4 @@
-"""What clients call: a function a mode, with names and defaults of its own.
+"""What clients call: a function per mode, with names and defaults of its own.
 
 from gradio_client import Client
 client = Client("http://127.0.0.1:7860")
@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from .events import REFUSALS, Page, told
+from .events import REFUSALS, Page, gradio_error
 from .settings import ON_PAGE
 from .visitors import Form
 from .worker import Job
@@ -78,7 +78,7 @@ def _endpoint(page: Page, mode: str, names: Sequence[str]) -> Callable[..., Asyn
                 given["scenes"] = tuple((s["start"], s["prompt"]) for s in given["scenes"])
             except (TypeError, KeyError) as error:
                 message = 'scenes must be a list of {"start": seconds, "prompt": text}'
-                raise told(ValueError(message)) from error
+                raise gradio_error(ValueError(message)) from error
         form = Form(mode=mode, options=options, **given)
         async for answer in _answers(page, form, request):
             yield answer
@@ -99,7 +99,7 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
         folder = page.visitors.of(request.session_hash).folder
         job = page.worker.submit(video_request, folder)
     except REFUSALS as error:
-        raise told(error) from error
+        raise gradio_error(error) from error
     seen: dict[str, Any] = {}
     async for strips in job.watch():
         standing = {"ahead": page.worker.ahead(job)} | _standing(job, strips)
@@ -107,7 +107,7 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
             yield gr.skip(), standing
         seen = standing
     if job.error is not None:
-        raise told(job.error)
+        raise gradio_error(job.error)
     settings = job.request.settings.entries()
     yield job.path and str(job.path), _standing(job) | {"settings": settings}
 

@@ -165,7 +165,7 @@ class Page:
                 job = await self._submit(form, visitor)
             except REFUSALS as error:
                 yield {results.status: failure_html(in_words(error))}
-                raise told(error) from error
+                raise gradio_error(error) from error
             yield self._begun(job)
             words, shown = "", 0
             async for strips in job.watch():
@@ -180,7 +180,7 @@ class Page:
                     yield changes
             yield self._ended(job, visitor)
             if job.error is not None:
-                raise told(job.error)
+                raise gradio_error(job.error)
 
         return make
 
@@ -292,7 +292,7 @@ class Page:
         try:
             settings = read_settings(path)
         except REFUSALS as error:
-            raise told(error) from error
+            raise gradio_error(error) from error
         if settings.mode in ("image", "extend"):
             what = "picture" if settings.mode == "image" else "video"
             gr.Info(f"The {what} that it started from is not in the file: choose it again.")
@@ -353,7 +353,7 @@ class Page:
         return lambda value: usual[mode] if value in usual.values() else value
 
 
-def told(error: BaseException) -> gr.Error:
+def gradio_error(error: BaseException) -> gr.Error:
     """The error as a visitor gets it; Gradio takes messages for HTML."""
     return gr.Error(escape(in_words(error), quote=False), print_exception=False)
 
@@ -370,7 +370,7 @@ def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any
             yield gr.Image(crop(path, size), visible=True), ""
         except REFUSALS as error:
             yield nothing, failure_html(in_words(error))
-            raise told(error) from error
+            raise gradio_error(error) from error
 
     return look
 

@@ -1,6 +1,6 @@
 """Pictures and videos from strangers: what they are is found out before they are decoded.
 
-A file is judged by its first bytes, never by its name. ffmpeg is told which demuxer to use and
+A file is judged by its first bytes, never by its name. ffmpeg is given the demuxer to use and
 may open that one file only, so that a playlist in a video's clothes reaches nothing else.
 """
 
@@ -68,7 +68,7 @@ def check_video(path: str | Path) -> VideoInfo:
     """
     _check_bytes(path, MAX_VIDEO_BYTES, "video")
     kind = _container(path)
-    # It ends with an error, as nothing is to be written, once it has told what it found.
+    # It ends with an error, as nothing is to be written, once it has printed what it found.
     said = ffmpeg_says(input_arguments(path, kind)).stderr.decode(errors="replace")
     size, duration = _SIZE.search(said), _DURATION.search(said)
     if size is None:

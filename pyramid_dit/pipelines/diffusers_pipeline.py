@@ -50,7 +50,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         transformer: The transformer.
         scheduler: The mathematics of the stages.
         vae: The VAE; without it, ask for `output_type="latent"`.
-        text_encoder: CLIP. Without text encoders, pass `prompt_embeds` and their twins.
+        text_encoder: CLIP. Without text encoders, pass encoded prompts (`prompt_embeds` etc.).
         tokenizer: Its tokenizer.
         text_encoder_2: T5 of miniFLUX, the second CLIP of SD3.
         tokenizer_2: Its tokenizer.
@@ -327,7 +327,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
 
     @property
     def current_timestep(self) -> float | None:
-        """What the transformer was told last, None between calls."""
+        """The last timestep input of the transformer, None between calls."""
         return self._current_timestep
 
     @property
@@ -381,14 +381,14 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
 
         Args:
             prompt: One prompt or a list of them.
-            negative_prompt: One for all or one a prompt; by default that of the checkpoint.
+            negative_prompt: One for all or one per prompt; by default that of the checkpoint.
             do_classifier_free_guidance: Encode the negative prompts too.
             prompt_suffix: What is appended to the prompts; by default that of the checkpoint.
             max_sequence_length: Tokens that T5 reads of a prompt.
 
         Returns:
             Arguments of a call: `prompt_embeds` `[b, L, d]`, `prompt_attention_mask` `[b, L]`,
-            `pooled_prompt_embeds` `[b, p]`, and with guidance their `negative_` twins.
+            `pooled_prompt_embeds` `[b, p]`, and with guidance their `negative_` counterparts.
 
         Raises:
             TypeError: A prompt is not a string.

@@ -73,7 +73,7 @@ class PyramidDiTForVideoGeneration:
             says of each batch whether it holds images or videos.
         use_flash_attn: Taken from the reference's scripts, without effect: PyTorch picks the
             attention kernel.
-        load_text_encoder: Without it, pass `prompt_embeds` and their twins.
+        load_text_encoder: Without it, pass encoded prompts (`prompt_embeds` etc.).
         load_vae: Without it, ask for `output_type="latent"`.
         max_temporal_length: In training, latent frames of the longest clip.
         frame_per_unit: Latent frames of an autoregressive unit.
@@ -312,11 +312,11 @@ class PyramidDiTForVideoGeneration:
         return pipeline
 
     def load_checkpoint(self, checkpoint_path: str | PathLike[str]) -> None:
-        """Load the transformer's weights from a file, as `loading.load_weights` does."""
+        """Load the transformer's weights from a file, as `weights.load_weights` does."""
         load_weights(self.dit, checkpoint_path, part="dit")
 
     def load_vae_checkpoint(self, vae_checkpoint_path: str | PathLike[str]) -> None:
-        """Load the VAE's weights from a file, as `loading.load_weights` does.
+        """Load the VAE's weights from a file, as `weights.load_weights` does.
 
         Raises:
             ValueError: No VAE is loaded.
@@ -337,7 +337,7 @@ class PyramidDiTForVideoGeneration:
         *,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss of a batch (spec of the objective: `flow_objective`).
+        """Training loss of a batch (the objective is `flow.objective`).
 
         Args:
             video: With a VAE, pixels `[B, 3, 8n + 1, h, w]` in [-1, 1]; without, its latents

@@ -64,7 +64,7 @@ class PipelineArguments(KeywordArguments):
     )
     _: KW_ONLY
     image: Images | None = option(
-        "What the video starts with, one for all or one a prompt: images, arrays `[h, w, 3]` "
+        "What the video starts with, one for all or one per prompt: images, arrays `[h, w, 3]` "
         "or tensors `[3, h, w]` (floats in [0, 1]). They are scaled and cropped to the size.",
         _NOT_OURS,
         default=None,
@@ -76,7 +76,7 @@ class PipelineArguments(KeywordArguments):
         default=None,
     )
     pyramid_num_inference_steps_list: Sequence[int] | None = option(
-        "Steps, one number a stage, as of `HeliosPyramidPipeline`; the same as a list in "
+        "Steps, one number per stage, as of `HeliosPyramidPipeline`; the same as a list in "
         "`num_inference_steps`.",
         OneOrMore(STEPS),
         default=None,

@@ -82,7 +82,7 @@ class StageVelocity:
 
         Args:
             latents: The unit's noisy latents.
-            timestep: What the transformer is told.
+            timestep: Timestep input of the transformer.
             guided: `False` gives the velocity of the prompt alone.
         """
         if not guided or self.negative is None or self.scale == 1:

@@ -51,7 +51,7 @@ def plan_units(
 ) -> list[Unit]:
     """Units of a video whose initial noise has `temp` latent frames.
 
-    Unit 0 is latent frame 0 alone, then come `frame_per_unit` frames a unit. What is given to
+    Unit 0 is latent frame 0 alone, then come `frame_per_unit` frames per unit. What is given to
     start from (an image, a video) is not made: the units begin after it, with the first frame of
     the noise.
 
@@ -86,8 +86,8 @@ class UnitSampler:
         dit: The transformer.
         scheduler: The mathematics of the stages.
         texts: What to show and to guide away from; each unit says which of them it follows.
-        frame_per_unit: Latent frames a unit.
-        generator: Source of the noise at the jumps, one for all or one a sample.
+        frame_per_unit: Latent frames per unit.
+        generator: Source of the noise at the jumps, one for all or one per sample.
         batched_guidance: Compute the branches of the guidance as one batch, not in two passes.
         fast_mode: Approximations to make.
         parallel: Processes that share the work.

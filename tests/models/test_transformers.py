@@ -75,7 +75,7 @@ def test_fresh_weights(model_class):
         assert not module.bias.any(), name
 
 
-# Who sees whom
+# Which tokens attend to which
 
 
 def hidden_states(model, inputs):
