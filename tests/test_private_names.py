@@ -1,4 +1,4 @@
-"""Names that other libraries keep to themselves and that this one reads: a release may move them."""
+"""Private names of other libraries that this one reads: a release may move them."""
 
 from __future__ import annotations
 

@@ -128,9 +128,11 @@ class PipelineArguments(KeywordArguments):
             kind, steps = ImageToVideo, later_steps
             if self.image is not None:
                 pictures = pictures_of(self.image)
-                preferred = defaults.size(None if height or width else pictures[0].size)
-                size = _first(width, preferred[0]), _first(height, preferred[1])
-                own["input_image"] = [fit_image(picture, *size) for picture in pictures]
+                if width is None or height is None:
+                    chosen = width is not None or height is not None
+                    size = defaults.size(None if chosen else pictures[0].size)
+                    width, height = _first(width, size[0]), _first(height, size[1])
+                own["input_image"] = [fit_image(picture, width, height) for picture in pictures]
         own |= {
             "prompt": _as_list(self.prompt),
             "prompts": self.prompts
