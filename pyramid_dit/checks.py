@@ -28,7 +28,6 @@ class Whole:
     most: int = 2**31 - 1
 
     def __call__(self, name: str, value: Any) -> None:
-        """Refuse another value."""
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{name} must be an integer, got {shown(value)}")
         _check_range(name, value, self.least, self.most)
@@ -53,7 +52,6 @@ class Number:
     """Whether `least` itself is not allowed."""
 
     def __call__(self, name: str, value: Any) -> None:
-        """Refuse another value."""
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {shown(value)}")
         if value != value:
@@ -81,7 +79,6 @@ class OneOrMore:
     check: Check
 
     def __call__(self, name: str, value: Any) -> None:
-        """Refuse another value."""
         several = isinstance(value, Sequence) and not isinstance(value, str)
         if several and not value:
             raise ValueError(f"{name} is empty")
@@ -96,7 +93,6 @@ class ByUnit:
     check: Check
 
     def __call__(self, name: str, value: Any) -> None:
-        """Refuse another value."""
         if not isinstance(value, Mapping):
             raise TypeError(f"{name} must be a mapping by unit, got {shown(value)}")
         for unit, entry in value.items():
@@ -114,7 +110,6 @@ class OneOf:
     words: tuple[str, ...]
 
     def __call__(self, name: str, value: Any) -> None:
-        """Refuse another value."""
         if value not in self.words:
             raise ValueError(f"{name} must be one of {', '.join(self.words)}, got {shown(value)}")
 
@@ -127,7 +122,6 @@ class Kind:
     fits: Callable[[Any], bool]
 
     def __call__(self, name: str, value: Any) -> None:
-        """Refuse another value."""
         if not self.fits(value):
             raise TypeError(f"{name} must be {self.words}, got {shown(value)}")
 

@@ -134,7 +134,9 @@ READ: list[tuple[str, str, str, Callable[[], Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "library", "where", "read"), READ, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("name", "library", "where", "read"), READ, ids=[entry[0] for entry in READ]
+)
 def test_it_is_where_it_was(name: str, library: str, where: str, read: Callable[[], Any]) -> None:
     try:
         found = read()

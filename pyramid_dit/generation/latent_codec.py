@@ -160,15 +160,10 @@ def decode_latents(
                 finish=lambda pixels: to_bytes(pixels).movedim(-1, 1),
             )
         return video.movedim(1, -1)
-    if not tiled:
-        decoder = FrameDecoder(vae, statistics, device=device, window=sizes.window)
-        return decoder.push(latents)
-    z = statistics.denormalize(latents).to(device, vae.dtype)
-    with _own_precision(vae, device):
-        pixels = vae.decode(
-            z, temporal_chunk=True, window_size=sizes.window, tile_sample_min_size=sizes.tile
-        ).sample
-    return to_bytes(pixels)
+    tile = sizes.tile if tiled else None
+    return FrameDecoder(vae, statistics, device=device, window=sizes.window, tile=tile).push(
+        latents
+    )
 
 
 @torch.no_grad()

@@ -105,5 +105,5 @@ def test_forced_tiles_are_made_at_the_end(
     events.clear()
     pipeline.vae.enable_tiling(force=True)
     forced = generate(pipeline, events)
-    assert events == ["unit 0 of 3", "unit 1 of 3", "unit 2 of 3"]
+    assert events == ["unit 0 of 3", "unit 1 of 3", "unit 2 of 3", "decode 3"]
     assert permitted.shape == forced.shape and np.abs(permitted - forced).max() > 2 / 255
