@@ -111,7 +111,9 @@ def offload_sequentially(module: nn.Module, device: torch.device) -> None:
     """Bring the weights of each layer of `module` to `device` only while that layer runs."""
     # accelerate takes a moment to import and few need it
     from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_module
 
+    remove_hook_from_module(module, recurse=True)  # of an earlier call; brings the weights back
     # A module that owns parameters itself reads them in its own forward.
     cpu_offload(module, device, offload_buffers=len(module._parameters) > 0)
 

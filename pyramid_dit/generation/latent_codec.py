@@ -197,7 +197,13 @@ def encode_clip(
 
 
 def to_bytes(video: Tensor) -> Tensor:
-    """Pixels `[b, 3, t, h, w]` in [-1, 1] to bytes `[b, t, h, w, 3]`, truncated, not rounded."""
+    """Pixels `[b, 3, t, h, w]` in [-1, 1] to bytes `[b, t, h, w, 3]`, truncated, not rounded.
+
+    Raises:
+        FloatingPointError: They are not finite.
+    """
+    if not video.isfinite().all():
+        raise FloatingPointError("the frames that the VAE decoded are not finite")
     # a few frames at a time: a long clip in float32 takes gigabytes
     pieces = [
         frames.float().mul(127.5).add_(127.5).clamp_(0, 255).to(torch.uint8)

@@ -136,6 +136,9 @@ class UnitSampler:
 
         Yields:
             Normalized latents of a unit `[b, c, t, h, w]`, float32.
+
+        Raises:
+            FloatingPointError: The latents of a unit are not finite.
         """
         # Unit by unit, so that a run that is resumed computes the same bits.
         stages = self.scheduler.config.stages
@@ -156,6 +159,7 @@ class UnitSampler:
         history = self.fast_mode.seen_history(history, self.frame_per_unit)
         past_frames = history[-1].shape[2] if history else 0
         guided_steps = iter(self.fast_mode.guided_steps(sum(unit.steps)))
+        finite: list[Tensor] = []  # looked at in the end, so that no step waits for the device
         for stage, steps in enumerate(unit.steps):
             if stage > 0:
                 latents = self._jump(latents, stage)
@@ -177,6 +181,13 @@ class UnitSampler:
                     direction = velocity_at(latents, timestep, guided=next(guided_steps))
                     latents = schedule.step(index, direction, latents)
                     latents = self.on_step(timestep, latents)
+                    finite.append(latents.isfinite().all())
+        is_finite = torch.stack(finite).tolist()
+        if not all(is_finite):
+            raise FloatingPointError(
+                f"the latents of unit {unit.index} are not finite from its step "
+                f"{is_finite.index(False) + 1} of {len(is_finite)} on"
+            )
         return latents
 
     def _jump(self, latents: Tensor, stage: int) -> Tensor:

@@ -421,3 +421,26 @@ def test_every_sample_has_its_seed(model: PyramidDiTForVideoGeneration) -> None:
             model.generate(**{**TEXT, "seed": seed})
     with pytest.raises(ValueError, match="either seed or generator"):
         model.generate(**TEXT, generator=generator)
+
+
+# ---- numbers that are none ----------------------------------------------------------------------
+
+
+def test_latents_that_are_not_finite_stop_the_run(model: PyramidDiTForVideoGeneration) -> None:
+    def spoil(_: object, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents = tensors["latents"]
+        return {"latents": latents * (torch.inf if step == UNIT_STEPS + 2 else 1)}
+
+    stream = model.stream(**TEXT, callback_on_step_end=spoil)
+    next(stream)
+    with pytest.raises(FloatingPointError, match="unit 1 are not finite from its step 3 of 4"):
+        next(stream)
+    assert stream.latents is not None and stream.latents.shape[2] == 1
+
+
+def test_frames_that_are_not_finite_stop_the_run(model: PyramidDiTForVideoGeneration) -> None:
+    assert model.vae is not None
+    with torch.no_grad():
+        model.vae.decoder.conv_out.conv.bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="frames that the VAE decoded are not finite"):
+        model.generate(**TEXT)

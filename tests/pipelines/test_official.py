@@ -393,6 +393,8 @@ def test_offloading(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) 
     assert pipeline.device == torch.device("cpu") and pipeline.dtype == torch.float32
     np.testing.assert_array_equal(run(), expected)
     np.testing.assert_array_equal(run(cpu_offloading=True), expected)
+    pipeline.enable_sequential_cpu_offload("cpu")  # once more
+    np.testing.assert_array_equal(run(), expected)
 
 
 # ---- bad input --------------------------------------------------------------------------------
