@@ -1,7 +1,8 @@
 """Promised path of what brings pictures, videos and lengths into the forms that are taken."""
 
 from .flow.sizes import added_temp_of, frames_of, temp_of, temp_of_seconds
-from .media.images import fit_image, image_pixels, rgb_image, video_pixels
+from .media.images import fit_image, image_pixels, video_pixels
+from .media.rgb import rgb_image
 
 __all__ = [
     "added_temp_of",

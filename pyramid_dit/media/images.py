@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ..checks import FRAMES
 from ..flow.sizes import TEMPORAL_FACTOR
+from .rgb import rgb_image
 from .video_files import read_video
 
 OneImage: TypeAlias = Image.Image | np.ndarray | Tensor
 Images: TypeAlias = OneImage | Sequence[OneImage]
-_OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV")
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BY_PROGRAMS = ("EPS",)  # Pillow has another program run these
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")  # Pillow may open their 16-bit gray as 32-bit
 Video: TypeAlias = str | PathLike[str] | np.ndarray | Sequence[Image.Image]
 
 
@@ -28,15 +30,13 @@ def open_image(
     *,
     least_side: int,
     most_pixels: int | None = None,
-    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
-    """Decode a picture.
+    """Decode a picture, see `rgb_image`.
 
     Args:
         path: The file.
         least_side: Pixels that both sides must have.
         most_pixels: What is larger is not decoded.
-        formats: Names of the formats that may be read, by default all that Pillow reads.
 
     Raises:
         OSError: The file cannot be read.
@@ -46,7 +46,8 @@ def open_image(
     most = most_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 10**9)  # from there on Pillow refuses
     too_large = ValueError(f"is too large: at most {most // 10**6} million pixels")
     try:
-        image = Image.open(path, formats=formats)
+        Image.init()
+        image = Image.open(path, formats=[name for name in Image.ID if name not in _BY_PROGRAMS])
         if image.width * image.height > most:
             raise too_large
         if min(image.size) < least_side:
@@ -57,13 +58,30 @@ def open_image(
     except Image.DecompressionBombError as error:
         raise too_large from error
     except UnidentifiedImageError as error:
-        kinds = f" ({', '.join(formats)})" if formats else ""
-        raise ValueError(f"is not a picture that can be read here{kinds}") from error
+        if _is_heic(path):
+            raise ValueError(
+                "is a HEIC picture, which cannot be read here: save it as JPEG or PNG "
+                "(phones do that where photos are shared or exported)"
+            ) from error
+        raise ValueError(
+            "is not a picture that can be read here (PNG, JPEG, WebP, AVIF, TIFF, GIF, ...)"
+        ) from error
     try:
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError("is damaged: it cannot be decoded") from error
-    return image
+    sixteen_bits = image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS
+    try:
+        return rgb_image(image.convert("I;16") if sixteen_bits else image)
+    except ValueError as error:
+        raise ValueError(f"cannot be used: {error}") from error
+
+
+def _is_heic(path: str | PathLike[str]) -> bool:
+    """Whether a file says that it is one of Apple's pictures: a box `ftyp` with their brands."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    return head[4:8] == b"ftyp" and any(head[8:12] == brand for brand in _HEIC_BRANDS)
 
 
 def pictures_of(images: Images) -> list[Image.Image]:
@@ -102,7 +120,7 @@ def fit_video(video: Video, height: int | None, width: int | None, most_frames: 
 
 def _pictures(images: OneImage) -> list[Image.Image]:
     if isinstance(images, Image.Image):
-        return [images]
+        return [rgb_image(images)]
     if isinstance(images, Tensor):
         array = images.detach().float().movedim(-3, -1).cpu().numpy()
     elif isinstance(images, np.ndarray):
@@ -123,29 +141,9 @@ def _pictures(images: OneImage) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in array]
 
 
-def rgb_image(image: Image.Image) -> Image.Image:
-    """`image` in RGB; what is transparent shows white.
-
-    Raises:
-        TypeError: `image` is no PIL image.
-        ValueError: Its mode has no obvious meaning in 8-bit RGB (16-bit or float gray, Lab).
-    """
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"the image must be a PIL image, got {type(image).__name__}")
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    if image.mode not in _OPAQUE_MODES:
-        allowed = ", ".join((*_OPAQUE_MODES, *_ALPHA_MODES))
-        raise ValueError(f"an image of mode {image.mode} is not supported, only {allowed}")
-    return image.convert("RGB")
-
-
 def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
-    """`image` in RGB, scaled to cover `width` x `height` and cropped to it in the middle."""
-    upright = ImageOps.exif_transpose(image)
-    return ImageOps.fit(rgb_image(upright), (width, height), method=Image.Resampling.LANCZOS)
+    """`image` as by `rgb_image`, scaled to cover `width` x `height`, cropped in the middle."""
+    return ImageOps.fit(rgb_image(image), (width, height), method=Image.Resampling.LANCZOS)
 
 
 def image_pixels(images: Image.Image | Sequence[Image.Image] | None) -> Tensor:

@@ -15,17 +15,16 @@ import re
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from PIL.Image import Image, fromarray
 
 from ..files import replacing
 from .ffmpeg import COMPLETE, Encoder
+from .rgb import rgb_image
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Frame: TypeAlias = "Image | np.ndarray"
+Frame: TypeAlias = Image | np.ndarray
 """A PIL image, or an array [height, width, 3]: uint8, or floats in [0, 1]."""
 
 PNG_NAME = "frame_{:04d}.png"
@@ -63,10 +62,8 @@ def export_to_gif(frames: Iterable[Frame], path: str | Path, fps: float = 24) ->
     Gif counts time in hundredths of a second: each frame is shown for the whole number of them
     that keeps the clip as a whole on time.
     """
-    from PIL import Image
-
     check_fps(fps)
-    images = [Image.fromarray(array) for array in frame_arrays(frames)]
+    images = [fromarray(array) for array in frame_arrays(frames)]
     ends = [round(100 * (index + 1) / fps) for index in range(len(images))]
     durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
     with replacing(Path(path)) as temporary:
@@ -82,14 +79,12 @@ def export_to_png_folder(frames: Iterable[Frame], path: str | Path) -> str:
     Arguments and errors as for `export_to_video`; also `FileExistsError` for a folder that holds
     anything but the frames of an earlier run, which is never touched.
     """
-    from PIL import Image
-
     target = Path(path)
     _check_replaceable(target)
     with replacing(target) as temporary:
         temporary.mkdir()
         for index, array in enumerate(frame_arrays(frames)):
-            Image.fromarray(array).save(temporary / PNG_NAME.format(index))
+            fromarray(array).save(temporary / PNG_NAME.format(index))
     return str(path)
 
 
@@ -290,9 +285,7 @@ def frame_arrays(
 
 
 def _frame_array(frame: Frame, index: int) -> np.ndarray:
-    if hasattr(frame, "convert"):
-        frame = frame.convert("RGB")
-    array = np.asarray(frame)
+    array = np.asarray(rgb_image(frame) if isinstance(frame, Image) else frame)
     if np.issubdtype(array.dtype, np.floating):
         array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:

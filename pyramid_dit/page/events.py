@@ -9,7 +9,6 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from PIL import ImageOps
 from PIL.Image import Image
 
 from .examples import Examples
@@ -337,7 +336,7 @@ class Page:
     def _turn(self, path: str, size: str) -> str:
         """The size, on its side if that suits a new picture better and is on offer."""
         try:
-            image, (width, height) = ImageOps.exif_transpose(open_image(path)), size_of(size)
+            image, (width, height) = open_image(path), size_of(size)
         except REFUSALS:
             return size  # the crop says why
         turned = f"{height}x{width}"

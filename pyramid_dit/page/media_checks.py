@@ -24,7 +24,6 @@ from .settings import Settings
 
 MAX_IMAGE_BYTES = 32 * 2**20
 MAX_IMAGE_PIXELS = 50_000_000
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_VIDEO_BYTES = 200 * 2**20
 MAX_VIDEO_PIXELS = 3840 * 2160
 MAX_VIDEO_SECONDS = 60
@@ -53,9 +52,7 @@ def open_image(path: str | Path) -> Image.Image:
     """
     _check_bytes(path, MAX_IMAGE_BYTES, "picture")
     try:
-        return images.open_image(
-            path, least_side=SIZE_MULTIPLE, most_pixels=MAX_IMAGE_PIXELS, formats=IMAGE_FORMATS
-        )
+        return images.open_image(path, least_side=SIZE_MULTIPLE, most_pixels=MAX_IMAGE_PIXELS)
     except ValueError as error:
         raise ValueError(f"the file {error}") from error
 

@@ -25,7 +25,8 @@ from pyramid_dit.generation.latent_codec import (
     encode_clip,
     to_bytes,
 )
-from pyramid_dit.media.images import fit_image, image_pixels, rgb_image
+from pyramid_dit.media.images import fit_image, image_pixels
+from pyramid_dit.media.rgb import rgb_image
 from video_vae import CausalVideoVAE
 from video_vae.memory import decode_memory
 
