@@ -14,7 +14,8 @@ import numpy as np
 from ..checks import shown
 from ..distributed.launcher import launched_process
 from ..json_files import read_json
-from ..media.images import fit_image, open_image
+from ..media.image_files import open_image
+from ..media.images import fit_image
 from ..media.video_files import (
     HISTORY_FRAMES,
     Frame,
