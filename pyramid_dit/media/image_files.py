@@ -33,6 +33,7 @@ def open_image(
     """
     most = most_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 10**9)  # from there on Pillow refuses
     too_large = ValueError(f"is too large: at most {most // 10**6} million pixels")
+    damaged = ValueError("is damaged: it cannot be decoded")
     try:
         Image.init()
         image = Image.open(path, formats=[name for name in Image.ID if name not in _BY_PROGRAMS])
@@ -54,10 +55,14 @@ def open_image(
         raise ValueError(
             "is not a picture that can be read here (PNG, JPEG, WebP, AVIF, TIFF, GIF, ...)"
         ) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise damaged from error  # Pillow's own, of a header that ends early
     try:
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError("is damaged: it cannot be decoded") from error
+        raise damaged from error
     sixteen_bits = image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS
     try:
         return rgb_image(image.convert("I;16") if sixteen_bits else image)
