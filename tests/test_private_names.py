@@ -97,6 +97,24 @@ def checkpointing_of_diffusers() -> Any:
     return model.gradient_checkpointing and model._gradient_checkpointing_func
 
 
+def progress_bars_of_diffusers() -> Any:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline._progress_bar_config == {"disable": True}
+
+
+def parameters_of_torch() -> Any:
+    return nn.Linear(2, 2)._parameters
+
+
+def convolution_of_torch() -> Any:
+    convolution = nn.Conv3d(1, 1, 1)
+    result = convolution._conv_forward(torch.ones(1, 1, 1, 1, 1), convolution.weight, None)
+    return result.shape == (1, 1, 1, 1, 1)
+
+
 def queue_of_gradio() -> Any:
     gradio = pytest.importorskip("gradio")
     with gradio.Blocks() as blocks:
@@ -129,6 +147,14 @@ READ: list[tuple[str, str, str, Callable[[], Any]]] = [
         "pipelines/diffusers_pipeline.py",
         arguments_of_diffusers,
     ),
+    (
+        "_progress_bar_config",
+        "diffusers",
+        "pipelines/diffusers_pipeline.py",
+        progress_bars_of_diffusers,
+    ),
+    ("Module._parameters", "torch", "devices/offload.py", parameters_of_torch),
+    ("Conv3d._conv_forward", "torch", "video_vae/causal_conv.py", convolution_of_torch),
     ("_keep_in_fp32_modules", "transformers", "devices/precision.py", wide_layers_of_t5),
     ("Blocks._queue.sleep_when_free", "gradio", "page/serve.py", queue_of_gradio),
 ]
