@@ -102,7 +102,7 @@ class FakeStream(AbstractContextManager, Iterator[list[Image.Image]]):
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
     folder = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), index=QUICK_INDEX)
-    return ModelCard.of(CheckpointFolder.open(folder), "tiny", (64, 64), 9)
+    return ModelCard.of(CheckpointFolder.open(folder), "tiny")
 
 
 @pytest.fixture(scope="module")
