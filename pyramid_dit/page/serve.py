@@ -165,12 +165,13 @@ def build_page(
     from .api import add_endpoints
     from .events import Page
     from .examples import general_examples, shape_examples
+    from .failures import Blocks
     from .layout import build_fields, build_header, build_results
     from .visitors import Visitors
 
     examples = shape_examples(folder / "examples") if shapes else general_examples()
     visitors = Visitors(folder)
-    with gr.Blocks(
+    with Blocks(
         title="Pyramid Flow", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
     ) as blocks:
         build_header(card, device)
@@ -208,14 +209,19 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
     """
     from gradio.routes import App, ORJSONResponse
 
+    from .cookie import VisitorCookie
+    from .failures import FailuresInWords
     from .media_checks import MAX_VIDEO_BYTES
     from .theme import STYLE, theme
+    from .uploads import UploadLimit
 
     class Guarded(App):
         """Gradio's server behind the guard, which Gradio's own middleware would answer before."""
 
         def build_middleware_stack(self) -> Any:
-            return HostGuard(super().build_middleware_stack(), names)
+            answering = FailuresInWords(VisitorCookie(super().build_middleware_stack()))
+            folder = Path(os.environ[TEMPORARY_FOLDER])
+            return HostGuard(UploadLimit(answering, folder, folder / "results"), names)
 
     page.queue(default_concurrency_limit=8)
     # Gradio looks for requests a thousand times a second, for which the models would have to wait.

@@ -248,9 +248,10 @@ def size_of(text: str | None) -> tuple[int, int]:
     Raises:
         ValueError: It is written otherwise, or a side is no multiple of 64.
     """
-    spaced = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text or "")
+    text = "" if text is None else str(text)
+    spaced = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
     try:
-        return parse_size("x".join(spaced.groups()) if spaced else text or "")
+        return parse_size("x".join(spaced.groups()) if spaced else text)
     except argparse.ArgumentTypeError as error:
         said = str(error)
         raise ValueError(f"the size {said}" if said.startswith("must") else said) from error

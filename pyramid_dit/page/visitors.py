@@ -176,7 +176,10 @@ class Form:
 def _real(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"there must be a number, not {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("a number must have at most 308 digits") from error
 
 
 def _plain(key: str, value: Any) -> Any:

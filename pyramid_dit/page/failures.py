@@ -1,0 +1,118 @@
+"""What is sent when a request cannot be answered: words, where Gradio has a traceback."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.route_utils import FnIndexInferError
+
+from .hosts import App, Message, Receive, Scope, Send, answer
+from .visitors import in_words
+
+logger = logging.getLogger(__name__)
+
+MALFORMED = "The request is malformed: it does not fit what is asked for."
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Blocks(gr.Blocks):
+    """Gradio's blocks, whose errors all are told in words."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: Any, *rest: Any) -> Any:
+        """As Gradio has it.
+
+        Raises:
+            Error: The inputs are not what the function takes.
+        """
+        try:
+            return await super().preprocess_data(block_fn, inputs, *rest)
+        except gr.Error as error:
+            error.print_exception = False
+            error.message = shortened(str(error.message))
+            raise
+        except OSError as error:
+            raise _error(in_words(error)) from error
+        except Exception as error:
+            logger.info("malformed request for %s: %s", block_fn.api_name, error)
+            takes = ", ".join(str(block.label) for block in block_fn.inputs if block.label)
+            raise _error(f"{MALFORMED} It takes: {takes}.") from error
+
+    async def process_api(self, *arguments: Any, **options: Any) -> Any:
+        """As Gradio has it.
+
+        Raises:
+            Error: Something went wrong.
+        """
+        try:
+            return await super().process_api(*arguments, **options)
+        except gr.Error:
+            raise
+        except OSError as error:
+            logger.warning("a request could not be answered: %s", error)
+            raise _error(in_words(error)) from error
+        except Exception as error:
+            logger.exception("a request could not be answered")
+            raise _error(in_words(error)) from error
+
+
+class FailuresInWords:
+    """ASGI middleware that answers in words where the application breaks down."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        held: list[Message] = []  # of a response that says only that there was an error
+        started: Message | None = None
+
+        async def send_or_hold(message: Message) -> None:
+            nonlocal started
+            if held or (message["type"] == "http.response.start" and message["status"] >= 500):
+                held.append(message)
+                return
+            if message["type"] == "http.response.start":
+                started = message
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_or_hold)
+        except Exception as error:
+            status, words = _told(error)
+            if started is None:
+                await answer(send, status, words)
+            elif any(name == b"content-length" for name, _ in started["headers"]):
+                raise
+            else:  # a stream, which has told of it as an event
+                await send({"type": "http.response.body", "body": b""})
+            return
+        for message in held:
+            await send(message)
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """Status and words for an error in Gradio's own handling of a request."""
+    if isinstance(error, OSError):
+        logger.warning("a request could not be answered: %s", error)
+        return 507 if error.errno in FULL else 500, in_words(error)
+    malformed = (ValueError, TypeError, LookupError, AttributeError, FnIndexInferError)
+    if isinstance(error, (*malformed, RuntimeError)):
+        logger.info("malformed request: %s: %s", type(error).__name__, error)
+        return 400, MALFORMED
+    logger.exception("a request could not be answered")
+    return 500, in_words(error)
+
+
+def shortened(words: str) -> str:
+    """The words without the middle of very long ones, such as numbers of 400 digits."""
+    return " ".join(w if len(w) <= 100 else f"{w[:30]}...{w[-10:]}" for w in words.split())
+
+
+def _error(words: str) -> gr.Error:
+    return gr.Error(escape(words, quote=False), print_exception=False)

@@ -1,0 +1,97 @@
+"""Requests that no browser sends: they are answered in words, and nothing breaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from page_server import PATIENCE, running_page
+from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("gradio")
+
+TEXT = ["a", "", "64x64", 0.4, 3, 2, 1.5, 0, -1, 64]
+"""Arguments of `/text_to_video`."""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("page")
+    model = write_tiny_checkpoint(folder / "tiny", index=QUICK_INDEX)
+    with running_page("--model", str(model), "--threads", "1", log=folder / "log") as (url, _):
+        yield f"{url.rstrip('/')}/gradio_api"
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+def post(url: str, **content: Any) -> Any:
+    return httpx.post(url, timeout=PATIENCE, **content)
+
+
+def call(address: str, name: str, data: list[Any]) -> str:
+    """What a function tells in the end."""
+    url = f"{address}/call/{name}"
+    event = post(url, json={"data": data}).json()["event_id"]
+    return str(httpx.get(f"{url}/{event}", timeout=PATIENCE).text)
+
+
+@pytest.mark.parametrize(
+    "route", ["queue/join", "call/text_to_video", "run/text_to_video", "run/no", "reset", "cancel"]
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "null",
+        "[" * 5000,
+        '{"data": 1}',
+        '{"data": [], "fn_index": 9999, "session_hash": "a"}',
+        '{"data": [], "fn_index": "a", "session_hash": "a"}',
+        '{"data": [], "fn_index": 0, "session_hash": 7}',
+    ],
+)
+def test_malformed_bodies(address: str, route: str, body: str) -> None:
+    answer = post(f"{address}/{route}", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code < 500 or "malformed" in answer.text
+    assert "Traceback" not in answer.text and "Internal Server Error" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("text_to_video", [], "malformed"),
+        ("text_to_video", TEXT[:4], "malformed"),
+        ("text_to_video", [*TEXT[:3], [], *TEXT[4:]], "malformed"),
+        ("text_to_video", [*TEXT[:2], "9x9", *TEXT[3:]], "multiples of 64"),
+        ("text_to_video", [*TEXT[:2], 7, *TEXT[3:]], "size must look like"),
+        ("text_to_video", [*TEXT[:3], 10**400, *TEXT[4:]], "greater than maximum value"),
+        ("text_to_video", [*TEXT[:8], 10**400, 64], "eed must be"),
+        ("image_to_video", [{}, *TEXT], "malformed"),
+        ("image_to_video", ["/etc/passwd", *TEXT], "malformed"),
+        ("extend_video", [7, *TEXT], "malformed"),
+        ("storyboard", [None, *TEXT[1:]], "must be a list"),
+        ("storyboard", [[{"start": 10**400, "prompt": "a"}], *TEXT[1:]], "308 digits"),
+        ("storyboard", [[{"start": 0, "prompt": ["a"]}], *TEXT[1:]], "must be text"),
+    ],
+)
+def test_malformed_arguments(address: str, name: str, data: list[Any], words: str) -> None:
+    told = call(address, name, data)
+    assert "event: error" in told
+    message = json.loads(told.rpartition("data: ")[2])["error"]
+    assert words in message and len(message) < 400
+
+
+def test_streams_that_are_not_there_end(address: str) -> None:
+    for route in ("call/text_to_video/no", "queue/data?session_hash=no"):
+        answer = httpx.get(f"{address}/{route}", timeout=PATIENCE)
+        assert answer.status_code == 200 and "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../x.png", "x" * 400, "a\0b.png"])
+def test_uploads_with_names_that_are_none(address: str, name: str) -> None:
+    answer = post(f"{address}/upload", files={"files": (name, b"x")})
+    assert answer.status_code in (200, 400)
+    assert "Internal" not in answer.text
