@@ -13,7 +13,9 @@ import math
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,6 +25,7 @@ from PIL.Image import Image, fromarray
 from ..files import replacing
 from .ffmpeg import COMPLETE, Encoder
 from .rgb import rgb_image
+from .video_header import VideoHeader
 
 Frame: TypeAlias = Image | np.ndarray
 """A PIL image, or an array [height, width, 3]: uint8, or floats in [0, 1]."""
@@ -168,32 +171,25 @@ def video_frames(
     fps: float | None = None,
     input_options: Sequence[str] = (),
 ) -> Generator[np.ndarray, None, None]:
-    """Decode a video to uint8 frames [height, width, 3], one at a time.
+    """Decode a video to uint8 frames [height, width, 3], one at a time, as a player shows it.
+
+    Frames are upright, of square pixels, in the colors of an ordinary screen: HDR is tone-mapped.
 
     Args:
         path: the file.
         size: width and height that a frame is scaled to cover, and cropped to in the middle;
-            by default as it is.
+            by default in its own size.
         fps: frames a second, by dropping and repeating; by default every stored frame once.
         input_options: ffmpeg's options for the input.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: ffmpeg finds no video in it.
+        ValueError: ffmpeg finds no video in it, or it is HDR and this ffmpeg cannot read that.
     """
     from imageio_ffmpeg import read_frames
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such video file: {str(path)!r}")
-    filters = [] if fps is None else [f"fps={fps}"]
-    if size is not None:
-        extent = f"{size[0]}:{size[1]}"
-        filters += [
-            f"scale={extent}:force_original_aspect_ratio=increase:"
-            "flags=lanczos+accurate_rnd+full_chroma_int",
-            f"crop={extent}",
-        ]
-    options = ["-vf", ",".join(filters)] if filters else []
+    header = VideoHeader.read(path, input_options)
+    options = ["-map", "0:V:0", "-vf", ",".join(header.filters(size, fps))]
     if fps is None:
         options += ["-fps_mode", "passthrough"]
     # an absolute name cannot be taken for an option or a protocol
@@ -212,6 +208,34 @@ def video_frames(
         reader.close()
     if count == 0:
         raise ValueError(f"a video without frames: {str(path)!r}")
+
+
+def last_frames(
+    path: str | Path,
+    count: int,
+    *,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+) -> np.ndarray:
+    """The last `count` frames of `video_frames(path, size=size, fps=fps)`, or all of fewer.
+
+    Of a long video only the end is decoded.
+
+    Returns:
+        Bytes `[t, height, width, 3]`.
+    """
+    seconds = VideoHeader.read(path).seconds
+    if fps is not None and seconds is not None:
+        # From a whole second on, a whole number of frames a second falls on the same instants.
+        begin = math.floor(seconds - count / fps - 1)
+        if begin > 0:
+            seek = ["-ss", str(begin)]
+            with suppress(ValueError):  # nothing there: the sound may be longer than the picture
+                frames = video_frames(path, size=size, fps=fps, input_options=seek)
+                last = deque(frames, maxlen=count)
+                if len(last) == count:
+                    return np.stack(last)
+    return np.stack(deque(video_frames(path, size=size, fps=fps), maxlen=count))
 
 
 def video_size(path: str | Path) -> tuple[int, int]:
