@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pyramid_dit.cli.command import exit_status, one_line, signals_raise
 from pyramid_dit.cli.options import OneLineParser, add_model_options, check_model_options
 from pyramid_dit.distributed.launcher import Stopped, leave_reason
+from pyramid_dit.page.hosts import checked_name
 
 EXAMPLES = """\
 examples:
@@ -44,11 +45,23 @@ def parse_options(arguments: Sequence[str]) -> Namespace:
         action="store_true",
         help="also make the page reachable from the internet, through Gradio's servers",
     )
+    page.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name by which browsers reach the page, for instance through a proxy; may be "
+        "given again; * for all, which lets other sites in",
+    )
     model = add_model_options(parser)
     model.add_argument(
         "--verbose", action="store_true", help="tell what is done, and where an error came from"
     )
     options = parser.parse_args(arguments)
+    try:
+        options.allow_host = [checked_name(name) for name in options.allow_host]
+    except ValueError as error:
+        parser.error(f"argument --allow-host: {error}")
     check_model_options(parser, options)
     return options
 

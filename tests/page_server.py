@@ -67,7 +67,7 @@ def page_here(card: ModelCard, start: Callable[[Job], Any], folder: Path) -> Ite
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         worker = Worker(start, frames_per_second=24, folder=folder / "results")
         page = build_page(card, worker, folder / "results", "CPU", shapes=True)
-        url = launch(page, host="127.0.0.1", port=None, share=False)
+        url = launch(page, {"localhost"}, host="127.0.0.1", port=None, share=False)
         with at_work(worker):
             yield url
         page.close(verbose=False)

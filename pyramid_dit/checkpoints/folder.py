@@ -5,6 +5,7 @@ Nothing here reads a weight; a folder that lacks something is refused before any
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ class CheckpointFolder:
     frame_per_unit: int = 1
     absent: frozenset[str] = frozenset()
     """Components that were saved as None."""
+    file_variant: str | None = None
+    """Part of the names of files of weights that `save_pretrained(variant=...)` wrote."""
 
     @classmethod
     def open(cls, path: str | PathLike[str], variant: str | None = None) -> CheckpointFolder:
@@ -64,7 +67,8 @@ class CheckpointFolder:
                 `PyramidFlowPipeline.save_pretrained` wrote.
             variant: Name of the transformer's folder, `diffusion_transformer_768p` or in short
                 `768p`. By default that of `model_index.json`, else `768p`, else the only one.
-                A saved pipeline has but one, `transformer`.
+                A saved pipeline has but one, `transformer`; of it this may also be the variant
+                that it was saved with, such as `fp16`, which is found without being named.
 
         Raises:
             FileNotFoundError: There is no such folder, or no such variant in it.
@@ -75,7 +79,8 @@ class CheckpointFolder:
             raise FileNotFoundError(f"no checkpoint folder at {folder}")
         index = read_json(folder / INDEX_NAME) if (folder / INDEX_NAME).exists() else {}
         saved = index.get("_class_name") == PIPELINE_CLASS
-        if saved and variant in (None, PIPELINE_TRANSFORMER):
+        file_variant = _file_variant(folder / PIPELINE_TRANSFORMER) if saved else None
+        if saved and variant in (None, PIPELINE_TRANSFORMER, file_variant):
             chosen = PIPELINE_TRANSFORMER
         else:
             chosen = _choose_variant(folder, variant or index.get("model_variant"))
@@ -92,6 +97,7 @@ class CheckpointFolder:
             architecture=architecture,
             model_dtype=index.get("model_dtype") or _stored_half_precision(folder / chosen),
             statistics=architecture.statistics(index, folder / INDEX_NAME),
+            file_variant=file_variant,
             **rest,
         )
 
@@ -106,11 +112,12 @@ class CheckpointFolder:
             FileNotFoundError: A folder or a file is missing.
             ValueError: A file of weights is truncated, or a JSON file cannot be read.
         """
-        _check_model(self.path / self.variant, _DIFFUSERS_WEIGHTS)
+        kind = self.file_variant
+        _check_model(self.path / self.variant, _DIFFUSERS_WEIGHTS, kind)
         if vae:
-            _check_model(self.path / self.vae_folder, _DIFFUSERS_WEIGHTS)
+            _check_model(self.path / self.vae_folder, _DIFFUSERS_WEIGHTS, kind)
         for part in text_parts:
-            _check_model(self.path / part.encoder, _TRANSFORMERS_WEIGHTS)
+            _check_model(self.path / part.encoder, _TRANSFORMERS_WEIGHTS, kind)
             _check_tokenizer(self.path / part.tokenizer)
 
 
@@ -156,13 +163,27 @@ def _defaults(index: Mapping[str, Any], variant: str, source: Path) -> Generatio
         raise ValueError(f"{source}: {error}") from error
 
 
-def _check_model(folder: Path, weight_names: Sequence[str]) -> None:
-    """Look for a config and for all files of weights in `folder`."""
+def _file_variant(folder: Path) -> str | None:
+    """The `fp16` of `diffusion_pytorch_model.fp16.safetensors`, if there is no plain file."""
+    names = [path.name for path in folder.glob("diffusion_pytorch_model*")]
+    if any(re.fullmatch(r"diffusion_pytorch_model(-\d.*)?\.(safetensors|bin)", n) for n in names):
+        return None
+    found = (re.match(r"diffusion_pytorch_model\.(?!safetensors|bin)(\w+)[.-]", n) for n in names)
+    return next((match[1] for match in found if match), None)
+
+
+def _check_model(folder: Path, weight_names: Sequence[str], kind: str | None) -> None:
+    """Look for a config and for all files of weights in `folder`, of the variant `kind`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"missing folder {folder}")
     read_json(folder / "config.json")
+    if kind is not None:
+        weight_names = [
+            f"{stem}.{kind}.{end}" for stem, end in (n.split(".") for n in weight_names)
+        ]
     for name in weight_names:
-        index = folder / f"{name}.index.json"
+        plain = name.replace(f".{kind}.", ".")
+        index = folder / f"{plain}.index.{f'{kind}.' if kind else ''}json"
         if index.is_file():
             for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
                 _check_weights(folder / shard)

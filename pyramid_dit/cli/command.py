@@ -141,7 +141,7 @@ def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
     if here is None and options.gpus > 1:
         check_processes(options, options.guidance_scale)
         try:
-            run_processes(["-m", "pyramid_dit", *arguments, "--output", output], options.gpus)
+            run_processes(["-m", "pyramid_dit", *arguments, f"--output={output}"], options.gpus)
         except KeyboardInterrupt:
             if output_format(output) == "mp4" and ProgressiveVideo(output).rescue():
                 kept.append(f"what was made is in {output}")

@@ -14,7 +14,7 @@ import numpy as np
 from ..checks import shown
 from ..distributed.launcher import launched_process
 from ..json_files import read_json
-from ..media.images import fit_image, open_image
+from ..media.image_files import open_image
 from ..media.video_files import (
     HISTORY_FRAMES,
     Frame,
@@ -219,6 +219,8 @@ class Sources:
             end = self.clip.copy(write, (width, height), folder.defaults.frames_per_second)
             return model.stream_v2v(video=end, **common)
         if self.image is not None:
+            from ..media.images import fit_image
+
             return model.stream_i2v(input_image=fit_image(self.image, width, height), **common)
         if "num_inference_steps" in common:
             common.setdefault("video_num_inference_steps", common["num_inference_steps"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import replacing
-from .ffmpeg import COMPLETE, ffmpeg_says, run_ffmpeg
+from .ffmpeg import COMPLETE, ffmpeg_says, file_name, run_ffmpeg
 
 
 def write_comment(path: str | Path, text: str) -> None:
@@ -19,9 +19,9 @@ def write_comment(path: str | Path, text: str) -> None:
     target = Path(path)
     with replacing(target) as temporary:
         run_ffmpeg(
-            ["-i", str(target.absolute()), "-c", "copy", "-map_metadata", "-1"]
+            ["-i", file_name(target), "-c", "copy", "-map_metadata", "-1"]
             + ["-metadata", f"comment={text}", "-fflags", "+bitexact"]
-            + [*COMPLETE, str(temporary.absolute())]
+            + [*COMPLETE, file_name(temporary)]
         )
 
 

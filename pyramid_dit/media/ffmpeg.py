@@ -44,7 +44,7 @@ class Encoder:
         arguments = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
         arguments += ["-framerate", str(fps), "-i", "pipe:0"]
         arguments += ["-vf", f"{to_yuv},format=yuv420p,{tags}"]
-        arguments += ["-c:v", "libx264", "-crf", str(CRF), *container, str(path)]
+        arguments += ["-c:v", "libx264", "-crf", str(CRF), *container, file_name(path)]
         self._path = path
         # Messages go to a file: a pipe that nobody empties could block ffmpeg. A session of its
         # own keeps a Ctrl-C in the terminal from ffmpeg, which would then end the video early.
@@ -90,6 +90,11 @@ class Encoder:
         self._process.kill()
         self._process.wait()
         self._messages.close()
+
+
+def file_name(path: str | Path) -> str:
+    """The path as ffmpeg takes it: an absolute name is no option, protocol or pattern."""
+    return str(Path(path).absolute())
 
 
 def _command() -> list[str]:

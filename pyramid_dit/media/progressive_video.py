@@ -10,6 +10,7 @@ from .ffmpeg import (
     COMPLETE,
     FRAGMENTED,
     Encoder,
+    file_name,
     run_ffmpeg,
 )
 from .video_files import (
@@ -102,7 +103,8 @@ class ProgressiveVideo:
     def _complete(self) -> None:
         try:
             with replacing(self.path) as temporary:
-                run_ffmpeg(["-i", str(self.partial), "-c", "copy", *COMPLETE, str(temporary)])
+                arguments = ["-i", file_name(self.partial), "-c", "copy", *COMPLETE]
+                run_ffmpeg([*arguments, file_name(temporary)])
         finally:
             self.partial.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL.Image import Image, fromarray
 
 from ..files import replacing
-from .ffmpeg import COMPLETE, Encoder
+from .ffmpeg import COMPLETE, Encoder, file_name
 from .rgb import rgb_image
 from .video_header import VideoHeader
 
@@ -192,10 +192,7 @@ def video_frames(
     options = ["-map", "0:V:0", "-vf", ",".join(header.filters(size, fps))]
     if fps is None:
         options += ["-fps_mode", "passthrough"]
-    # an absolute name cannot be taken for an option or a protocol
-    reader = read_frames(
-        str(Path(path).absolute()), input_params=list(input_options), output_params=options
-    )
+    reader = read_frames(file_name(path), input_params=list(input_options), output_params=options)
     count = 0
     try:
         width, height = next(reader)["size"]

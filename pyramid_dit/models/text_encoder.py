@@ -57,6 +57,7 @@ class TextEncoderWithMask(nn.Module):
     Args:
         model_path: Folder that holds `text_encoder`, `tokenizer`, `text_encoder_2`, ...
         torch_dtype: Dtype of the weights.
+        variant: Of the files of weights, as of `from_pretrained` of `transformers`.
 
     Raises:
         OSError: A folder is missing or incomplete.
@@ -67,11 +68,16 @@ class TextEncoderWithMask(nn.Module):
     tokenizers: dict[str, Any]
 
     def __init__(
-        self, model_path: str | PathLike[str], torch_dtype: torch.dtype = torch.float32
+        self,
+        model_path: str | PathLike[str],
+        torch_dtype: torch.dtype = torch.float32,
+        *,
+        variant: str | None = None,
     ) -> None:
         super().__init__()
+        options: dict[str, Any] = {"dtype": torch_dtype, "variant": variant}
         self._hold(
-            (part.load_encoder(model_path, dtype=torch_dtype), part.load_tokenizer(model_path))
+            (part.load_encoder(model_path, **options), part.load_tokenizer(model_path))
             for part in self.parts()
         )
 

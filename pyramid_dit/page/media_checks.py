@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..cli.options import SIZE_MULTIPLE
-from ..media import images, video_files
+from ..media import image_files, video_files
 from ..media.embedded_settings import read_comment
 from ..media.video_header import UnsupportedVideoError, VideoHeader
 from .settings import Settings
@@ -49,7 +49,7 @@ def open_image(path: str | Path) -> Image.Image:
     """
     _check_bytes(path, MAX_IMAGE_BYTES, "picture")
     try:
-        return images.open_image(path, least_side=SIZE_MULTIPLE, most_pixels=MAX_IMAGE_PIXELS)
+        return image_files.open_image(path, least_side=SIZE_MULTIPLE, most_pixels=MAX_IMAGE_PIXELS)
     except ValueError as error:
         raise ValueError(f"the file {error}") from error
 

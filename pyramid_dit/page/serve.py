@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ..cli.model import (
     check_model_name,
@@ -28,6 +29,7 @@ from ..distributed.launcher import (
     launched_process,
     run_processes,
 )
+from .hosts import ANY, HostGuard, own_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +52,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
     """Serve the page until a signal comes.
 
     Args:
-        options: Those of `add_model_options`, and `host`, `port`, `share`.
+        options: Those of `add_model_options`, and `host`, `port`, `share`, `allow_host`.
         command: What Python was called with, for further processes.
 
     Raises:
@@ -131,7 +133,12 @@ def _serve(
     worker = Worker(start, frames_per_second=rate, folder=results)
     device = _device_words(model, 1 if launched is None else launched.processes)
     page = build_page(card, worker, results, device, shapes=options.model is None)
-    url = launch(page, host=options.host, port=options.port, share=options.share)
+    names = own_names(options.host) | set(options.allow_host)
+    if ANY in names:
+        sys.stderr.write(
+            "Warning: with --allow-host * every site that someone visits can use this page\n"
+        )
+    url = launch(page, names, host=options.host, port=options.port, share=options.share)
     sys.stdout.write(f"The page is at {url} (Ctrl-C ends it)\n")
     sys.stdout.flush()
     if launched is None:  # else signals end this process at once, and with it the others
@@ -186,14 +193,29 @@ def build_page(
     return blocks
 
 
-def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
+def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, share: bool) -> str:
     """Start to serve, and return the address.
+
+    Args:
+        page: What is served.
+        names: By which it may be asked for, beside IP addresses; that of `share` is added.
+        host: Address to listen at.
+        port: None for the first free one.
+        share: Whether to have Gradio make a public address.
 
     Raises:
         OSError: The port is taken.
     """
+    from gradio.routes import App, ORJSONResponse
+
     from .media_checks import MAX_VIDEO_BYTES
     from .theme import STYLE, theme
+
+    class Guarded(App):
+        """Gradio's server behind the guard, which Gradio's own middleware would answer before."""
+
+        def build_middleware_stack(self) -> Any:
+            return HostGuard(super().build_middleware_stack(), names)
 
     page.queue(default_concurrency_limit=8)
     # Gradio looks for requests a thousand times a second, for which the models would have to wait.
@@ -211,7 +233,10 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
         run_history=False,
         theme=theme(),
         css_paths=STYLE,
+        _app=Guarded(default_response_class=ORJSONResponse),
     )
+    if public is not None:
+        names.add(urlsplit(public).hostname or "")
     return public or local
 
 

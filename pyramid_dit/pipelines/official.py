@@ -151,6 +151,7 @@ class PyramidDiTForVideoGeneration:
             folder.architecture.transformer,
             folder.path / folder.variant,
             dtype=dtype,
+            variant=folder.file_variant,
             use_gradient_checkpointing=use_gradient_checkpointing,
             gradient_checkpointing_ratio=gradient_checkpointing_ratio,
             use_temporal_causal=use_temporal_causal,
@@ -159,11 +160,16 @@ class PyramidDiTForVideoGeneration:
         vae = text_encoder = None
         if load_vae:
             vae = load_model(
-                CausalVideoVAE, folder.path / folder.vae_folder, dtype=vae_dtype(dtype)
+                CausalVideoVAE,
+                folder.path / folder.vae_folder,
+                dtype=vae_dtype(dtype),
+                variant=folder.file_variant,
             )
             vae.requires_grad_(False)
         if load_text_encoder:
-            text_encoder = text_encoder_class(folder.path, torch_dtype=dtype)
+            text_encoder = text_encoder_class(
+                folder.path, torch_dtype=dtype, variant=folder.file_variant
+            )
             text_encoder.requires_grad_(False)
         components = Components(
             dit,

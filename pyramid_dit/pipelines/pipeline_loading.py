@@ -84,15 +84,20 @@ def load_components(
             folder.architecture.transformer,
             folder.path / folder.variant,
             dtype=dtype,
+            variant=folder.file_variant,
             **_quantized(quantization, "transformer", from_diffusers=True),
         )
     if "vae" in wanted:
         found["vae"] = load_model(
-            CausalVideoVAE, folder.path / folder.vae_folder, dtype=vae_dtype(dtype)
+            CausalVideoVAE,
+            folder.path / folder.vae_folder,
+            dtype=vae_dtype(dtype),
+            variant=folder.file_variant,
         )
     for part in parts:
         if part.encoder in wanted:
             options = _quantized(quantization, part.encoder, from_diffusers=False)
+            options["variant"] = folder.file_variant
             found[part.encoder] = part.load_encoder(folder.path, dtype=dtype, **options)
         if part.tokenizer in wanted:
             found[part.tokenizer] = part.load_tokenizer(folder.path)

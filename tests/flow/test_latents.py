@@ -1,11 +1,14 @@
-"""The spatial pyramid."""
+"""The spatial pyramid, and the normalization of latents."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.flow.latents import (
+    FrameStatistics,
+    LatentStatistics,
     halve_latents,
     halve_noise,
     latent_pyramid,
@@ -68,3 +71,35 @@ def test_bad_shapes_are_refused():
         upsample_nearest(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="stages must be at least 1, got 0"):
         latent_pyramid(torch.zeros(1, 1, 1, 8, 8), 0)
+
+
+# ---- statistics -------------------------------------------------------------------------------
+
+PER_CHANNEL = LatentStatistics(
+    FrameStatistics(shift=[0.0, 1.0, -2.0], scale=2.0),
+    FrameStatistics(shift=0.5, scale=[1.0, 0.5, 0.25]),
+)
+
+
+@pytest.mark.parametrize(
+    "statistics", [PER_CHANNEL, *(entry.released_statistics for entry in ARCHITECTURES.values())]
+)
+@pytest.mark.parametrize("frames", [1, 4])
+def test_normalization_is_undone(statistics: LatentStatistics, frames: int) -> None:
+    z = torch.randn(2, 3, frames, 4, 5)
+    copy = z.clone()
+    x = statistics.normalize(z)
+    torch.testing.assert_close(statistics.denormalize(x), z)
+    assert torch.equal(z, copy)
+
+
+def test_released_statistics() -> None:
+    x = ARCHITECTURES["pyramid_flux"].released_statistics.normalize(torch.zeros(1, 16, 2, 1, 1))
+    torch.testing.assert_close(x[0, 0, :, 0, 0], torch.tensor([0.04 / 1.8726, 0.2343 / 3.0986]))
+    x = ARCHITECTURES["pyramid_mmdit"].released_statistics.normalize(torch.zeros(1, 16, 2, 1, 1))
+    torch.testing.assert_close(x[0, 0, :, 0, 0], torch.tensor([-0.149 / 1.8415, 0.2343 / 3.0986]))
+
+
+def test_statistics_of_another_number_of_channels() -> None:
+    with pytest.raises(ValueError, match="3 channels for latents of 4"):
+        PER_CHANNEL.normalize(torch.zeros(1, 4, 2, 1, 1))

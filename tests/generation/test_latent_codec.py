@@ -1,9 +1,8 @@
-"""Normalization of latents, bytes, and the checks of sizes and lengths."""
+"""Bytes, decoding and encoding, and the checks of sizes and lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from torch import Tensor
 
 from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.checks import check_size
-from pyramid_dit.devices.memory import free_memory
-from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
 from pyramid_dit.flow.sizes import frames_of, temp_of, temp_of_seconds
 from pyramid_dit.generation.latent_codec import (
     DecodeSizes,
@@ -29,35 +26,6 @@ from pyramid_dit.media.images import fit_image, image_pixels
 from pyramid_dit.media.rgb import rgb_image
 from video_vae import CausalVideoVAE
 from video_vae.memory import decode_memory
-
-PER_CHANNEL = LatentStatistics(
-    FrameStatistics(shift=[0.0, 1.0, -2.0], scale=2.0),
-    FrameStatistics(shift=0.5, scale=[1.0, 0.5, 0.25]),
-)
-
-
-@pytest.mark.parametrize(
-    "statistics", [PER_CHANNEL, *(entry.released_statistics for entry in ARCHITECTURES.values())]
-)
-@pytest.mark.parametrize("frames", [1, 4])
-def test_normalization_is_undone(statistics: LatentStatistics, frames: int) -> None:
-    z = torch.randn(2, 3, frames, 4, 5)
-    copy = z.clone()
-    x = statistics.normalize(z)
-    torch.testing.assert_close(statistics.denormalize(x), z)
-    assert torch.equal(z, copy)
-
-
-def test_released_statistics() -> None:
-    x = ARCHITECTURES["pyramid_flux"].released_statistics.normalize(torch.zeros(1, 16, 2, 1, 1))
-    torch.testing.assert_close(x[0, 0, :, 0, 0], torch.tensor([0.04 / 1.8726, 0.2343 / 3.0986]))
-    x = ARCHITECTURES["pyramid_mmdit"].released_statistics.normalize(torch.zeros(1, 16, 2, 1, 1))
-    torch.testing.assert_close(x[0, 0, :, 0, 0], torch.tensor([-0.149 / 1.8415, 0.2343 / 3.0986]))
-
-
-def test_statistics_of_another_number_of_channels() -> None:
-    with pytest.raises(ValueError, match="3 channels for latents of 4"):
-        PER_CHANNEL.normalize(torch.zeros(1, 4, 2, 1, 1))
 
 
 def test_bytes_are_truncated_and_clamped() -> None:
@@ -224,16 +192,3 @@ def test_weights_in_half_precision_are_not_widened_by_autocast(vae: CausalVideoV
     with torch.autocast("cpu", dtype=torch.float16):
         decode_latents(vae, STATISTICS, latents, device=CPU, sizes=SMALL)
     assert seen == {torch.bfloat16}
-
-
-def test_free_memory_of_the_system_and_of_a_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("pyramid_dit.devices.memory.MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr("pyramid_dit.devices.memory.CONTROL_GROUP", tmp_path)
-    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:   5000 kB\n")
-    assert free_memory(CPU) == 5000 * 1024
-    (tmp_path / "memory.current").write_text("1000\n")
-    for limit, free in (("max", 5000 * 1024), ("4000", 3000), ("900", 0)):
-        (tmp_path / "memory.max").write_text(limit + "\n")
-        assert free_memory(CPU) == free

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pyramid_dit.media.embedded_settings import write_comment
 from pyramid_dit.media.progressive_video import CollectedFrames, ProgressiveVideo, open_video
 from pyramid_dit.media.video_files import (
     export_to_video,
@@ -109,6 +111,22 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="frame 2 is 32x32"):
             video.write(frames(1, (32, 32)))
     assert len(read_video(tmp_path / "clip.mp4")) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["scene:1.mp4", "-take2.mp4", "file:x.mp4", "pipe:1.mp4", "%d.mp4"]
+)
+def test_a_name_is_no_option_protocol_or_pattern_of_ffmpeg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export_to_video(frames(3), name)
+    assert os.listdir() == [name] and read_video(name).shape == (3, 48, 64, 3)
+    with ProgressiveVideo(name) as video:
+        video.write(frames(4))
+    write_comment(name, "a comment")
+    assert os.listdir() == [name] and read_video(name).shape == (4, 48, 64, 3)
+    assert video_size(name) == (64, 48)
 
 
 @pytest.mark.parametrize("name", ["clip.gif", "frames"])

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pyramid_dit.media.images import fit_image, image_pixels, open_image, pictures_of
+from pyramid_dit.media.image_files import open_image
+from pyramid_dit.media.images import fit_image, image_pixels, pictures_of
 from pyramid_dit.media.rgb import rgb_image
 from pyramid_dit.media.video_files import frame_arrays
 

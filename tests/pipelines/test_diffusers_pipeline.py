@@ -400,6 +400,24 @@ def test_tiling_fast_mode_and_progress_bar_reach_the_engine(flux: PyramidFlowPip
     assert flux.video_generator.fast_mode.history_window is None
 
 
+@pytest.mark.parametrize("shards", ["10GB", "40KB"])
+def test_a_variant_of_files_is_read_again(
+    folders: dict[str, Path], tmp_path: Path, shards: str
+) -> None:
+    pipeline = quiet(PyramidFlowPipeline.from_pretrained(folders["pyramid_flux"]))
+    same: dict[str, Any] = {"num_frames": 9, "output_type": "latent"}
+    expected = pipeline(PROMPT, generator=seeded(), **same).frames
+    pipeline.save_pretrained(tmp_path, variant="fp16", max_shard_size=shards)
+    assert not [*tmp_path.rglob("diffusion_pytorch_model.safetensors")]
+    for variant in ("fp16", None):
+        again = quiet(PyramidFlowPipeline.from_pretrained(tmp_path, variant=variant))
+        assert torch.equal(again(PROMPT, generator=seeded(), **same).frames, expected)
+    official = PyramidDiTForVideoGeneration.from_pretrained(tmp_path)
+    assert official.text_encoder is not None and official.vae is not None
+    with pytest.raises(FileNotFoundError, match="bf16"):
+        PyramidFlowPipeline.from_pretrained(tmp_path, variant="bf16")
+
+
 # ---- quantized weights ------------------------------------------------------------------------
 
 
