@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks import FRAMES
 from ..flow.sizes import TEMPORAL_FACTOR
-from .rgb import rgb_image
+from .rgb import byte_image, rgb_image
 from .video_files import last_frames
 
 OneImage: TypeAlias = Image.Image | np.ndarray | Tensor
@@ -83,8 +83,7 @@ def _pictures(images: OneImage) -> list[Image.Image]:
             "an image must be an array [h, w, 3] or a tensor [3, h, w], got shape "
             f"{tuple(images.shape)}"
         )
-    if array.dtype != np.uint8:
-        array = (array.clip(0, 1) * 255).round().astype(np.uint8)
+    array = byte_image(array, "an image")
     return [Image.fromarray(picture) for picture in array]
 
 

@@ -24,7 +24,7 @@ from PIL.Image import Image, fromarray
 
 from ..files import replacing
 from .ffmpeg import COMPLETE, Encoder, file_name
-from .rgb import rgb_image
+from .rgb import byte_image, rgb_image
 from .video_header import VideoHeader
 
 Frame: TypeAlias = Image | np.ndarray
@@ -49,7 +49,8 @@ def export_to_video(frames: Iterable[Frame], path: str | Path, fps: float = 24) 
         `path` as a string.
 
     Raises:
-        ValueError: no frames, frames of different sizes, or `fps` not above 0.
+        ValueError: no frames, frames of different sizes, a float that is NaN or more than 1/255
+            outside [0, 1], or `fps` not above 0.
         TypeError: something that is not a frame.
         OSError: the file could not be written.
     """
@@ -63,12 +64,12 @@ def export_to_gif(frames: Iterable[Frame], path: str | Path, fps: float = 24) ->
     """Write an endless gif. Arguments, result and errors as for `export_to_video`.
 
     Gif counts time in hundredths of a second: each frame is shown for the whole number of them
-    that keeps the clip as a whole on time.
+    that keeps the clip as a whole on time. Above 50 frames a second, which viewers would slow
+    down, some frames are left out.
     """
     check_fps(fps)
     images = [fromarray(array) for array in frame_arrays(frames)]
-    ends = [round(100 * (index + 1) / fps) for index in range(len(images))]
-    durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    images, durations = _gif_timing(images, fps)
     with replacing(Path(path)) as temporary:
         images[0].save(
             temporary, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
@@ -264,6 +265,18 @@ def _encode(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
         raise
 
 
+def _gif_timing(images: list[Image], fps: float) -> tuple[list[Image], list[int]]:
+    """The frames that are shown, and for how many milliseconds each."""
+    count = len(images)
+    if fps > 50:
+        length = round(100 * count / fps)
+        shown = max(1, length // 2)
+        images = [images[min(count - 1, round(index * fps / 50))] for index in range(shown)]
+        return images, [20] * (shown - 1) + [max(20, 10 * length - 20 * (shown - 1))]
+    ends = [round(100 * (index + 1) / fps) for index in range(count)]
+    return images, [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def _check_replaceable(folder: Path) -> None:
     """A folder of PNGs may replace an empty folder or an earlier one of its kind, nothing else."""
     if not folder.exists():
@@ -307,14 +320,13 @@ def frame_arrays(
 
 def _frame_array(frame: Frame, index: int) -> np.ndarray:
     array = np.asarray(rgb_image(frame) if isinstance(frame, Image) else frame)
-    if np.issubdtype(array.dtype, np.floating):
-        array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+    kinds = array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)
+    if array.ndim != 3 or array.shape[2] != 3 or not kinds:
         raise TypeError(
             f"frame {index} must be a PIL image or an array [height, width, 3] of uint8 or of "
             f"floats in [0, 1], not {array.dtype} {list(array.shape)}"
         )
-    return array
+    return byte_image(array, f"frame {index}")
 
 
 def even(array: np.ndarray) -> np.ndarray:
