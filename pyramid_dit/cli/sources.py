@@ -21,6 +21,7 @@ from ..media.video_files import (
     video_frames,
     video_size,
 )
+from ..media.video_header import UnsupportedVideoError
 from .options import FLAGS, SIZE_MULTIPLE, UsageError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Clip:
             return cls(Path(path), video_size(path))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"cannot read --extend {path!r}: no such file") from error
+        except UnsupportedVideoError as error:
+            raise UsageError(f"--extend {path!r}: {error}") from error
         except ValueError as error:
             raise UsageError(f"--extend {path!r} is not a video that can be read") from error
 

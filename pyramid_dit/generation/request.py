@@ -246,7 +246,8 @@ def _from_video(arguments: VideoToVideo, model: Components) -> _Start:
     unit = model.frame_per_unit
     temp = _added_length(arguments, model)
     check_temp(temp, unit, from_image=True)
-    clip = video_pixels(arguments.video, arguments.history_frames, unit)
+    rate = model.defaults.frames_per_second
+    clip = video_pixels(arguments.video, arguments.history_frames, unit, rate)
     past = (clip.shape[2] - 1) // TEMPORAL_FACTOR
     return _Start(
         height=clip.shape[3],

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..checks import FRAMES
 from ..flow.sizes import TEMPORAL_FACTOR
-from .rgb import rgb_image
-from .video_files import read_video
+from .rgb import byte_image, rgb_image
+from .video_files import last_frames
 
 OneImage: TypeAlias = Image.Image | np.ndarray | Tensor
 Images: TypeAlias = OneImage | Sequence[OneImage]
@@ -40,8 +40,16 @@ def pictures_of(images: Images) -> list[Image.Image]:
     return pictures
 
 
-def fit_video(video: Video, height: int | None, width: int | None, most_frames: int) -> Video:
+def fit_video(
+    video: Video,
+    height: int | None,
+    width: int | None,
+    most_frames: int,
+    fps: float = 24,
+) -> Video:
     """The end of `video`, at most `most_frames`, scaled and cropped where a size is given.
+
+    A file is read at `fps` frames a second.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -51,8 +59,9 @@ def fit_video(video: Video, height: int | None, width: int | None, most_frames: 
         return video
     if height is None or width is None:
         raise ValueError(f"height and width go together for a video, got {height} and {width}")
-    frames = read_video(Path(video)) if isinstance(video, str | PathLike) else video
-    pictures = [_pictures(frame)[0] for frame in frames[-most_frames:]]
+    if isinstance(video, str | PathLike):
+        return last_frames(Path(video), most_frames, size=(width, height), fps=fps)
+    pictures = [_pictures(frame)[0] for frame in video[-most_frames:]]
     return [fit_image(picture, width, height) for picture in pictures]
 
 
@@ -74,8 +83,7 @@ def _pictures(images: OneImage) -> list[Image.Image]:
             "an image must be an array [h, w, 3] or a tensor [3, h, w], got shape "
             f"{tuple(images.shape)}"
         )
-    if array.dtype != np.uint8:
-        array = (array.clip(0, 1) * 255).round().astype(np.uint8)
+    array = byte_image(array, "an image")
     return [Image.fromarray(picture) for picture in array]
 
 
@@ -103,6 +111,7 @@ def video_pixels(
     video: str | PathLike[str] | Sequence[Image.Image] | np.ndarray | None,
     most_frames: int,
     frame_per_unit: int,
+    fps: float = 24,
 ) -> Tensor:
     """The end of a video as pixels `[1, 3, 8n + 1, h, w]`, float32 in [-1, 1]: whole units.
 
@@ -110,6 +119,7 @@ def video_pixels(
         video: A file, images, or bytes `[t, h, w, 3]`.
         most_frames: Look at so many frames at most.
         frame_per_unit: Latent frames of every unit but unit 0.
+        fps: Frames a second that a file is read at.
 
     Raises:
         TypeError: A frame is no PIL image, or `most_frames` no integer.
@@ -120,7 +130,9 @@ def video_pixels(
     FRAMES("history_frames", most_frames)
     if video is None:
         raise ValueError("a video is needed, or resume")
-    frames = read_video(Path(video)) if isinstance(video, str | PathLike) else video
+    frames = video
+    if isinstance(frames, str | PathLike):
+        frames = last_frames(Path(frames), most_frames, fps=fps)
     if len(frames) == 0:
         raise ValueError("the video has no frames")
     unit = TEMPORAL_FACTOR * frame_per_unit

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from ..files import replacing
 from .ffmpeg import (
     COMPLETE,
@@ -126,7 +128,7 @@ class CollectedFrames:
 
     def __init__(self, path: str | Path, fps: float = 24) -> None:
         self.path, self.fps = path, fps
-        self._collected: list[Frame] = []
+        self._collected: list[np.ndarray] = []
 
     @property
     def frames(self) -> int:
@@ -139,8 +141,10 @@ class CollectedFrames:
         return f"{self.frames} frames"
 
     def write(self, frames: Iterable[Frame]) -> None:
-        """Append frames."""
-        self._collected.extend(frames)
+        """Append frames. Errors as for `ProgressiveVideo.write`."""
+        shape = self._collected[0].shape if self._collected else None
+        for array in frame_arrays(frames, first=self.frames, shape=shape):
+            self._collected.append(array)
 
     def close(self) -> None:
         """Write the file, if there are frames. Errors as for `save_frames`."""

@@ -57,6 +57,31 @@ def rgb_image(image: Image.Image) -> Image.Image:
     return result
 
 
+def byte_image(array: np.ndarray, name: str) -> np.ndarray:
+    """Floats in [0, 1] as bytes, rounded; bytes as they are.
+
+    What is outside by no more than one byte's step is rounding error, and is clipped.
+
+    Args:
+        array: Of any shape.
+        name: What a message calls it.
+
+    Raises:
+        TypeError: It holds neither floats nor bytes.
+        ValueError: A value is NaN or outside the range.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"{name} must be of uint8 or of floats in [0, 1], not {array.dtype}")
+    values = array.astype(np.float32, copy=False)
+    wrong = ~((values >= -1 / 255) & (values <= 256 / 255))  # of NaN neither is true
+    if wrong.any():
+        value = float(values[wrong].flat[0])
+        raise ValueError(f"{name} holds {value:g}: floats must be in [0, 1], bytes of type uint8")
+    return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION)

@@ -13,7 +13,9 @@ import math
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,7 +24,8 @@ from PIL.Image import Image, fromarray
 
 from ..files import replacing
 from .ffmpeg import COMPLETE, Encoder, file_name
-from .rgb import rgb_image
+from .rgb import byte_image, rgb_image
+from .video_header import VideoHeader
 
 Frame: TypeAlias = Image | np.ndarray
 """A PIL image, or an array [height, width, 3]: uint8, or floats in [0, 1]."""
@@ -46,7 +49,8 @@ def export_to_video(frames: Iterable[Frame], path: str | Path, fps: float = 24) 
         `path` as a string.
 
     Raises:
-        ValueError: no frames, frames of different sizes, or `fps` not above 0.
+        ValueError: no frames, frames of different sizes, a float that is NaN or more than 1/255
+            outside [0, 1], or `fps` not above 0.
         TypeError: something that is not a frame.
         OSError: the file could not be written.
     """
@@ -60,12 +64,12 @@ def export_to_gif(frames: Iterable[Frame], path: str | Path, fps: float = 24) ->
     """Write an endless gif. Arguments, result and errors as for `export_to_video`.
 
     Gif counts time in hundredths of a second: each frame is shown for the whole number of them
-    that keeps the clip as a whole on time.
+    that keeps the clip as a whole on time. Above 50 frames a second, which viewers would slow
+    down, some frames are left out.
     """
     check_fps(fps)
     images = [fromarray(array) for array in frame_arrays(frames)]
-    ends = [round(100 * (index + 1) / fps) for index in range(len(images))]
-    durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    images, durations = _gif_timing(images, fps)
     with replacing(Path(path)) as temporary:
         images[0].save(
             temporary, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
@@ -168,32 +172,25 @@ def video_frames(
     fps: float | None = None,
     input_options: Sequence[str] = (),
 ) -> Generator[np.ndarray, None, None]:
-    """Decode a video to uint8 frames [height, width, 3], one at a time.
+    """Decode a video to uint8 frames [height, width, 3], one at a time, as a player shows it.
+
+    Frames are upright, of square pixels, in the colors of an ordinary screen: HDR is tone-mapped.
 
     Args:
         path: the file.
         size: width and height that a frame is scaled to cover, and cropped to in the middle;
-            by default as it is.
+            by default in its own size.
         fps: frames a second, by dropping and repeating; by default every stored frame once.
         input_options: ffmpeg's options for the input.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: ffmpeg finds no video in it.
+        ValueError: ffmpeg finds no video in it, or it is HDR and this ffmpeg cannot read that.
     """
     from imageio_ffmpeg import read_frames
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such video file: {str(path)!r}")
-    filters = [] if fps is None else [f"fps={fps}"]
-    if size is not None:
-        extent = f"{size[0]}:{size[1]}"
-        filters += [
-            f"scale={extent}:force_original_aspect_ratio=increase:"
-            "flags=lanczos+accurate_rnd+full_chroma_int",
-            f"crop={extent}",
-        ]
-    options = ["-vf", ",".join(filters)] if filters else []
+    header = VideoHeader.read(path, input_options)
+    options = ["-map", "0:V:0", "-vf", ",".join(header.filters(size, fps))]
     if fps is None:
         options += ["-fps_mode", "passthrough"]
     reader = read_frames(file_name(path), input_params=list(input_options), output_params=options)
@@ -209,6 +206,34 @@ def video_frames(
         reader.close()
     if count == 0:
         raise ValueError(f"a video without frames: {str(path)!r}")
+
+
+def last_frames(
+    path: str | Path,
+    count: int,
+    *,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+) -> np.ndarray:
+    """The last `count` frames of `video_frames(path, size=size, fps=fps)`, or all of fewer.
+
+    Of a long video only the end is decoded.
+
+    Returns:
+        Bytes `[t, height, width, 3]`.
+    """
+    seconds = VideoHeader.read(path).seconds
+    if fps is not None and seconds is not None:
+        # From a whole second on, a whole number of frames a second falls on the same instants.
+        begin = math.floor(seconds - count / fps - 1)
+        if begin > 0:
+            seek = ["-ss", str(begin)]
+            with suppress(ValueError):  # nothing there: the sound may be longer than the picture
+                frames = video_frames(path, size=size, fps=fps, input_options=seek)
+                last = deque(frames, maxlen=count)
+                if len(last) == count:
+                    return np.stack(last)
+    return np.stack(deque(video_frames(path, size=size, fps=fps), maxlen=count))
 
 
 def video_size(path: str | Path) -> tuple[int, int]:
@@ -238,6 +263,18 @@ def _encode(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
     except BaseException:
         encoder.kill()
         raise
+
+
+def _gif_timing(images: list[Image], fps: float) -> tuple[list[Image], list[int]]:
+    """The frames that are shown, and for how many milliseconds each."""
+    count = len(images)
+    if fps > 50:
+        length = round(100 * count / fps)
+        shown = max(1, length // 2)
+        images = [images[min(count - 1, round(index * fps / 50))] for index in range(shown)]
+        return images, [20] * (shown - 1) + [max(20, 10 * length - 20 * (shown - 1))]
+    ends = [round(100 * (index + 1) / fps) for index in range(count)]
+    return images, [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -283,14 +320,13 @@ def frame_arrays(
 
 def _frame_array(frame: Frame, index: int) -> np.ndarray:
     array = np.asarray(rgb_image(frame) if isinstance(frame, Image) else frame)
-    if np.issubdtype(array.dtype, np.floating):
-        array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+    kinds = array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)
+    if array.ndim != 3 or array.shape[2] != 3 or not kinds:
         raise TypeError(
             f"frame {index} must be a PIL image or an array [height, width, 3] of uint8 or of "
             f"floats in [0, 1], not {array.dtype} {list(array.shape)}"
         )
-    return array
+    return byte_image(array, f"frame {index}")
 
 
 def even(array: np.ndarray) -> np.ndarray:

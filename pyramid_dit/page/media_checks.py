@@ -7,7 +7,6 @@ may open that one file only, so that a playlist in a video's clothes reaches not
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from ..cli.options import SIZE_MULTIPLE
 from ..media import image_files, video_files
 from ..media.embedded_settings import read_comment
-from ..media.ffmpeg import ffmpeg_says
+from ..media.video_header import UnsupportedVideoError, VideoHeader
 from .settings import Settings
 
 MAX_IMAGE_BYTES = 32 * 2**20
@@ -28,8 +27,6 @@ MAX_VIDEO_BYTES = 200 * 2**20
 MAX_VIDEO_PIXELS = 3840 * 2160
 MAX_VIDEO_SECONDS = 60
 
-_SIZE = re.compile(r"^  Stream #\S+.*?: Video: .*?, (\d+)x(\d+)", re.MULTILINE)
-_DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
 _QUICKTIME_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
@@ -65,24 +62,20 @@ def check_video(path: str | Path) -> VideoInfo:
     """
     _check_bytes(path, MAX_VIDEO_BYTES, "video")
     kind = _container(path)
-    # It ends with an error, as nothing is to be written, once it has printed what it found.
-    said = ffmpeg_says(input_arguments(path, kind)).stderr.decode(errors="replace")
-    size, duration = _SIZE.search(said), _DURATION.search(said)
-    if size is None:
-        raise ValueError("the video is damaged, or there is no picture in it")
-    width, height = int(size[1]), int(size[2])
+    try:
+        header = VideoHeader.read(path, _input_options(kind))
+    except ValueError as error:
+        raise ValueError("the video is damaged, or there is no picture in it") from error
+    width, height, seconds = header.width, header.height, header.seconds
     if width * height > MAX_VIDEO_PIXELS:
         raise ValueError(
             f"the video is too large, {width} x {height}: at most {MAX_VIDEO_PIXELS:,} pixels "
             "a frame (3840 x 2160)"
         )
-    seconds = None
-    if duration:
-        seconds = 3600 * int(duration[1]) + 60 * int(duration[2]) + float(duration[3])
-        if seconds > MAX_VIDEO_SECONDS:
-            raise ValueError(
-                f"the video is too long, {seconds:.0f} seconds: at most {MAX_VIDEO_SECONDS}"
-            )
+    if seconds is not None and seconds > MAX_VIDEO_SECONDS:
+        raise ValueError(
+            f"the video is too long, {seconds:.0f} seconds: at most {MAX_VIDEO_SECONDS}"
+        )
     return VideoInfo(kind, width, height, seconds)
 
 
@@ -102,6 +95,8 @@ def video_frames(
         yield from video_files.video_frames(
             path, size=(width, height), fps=frames_per_second, input_options=options
         )
+    except UnsupportedVideoError as error:
+        raise ValueError(f"the video cannot be used: {error}") from error
     except ValueError as error:  # which tells where the file lies
         raise ValueError("the video is damaged: it cannot be decoded") from error
 

@@ -123,7 +123,8 @@ class PipelineArguments(KeywordArguments):
         height, width = self.height, self.width
         if self.video is not None:
             kind, steps = VideoToVideo, later_steps
-            own["video"] = fit_video(self.video, height, width, self.history_frames)
+            rate = defaults.frames_per_second
+            own["video"] = fit_video(self.video, height, width, self.history_frames, rate)
         elif self.image is not None or self.image_latents is not None:
             kind, steps = ImageToVideo, later_steps
             if self.image is not None:

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pyramid_dit.media.images import pictures_of
+from pyramid_dit.media.progressive_video import open_video
 from pyramid_dit.media.video_files import (
     check_writable,
     export_to_gif,
     export_to_png_folder,
     export_to_video,
+    frame_arrays,
     output_format,
     read_video,
     save_frames,
@@ -119,6 +122,47 @@ def test_gif_keeps_the_length_of_the_clip(tmp_path: Path, fps: int) -> None:
             gif.seek(index)
             milliseconds += gif.info["duration"]
     assert milliseconds == pytest.approx(25_000 / fps, abs=10)
+
+
+@pytest.mark.parametrize("fps", [60, 100, 51.5, 240])
+def test_gif_of_many_frames_a_second_is_thinned(tmp_path: Path, fps: float) -> None:
+    path = tmp_path / "clip.gif"
+    grays = np.linspace(0, 240, 121).astype(np.uint8)
+    export_to_gif([np.full((8, 8, 3), gray, np.uint8) for gray in grays], path, fps=fps)
+    begin = 0
+    with Image.open(path) as gif:
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            assert gif.info["duration"] >= 20  # viewers show shorter ones for 100
+            gray = int(np.asarray(gif.convert("RGB"))[0, 0, 0])
+            assert abs(gray / 2 - begin * fps / 1000) <= 1  # each at its time
+            begin += gif.info["duration"]
+    assert begin == pytest.approx(121_000 / fps, abs=10)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames/"])
+@pytest.mark.parametrize("value", [128.0, -0.01, 1.01, float("nan"), float("inf")])
+def test_floats_that_are_no_picture_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    clip = [np.full((64, 64, 3), 0.5, np.float32) for _ in range(3)]
+    clip[2][40, 7, 1] = value
+    with pytest.raises(ValueError, match=rf"frame 2 holds {value:g}: floats must be in \[0, 1\]"):
+        save_frames(clip, tmp_path / name)
+    video = open_video(tmp_path / name)
+    with pytest.raises(ValueError, match=f"frame 2 holds {value:g}"):  # at once, not at the end
+        video.write(clip)
+    video.close()
+    assert video.frames == 2
+    with pytest.raises(ValueError, match=f"an image holds {value:g}"):
+        pictures_of(clip[2])
+
+
+def test_rounding_errors_of_floats_are_clipped(tmp_path: Path) -> None:
+    for kind in (np.float16, np.float32, np.float64):
+        array = np.array([[[-0.0035, 0.5, 1.0035]] * 2] * 2, kind)
+        (frame,) = frame_arrays([array])
+        assert frame[0, 0].tolist() in ([0, 127, 255], [0, 128, 255])
+    with pytest.raises(TypeError, match="uint8 or of floats"):
+        pictures_of(np.full((64, 64, 3), 128))
 
 
 def test_png_folder_is_exact_and_replaces_an_earlier_one(tmp_path: Path) -> None:
