@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ..files import replacing
+from ..files import check_name, replacing
 from .ffmpeg import COMPLETE, Encoder, file_name
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def export_to_png_folder(frames: Iterable[Frame], path: str | Path) -> str:
     from PIL import Image
 
     target = Path(path)
-    _check_replaceable(target)
+    check_replaceable(target)
     with replacing(target) as temporary:
         temporary.mkdir()
         for index, array in enumerate(frame_arrays(frames)):
@@ -109,8 +109,9 @@ def output_format(path: str | Path) -> str:
     A name without an ending, or one that ends in a slash, is a folder of PNGs.
 
     Raises:
-        ValueError: any other ending.
+        ValueError: any other ending, or a name longer than a file may have.
     """
+    check_name(path)
     suffix = Path(path).suffix.lower()
     if suffix in (".mp4", ".gif"):
         return suffix[1:]
@@ -128,20 +129,26 @@ def check_writable(path: str | Path) -> None:
     read-only or a full disk. Nothing is left behind.
 
     Raises:
-        ValueError: an unknown ending.
+        ValueError: an unknown ending, or a name longer than a file may have.
         OSError: the target is in the way (`FileExistsError`, `IsADirectoryError`), or its folder
             is not a folder or takes no files.
     """
     target = Path(path)
     if output_format(path) == "png":
-        _check_replaceable(target)
+        check_replaceable(target)
     elif target.is_dir():
         raise IsADirectoryError(f"cannot write {str(path)!r}: it is a folder")
     check_folder(path)
 
 
 def check_folder(path: str | Path) -> None:
-    """Raise an `OSError` where the folder of the file `path` is no folder or takes no files."""
+    """Refuse a file that cannot be written.
+
+    Raises:
+        ValueError: Its name is longer than a file may have.
+        OSError: Its folder is no folder, or takes no files.
+    """
+    check_name(path)
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -245,8 +252,9 @@ def _encode(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
         raise
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """A folder of PNGs may replace an empty folder or an earlier one of its kind, nothing else."""
+    check_name(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
