@@ -7,7 +7,6 @@ imported, the model's folder before its weights are read, and the file is writte
 from __future__ import annotations
 
 import logging
-import os
 import re
 import secrets
 import signal
@@ -61,18 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are printed as one line."""
     verbose = False
     kept: list[str] = []
-    with signals_raise() as received:
+    with signals_raise(once=True, to_the_end=arguments is None) as received:
         try:
             arguments = sys.argv[1:] if arguments is None else arguments
             options = parse_options(arguments)
             verbose = options.verbose
-            _run(options, arguments, kept)
+            _run(options, arguments, kept, received)
         except SystemExit:  # --help and --version
             raise
         except BaseException as error:
             # An import that a signal breaks off may report something else in its stead.
-            if isinstance(error, Stopped):
-                received.append(error.signum)
             if received or isinstance(error, KeyboardInterrupt):
                 message = f"interrupted, {'; '.join(kept) or 'no video was written'}"
                 status = 128 + (received[0] if received else signal.SIGINT)
@@ -94,10 +91,14 @@ def exit_status(error: BaseException) -> int:
 
 
 @contextmanager
-def signals_raise() -> Iterator[list[int]]:
+def signals_raise(*, once: bool = False, to_the_end: bool = False) -> Iterator[list[int]]:
     """Have SIGINT and SIGTERM raise `KeyboardInterrupt`; hand out the list of those received.
 
     SIGINT too, which does so anyway, for a shell starts background jobs deaf to it.
+
+    Args:
+        once: Whether only the first does: another would break off what saves what was made.
+        to_the_end: Whether this process ends afterwards, which others then cannot disturb either.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -106,18 +107,24 @@ def signals_raise() -> Iterator[list[int]]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
-        raise KeyboardInterrupt
+        if not once or len(received) == 1:
+            raise KeyboardInterrupt
 
     former = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
         for signum, handler in former.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_IGN if received and to_the_end else handler)
 
 
-def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
-    """Do what the options say; `kept` collects what is already written, for an early end."""
+def _run(
+    options: Namespace, arguments: Sequence[str], kept: list[str], received: list[int]
+) -> None:
+    """Do what the options say; `kept` collects what is already written, for an early end.
+
+    It also ends at the next step where `received` has a signal whose exception was lost.
+    """
     started = time.perf_counter()
     here = launched_process()
     is_main = here is None or here.rank == 0
@@ -126,50 +133,61 @@ def _run(options: Namespace, arguments: Sequence[str], kept: list[str]) -> None:
     logging.basicConfig(
         level=logging.INFO if options.verbose and is_main else logging.WARNING, format="%(message)s"
     )
-    from ..media.progressive_video import ProgressiveVideo, open_video
-    from ..media.video_files import check_folder, check_writable, output_format
-    from .sources import Sources
+    from ..media.progressive_video import open_video
+    from ..media.video_files import check_folder, check_writable
+    from .sources import Sources, check_apart
 
     sources = Sources.open(options)
-    output = options.output or _free_name(sources.title(options))
+    output = options.output or _name(sources.title(options))
     if is_main:
         check_writable(output)
         if options.save_latents is not None:
             check_folder(options.save_latents)
+            check_apart(options, output)
     check_model_name(options.model)
+    writer = None
+    if is_main:
+        named = options.output is not None
+        writer = open_video(output, overwrite=named, partial=options.partial)
 
     if here is None and options.gpus > 1:
         check_processes(options, options.guidance_scale)
+        assert writer is not None
         try:
-            run_processes(["-m", "pyramid_dit", *arguments, f"--output={output}"], options.gpus)
-        except KeyboardInterrupt:
-            if output_format(output) == "mp4" and ProgressiveVideo(output).rescue():
-                kept.append(f"what was made is in {output}")
+            partial = f"--partial={writer.partial}"
+            run_processes(["-m", "pyramid_dit", *arguments, partial], options.gpus)
+        except BaseException as error:
+            if isinstance(error, Stopped):
+                received.append(error.signum)
+            writer.rescue()
+            if writer.kept is not None and str(writer.kept) not in str(error):
+                kept.append(f"what was made is kept in {writer.kept}")
             raise
         return
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     with nullcontext() if here is None else ended_by_signals():
         folder = open_model(options)
         model = load_model(options, folder, here)
-        rate = folder.defaults.frames_per_second
-        writer = open_video(output, rate) if is_main else None
+        if writer is not None:
+            writer.fps = folder.defaults.frames_per_second
         try:
-            size = _write(model, options, sources, folder, seed, writer, kept)
-        finally:
-            made = 0 if writer is None else writer.frames
+            size = _write(model, options, sources, folder, seed, writer, kept, received)
+        except BaseException:
             if writer is not None:
-                writer.close()
-            if made:
-                kept.insert(0, f"{_count(made)} kept in {output}")
+                _close(writer, kept, complete=False)
+            raise
+        if writer is not None:
+            _close(writer, kept)
         if here is not None:
             from ..distributed.parallel import leave_processes
 
             leave_processes()
-    if not is_main:
+    if writer is None:
         return
+    made, rate = writer.frames, writer.fps
     origin = "" if options.resume_latents else f" (seed {seed})"
     sys.stdout.write(
-        f"{output}: {_count(made)} of {size[0]}x{size[1]}, {made / rate:.1f} s of video "
+        f"{writer.kept}: {_count(made)} of {size[0]}x{size[1]}, {made / rate:.1f} s of video "
         f"made in {time.perf_counter() - started:.1f} s{origin}\n"
     )
 
@@ -182,6 +200,7 @@ def _write(
     seed: int,
     writer: ProgressiveVideo | CollectedFrames | None,
     kept: list[str],
+    received: list[int],
 ) -> tuple[int, int]:
     """Write frames as they are made, and show how far that is; return their width and height.
 
@@ -193,6 +212,8 @@ def _write(
 
     def advance(*_: object) -> None:
         bar.update()
+        if received:
+            raise KeyboardInterrupt
 
     size = (0, 0)
     model.set_progress_bar_config(disable=True)
@@ -213,18 +234,25 @@ def _write(
     return size
 
 
+def _close(
+    writer: ProgressiveVideo | CollectedFrames, kept: list[str], *, complete: bool = True
+) -> None:
+    """Close the file; `kept` is told where what was made is."""
+    try:
+        writer.close(complete=complete)
+    finally:
+        if writer.kept is not None:
+            kept.insert(0, f"{_count(writer.frames)} kept in {writer.kept}")
+
+
 def _count(frames: int) -> str:
     return "1 frame" if frames == 1 else f"{frames} frames"
 
 
-def _free_name(title: str) -> str:
-    """A name for an mp4 in the current folder that is made of the title and not yet taken."""
-    words = re.sub(r"[^\w]+", "-", title.lower()).strip("-_")[:60].rstrip("-") or "video"
-    number, name = 1, f"{words}.mp4"
-    while os.path.lexists(name):
-        number += 1
-        name = f"{words}-{number}.mp4"
-    return name
+def _name(title: str) -> str:
+    """A name for an mp4 in the current folder that is made of the title."""
+    words = re.sub(r"[^\w]+", "-", title.lower()).strip("-_")[:60].rstrip("-")
+    return f"{words or 'video'}.mp4"
 
 
 def one_line(error: BaseException) -> str:

@@ -122,9 +122,11 @@ def _build_parser() -> argparse.ArgumentParser:
         "--output",
         metavar="PATH",
         help="file to write: NAME.mp4, NAME.gif, or a NAME without an ending (or with a / at its "
-        "end) for a folder of PNGs; an earlier one is replaced (default: an mp4 in this folder, "
-        "named after the prompt)",
+        "end) for a folder of PNGs; an earlier one is replaced at the end (default: an mp4 in "
+        "this folder, named after the prompt, that replaces none)",
     )
+    # which file a process among several writes to while it works
+    video.add_argument("--partial", help=argparse.SUPPRESS)
     start = video.add_mutually_exclusive_group()
     start.add_argument(
         "--image", metavar="FILE", help="picture to start from; it is scaled and cropped to fit"

@@ -93,6 +93,35 @@ class Clip:
         return np.stack(last)
 
 
+def check_apart(options: Namespace, output: str) -> None:
+    """Refuse to save latents onto what the run reads, or onto the video.
+
+    Raises:
+        UsageError: That is asked for.
+    """
+    latents = Path(options.save_latents).resolve()
+    files = {
+        name: getattr(options, name.removeprefix("--").replace("-", "_"))
+        for name in ("--image", "--extend", "--storyboard", "--resume-latents")
+    }
+    for name, file in {**files, "--output": output}.items():
+        if file is None:
+            continue
+        path = Path(file).resolve()
+        same = latents.exists() and path.exists() and latents.samefile(path)
+        if same or latents == path or latents in path.parents or path in latents.parents:
+            raise UsageError(
+                f"--save-latents {options.save_latents!r} is or is in {name} {file!r}: "
+                "name another file"
+            )
+    model = options.model
+    if model is not None and latents.exists() and Path(model).resolve() in latents.parents:
+        raise UsageError(
+            f"--save-latents {options.save_latents!r} is a file of --model {model!r}: "
+            "name another file"
+        )
+
+
 def skip(frames: Iterable[Frame]) -> None:
     """Go through `frames`, and do nothing."""
     deque(frames, maxlen=0)

@@ -22,7 +22,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL.Image import Image, fromarray
 
-from ..files import replacing
+from ..files import check_name, replacing
 from .ffmpeg import COMPLETE, Encoder, file_name
 from .rgb import byte_image, rgb_image
 from .video_header import VideoHeader
@@ -84,7 +84,7 @@ def export_to_png_folder(frames: Iterable[Frame], path: str | Path) -> str:
     anything but the frames of an earlier run, which is never touched.
     """
     target = Path(path)
-    _check_replaceable(target)
+    check_replaceable(target)
     with replacing(target) as temporary:
         temporary.mkdir()
         for index, array in enumerate(frame_arrays(frames)):
@@ -108,8 +108,9 @@ def output_format(path: str | Path) -> str:
     A name without an ending, or one that ends in a slash, is a folder of PNGs.
 
     Raises:
-        ValueError: any other ending.
+        ValueError: any other ending, or a name longer than a file may have.
     """
+    check_name(path)
     suffix = Path(path).suffix.lower()
     if suffix in (".mp4", ".gif"):
         return suffix[1:]
@@ -127,20 +128,26 @@ def check_writable(path: str | Path) -> None:
     read-only or a full disk. Nothing is left behind.
 
     Raises:
-        ValueError: an unknown ending.
+        ValueError: an unknown ending, or a name longer than a file may have.
         OSError: the target is in the way (`FileExistsError`, `IsADirectoryError`), or its folder
             is not a folder or takes no files.
     """
     target = Path(path)
     if output_format(path) == "png":
-        _check_replaceable(target)
+        check_replaceable(target)
     elif target.is_dir():
         raise IsADirectoryError(f"cannot write {str(path)!r}: it is a folder")
     check_folder(path)
 
 
 def check_folder(path: str | Path) -> None:
-    """Raise an `OSError` where the folder of the file `path` is no folder or takes no files."""
+    """Refuse a file that cannot be written.
+
+    Raises:
+        ValueError: Its name is longer than a file may have.
+        OSError: Its folder is no folder, or takes no files.
+    """
+    check_name(path)
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -277,8 +284,9 @@ def _gif_timing(images: list[Image], fps: float) -> tuple[list[Image], list[int]
     return images, [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """A folder of PNGs may replace an empty folder or an earlier one of its kind, nothing else."""
+    check_name(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

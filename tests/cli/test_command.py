@@ -417,11 +417,51 @@ def test_what_was_made_before_an_interruption_is_kept_and_can_be_resumed(
     options = ["--seed", "3", "--video-steps", "1000", "--num-frames", "17"]
     options += ["-o", "clip.mp4", "--save-latents", "clip.latents"]
     process = start(PROMPT, "--model", checkpoint, *SLOW, "--steps", "1", *options)
-    wait_for("1 frames, play clip.partial.mp4", process)
+    wait_for("1 frames, play clip.partial-", process)
     kept = "1 frame kept in clip.mp4; --resume-latents clip.latents goes on from there"
     check_interrupted(process, signum, kept=kept)
     assert files_here() == ["clip.latents", "clip.mp4"]
     assert read_video("clip.mp4").shape == (1, 768, 768, 3)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_second_interruption_loses_nothing(checkpoint: Path, number: int) -> None:
+    """At any moment of what follows the first."""
+    Path("clip.mp4").write_bytes(b"an earlier video")
+    options = ["--video-steps", "1000", "--num-frames", "17", "-o", "clip.mp4"]
+    process = start(PROMPT, "--model", checkpoint, *SLOW, "--steps", "1", *options)
+    wait_for("1 frames, play clip.partial-", process)
+    for _ in range(2 + number):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.03 * number)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    (partial,) = set(files_here()) - {"clip.mp4"}
+    assert errors.endswith(f"pyramid-flow: interrupted, 1 frame kept in {partial}\n"), errors
+    assert len(read_video(partial)) == 1
+    assert Path("clip.mp4").read_bytes() == b"an earlier video"
+
+
+@pytest.mark.parametrize("latents", ["clip.mp4", "./start.png", "frames/x", "link"])
+def test_latents_are_saved_onto_nothing_of_the_run(
+    checkpoint: Path, latents: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 64)).save("start.png")
+    Path("link").symlink_to("start.png")
+    output = "frames" if latents.startswith("frames") else "clip.mp4"
+    there = files_here()
+    options = ["--image", "start.png", "-o", output, "--save-latents", latents]
+    assert main([PROMPT, "--model", str(checkpoint), *options]) == 2
+    check_complaint(capsys.readouterr().err, about=f"--save-latents {latents!r} is or is in")
+    assert files_here() == there
+
+
+def test_a_name_that_is_too_long(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "z" * 256
+    for options in (["-o", f"{long}.mp4"], ["-o", f"{long}/a.mp4"], ["--save-latents", long]):
+        assert main([PROMPT, "--model", str(checkpoint), *options]) == 2
+        check_complaint(capsys.readouterr().err, about="a name may have 255 bytes")
+    assert files_here() == []
 
 
 def test_a_run_goes_on_from_its_latents(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pyramid_dit.media.embedded_settings import write_comment
 from pyramid_dit.media.progressive_video import CollectedFrames, ProgressiveVideo, open_video
 from pyramid_dit.media.video_files import (
     export_to_video,
     read_video,
+    save_frames,
     video_frames,
     video_size,
 )
@@ -24,6 +28,19 @@ PATIENCE = 300  # seconds in which ffmpeg comes to write what it was given
 def frames(count: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     shades = np.linspace(20, 230, count).astype(np.uint8)
     return np.broadcast_to(shades[:, None, None, None], (count, *size, 3)).copy()
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def length(path: Path) -> int:
+    """Number of frames in a file or folder."""
+    if path.is_dir():
+        return len(list(path.iterdir()))
+    return (
+        getattr(Image.open(path), "n_frames", 0) if path.suffix == ".gif" else len(read_video(path))
+    )
 
 
 def playable(path: Path, count: int) -> np.ndarray:
@@ -73,16 +90,95 @@ def test_every_beginning_of_the_file_plays(tmp_path: Path) -> None:
     assert 0 < lengths[0] <= lengths[1] <= lengths[2] == 8
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_what_was_made_is_kept(tmp_path: Path, error: type[BaseException]) -> None:
-    target = tmp_path / "clip.mp4"
-    target.write_bytes(b"an earlier video")
-    with pytest.raises(error), ProgressiveVideo(target) as video:
+def test_what_was_made_gets_the_name_if_that_is_free(
+    tmp_path: Path, name: str, error: type[BaseException]
+) -> None:
+    with pytest.raises(error), open_video(tmp_path / name) as video:
         video.write(frames(9))
-        assert target.read_bytes() == b"an earlier video"
         raise error
-    assert read_video(target).shape == (9, 48, 64, 3)
-    assert list(tmp_path.iterdir()) == [target]
+    assert video.kept == tmp_path / name and left_in(tmp_path) == [name]
+    assert length(tmp_path / name) == 9
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_a_part_replaces_no_whole_video(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / name
+    save_frames(frames(3), target)
+    with pytest.raises(KeyboardInterrupt), open_video(target) as video:
+        video.write(frames(9))
+        raise KeyboardInterrupt
+    assert video.kept == video.partial and left_in(tmp_path) == [name, video.partial.name]
+    assert length(target) == 3 and length(video.partial) == 9
+    assert str(video.partial) in caplog.text
+    with open_video(target) as video:
+        video.write(frames(5))
+    assert video.kept == target and length(target) == 5
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_a_file_that_overwrites_none_is_numbered(tmp_path: Path, name: str) -> None:
+    both = [open_video(tmp_path / name, overwrite=False) for _ in range(2)]
+    for video, count in zip(both, (3, 5), strict=True):
+        video.write(frames(count))
+    for video in both:
+        video.close()
+    stem, _, ending = name.partition(".")
+    second = f"{stem}-2.{ending}" if ending else f"{stem}-2"
+    assert [video.kept for video in both] == [tmp_path / name, tmp_path / second]
+    assert left_in(tmp_path) == sorted([name, second])
+    assert [length(tmp_path / name), length(tmp_path / second)] == [3, 5]
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_temporary_names_are_not_the_users(tmp_path: Path, name: str) -> None:
+    stem, _, ending = name.partition(".")
+    own = tmp_path / f"{stem}.partial.{ending or 'mp4'}"
+    own.write_bytes(b"the user's")
+    videos = [open_video(tmp_path / name) for _ in range(20)]
+    assert len({video.partial for video in videos}) == 20
+    with open_video(tmp_path / name) as video:
+        video.write(frames(2))
+        assert len(os.fsencode(video.partial.name)) < 70
+    assert own.read_bytes() == b"the user's" and left_in(tmp_path) == sorted([name, own.name])
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".gif", ""])
+def test_names_have_up_to_255_bytes(tmp_path: Path, ending: str) -> None:
+    name = ("é" * 200).encode()[: 254 - len(ending)].decode() + ending
+    with open_video(tmp_path / name) as video:
+        video.write(frames(2))
+    assert left_in(tmp_path) == [name]
+    for write in (open_video, lambda path: save_frames(frames(2), path)):
+        with pytest.raises(ValueError, match="a name may have 255 bytes"):
+            write(tmp_path / f"{'é' * 126}xyzzy{ending}")
+    assert left_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_a_full_disk_keeps_what_was_made(tmp_path: Path, name: str) -> None:
+    """On a real file system of 200 KiB, where this machine lets a test mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(tmp_path)]
+    if (
+        sys.platform != "linux"
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("mounting is not allowed here")
+    noise = np.random.default_rng(0).integers(0, 256, (60, 96, 96, 3), np.uint8)
+    try:
+        with (
+            pytest.raises(OSError, match="(?i)no space left"),
+            open_video(tmp_path / name) as video,
+        ):
+            for frame in noise:
+                video.write(frame[None])
+        assert video.kept == video.partial and left_in(tmp_path) == [video.partial.name]
+        assert 3 < length(video.partial) < 60
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_without_frames_there_is_no_file(tmp_path: Path) -> None:
@@ -91,16 +187,18 @@ def test_without_frames_there_is_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_a_dead_process_left_is_completed(tmp_path: Path) -> None:
-    video = ProgressiveVideo(tmp_path / "clip.mp4")
-    assert not video.rescue()
-    video.write(frames(9))
-    playable(video.partial, 8)
-    (tmp_path / "left.partial.mp4").write_bytes(video.partial.read_bytes())
-    video.close()
-    assert ProgressiveVideo(tmp_path / "left.mp4").rescue()
-    assert len(read_video(tmp_path / "left.mp4")) == 8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "left.mp4"]
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_what_a_dead_process_left_is_kept(tmp_path: Path, name: str) -> None:
+    parent = open_video(tmp_path / name)
+    parent.rescue()
+    assert parent.kept is None
+    child = open_video(tmp_path / name, partial=parent.partial)
+    child.write(frames(9))
+    if isinstance(child, ProgressiveVideo):
+        playable(child.partial, 8)
+    parent.rescue()
+    assert parent.kept == tmp_path / name and left_in(tmp_path) == [name]
+    assert length(tmp_path / name) >= 8
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
