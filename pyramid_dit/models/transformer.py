@@ -16,9 +16,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..distributed.parallel import SERIAL, Serial
-from .attention import AttentionContext, last_tokens
+from .attention import AttentionContext, HistoryCache, last_tokens
 from .blocks import JointBlock, SingleBlock
-from .history_cache import HistoryCache
 from .layers import AdaLayerNorm, AdaLayerNormContinuous, TimestepTextEmbedding, residual_dtype
 from .lora import LoraAdapters
 from .token_layout import (
