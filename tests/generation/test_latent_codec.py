@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from pyramid_dit.checkpoints.architectures import ARCHITECTURES
 from pyramid_dit.checks import check_size
-from pyramid_dit.devices.memory import free_memory
 from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
 from pyramid_dit.flow.sizes import frames_of, temp_of, temp_of_seconds
 from pyramid_dit.generation.latent_codec import (
@@ -223,16 +221,3 @@ def test_weights_in_half_precision_are_not_widened_by_autocast(vae: CausalVideoV
     with torch.autocast("cpu", dtype=torch.float16):
         decode_latents(vae, STATISTICS, latents, device=CPU, sizes=SMALL)
     assert seen == {torch.bfloat16}
-
-
-def test_free_memory_of_the_system_and_of_a_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("pyramid_dit.devices.memory.MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr("pyramid_dit.devices.memory.CONTROL_GROUP", tmp_path)
-    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:   5000 kB\n")
-    assert free_memory(CPU) == 5000 * 1024
-    (tmp_path / "memory.current").write_text("1000\n")
-    for limit, free in (("max", 5000 * 1024), ("4000", 3000), ("900", 0)):
-        (tmp_path / "memory.max").write_text(limit + "\n")
-        assert free_memory(CPU) == free
