@@ -30,13 +30,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from ..flow.latents import Generators
+
 CFG, SEQUENCE = "cfg", "sequence"
 BRANCHES = 2
 """Negative and positive prompt."""
 START_TIMEOUT = timedelta(minutes=10)
 """For the others to arrive, and for one collective operation."""
-
-Generator = torch.Generator | list[torch.Generator] | None
 
 
 class Serial:
@@ -93,7 +93,7 @@ class Serial:
         """`[negative ; positive]` along the batch, from what this process evaluated."""
         return velocity
 
-    def common_generator(self, generator: Generator) -> Generator:
+    def common_generator(self, generator: Generators | None) -> Generators | None:
         """A source of random numbers that is the same on all processes: as process 0's draws.
 
         Without a generator the numbers come from the CPU, seeded by process 0's global one.
@@ -196,7 +196,7 @@ class Parallel(Serial):
             return velocity
         return torch.cat(_all_gather(velocity, self._cfg_group))
 
-    def common_generator(self, generator: Generator) -> Generator:
+    def common_generator(self, generator: Generators | None) -> Generators | None:
         if generator is None:
             seeds = [int(torch.randint(2**62, ()))]
             dist.broadcast_object_list(seeds, group=self.group, group_src=0)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Generators: TypeAlias = torch.Generator | list[torch.Generator]
+"""Sources of random numbers as diffusers takes them: one for all samples or one for each."""
 
 
 def halve_latents(x: Tensor) -> Tensor:

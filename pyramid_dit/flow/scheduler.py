@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .latents import upsample_nearest
+from .latents import Generators, upsample_nearest
 
 
 class StagePosition(NamedTuple):
@@ -221,7 +221,7 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         self,
         shape: Sequence[int],
         *,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from ..flow.latents import Generators
     from .saved_latents import SavedLatents
 
 P = ParamSpec("P")
@@ -433,13 +434,13 @@ class Arguments(KeywordArguments):
         """Guidance of `unit`, as `guidance_scales` has it."""
         return held_at(unit, {-1: otherwise, **(self.guidance_scales or {})})
 
-    def sources(self) -> torch.Generator | Sequence[torch.Generator] | None:
+    def sources(self) -> Generators | None:
         """Sources of random numbers: the caller's `generator`, or new ones from `seed`.
 
         They draw on the CPU, so that a seed means the same on every device.
         """
         if self.seed is None:
-            return self.generator
+            return list(self.generator) if isinstance(self.generator, Sequence) else self.generator
         import torch
 
         if isinstance(self.seed, Sequence):

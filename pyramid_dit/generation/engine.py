@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..devices.offload import (
     offloaded_in_parts,
     stays_on,
 )
+from ..flow.latents import Generators
 from ..sampling.prompts import GuidedText
 from ..sampling.unit_sampler import Interrupted, UnitSampler
 from .latent_codec import DecodeSizes, FrameDecoder, can_stream, decode_latents, encode_clip
@@ -33,7 +34,7 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
     The iteration ends early once the run was told to stop.
     """
     request, model, parallel = run.request, run.model, run.parallel
-    generator = parallel.common_generator(_sources(run))
+    generator = parallel.common_generator(run.request.generator)
     device = _working_device(run, model.dit)
     noise = run.noise = parallel.common(_initial_noise(run, generator, device))
     past = _past(run, generator, device)
@@ -142,19 +143,14 @@ def _step_callback(run: Run, timestep: float, latents: Tensor) -> Tensor:
     return (changed or tensors)["latents"]
 
 
-def _sources(run: Run) -> torch.Generator | list[torch.Generator] | None:
-    sources = run.request.generator
-    return list(sources) if isinstance(sources, Sequence) else sources
-
-
-def _initial_noise(run: Run, generator: Any, device: torch.device) -> Tensor:
+def _initial_noise(run: Run, generator: Generators | None, device: torch.device) -> Tensor:
     if run.request.latents is not None:
         return run.request.latents.to(device, torch.float32)
     shape = run.request.noise_shape(run.model)
     return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
 
-def _past(run: Run, generator: Any, device: torch.device) -> Tensor | None:
+def _past(run: Run, generator: Generators | None, device: torch.device) -> Tensor | None:
     """Normalized latents `[b, c, t, h, w]` that the videos start with, float32, if any."""
     request, vae = run.request, run.model.vae
     if request.past is not None:
@@ -209,7 +205,7 @@ def _batches_guidance(run: Run) -> bool:
     return needed <= free_memory(_working_device(run, model.dit))
 
 
-def _generator_states(generator: Any, device: torch.device) -> list[Tensor]:
+def _generator_states(generator: Generators | None, device: torch.device) -> list[Tensor]:
     """States of the sources of random numbers; without any, of the global one of `device`."""
     if generator is None and device.type == "cpu":
         return [torch.get_rng_state()]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..checkpoints.defaults import Mode
 from ..checks import FRAMES, check_shape, check_size, check_temp, steps_per_stage
+from ..flow.latents import Generators
 from ..flow.sizes import (
     SPATIAL_FACTOR,
     TEMPORAL_FACTOR,
@@ -54,7 +54,7 @@ class Request:
     nested: bool
     """Whether a single video comes as a list of one."""
     samples_each: int
-    generator: torch.Generator | Sequence[torch.Generator] | None
+    generator: Generators | None
     latents: Tensor | None
     """Initial noise, if it is given."""
 
@@ -350,7 +350,7 @@ def _check(request: Request, model: Components) -> None:
             'no VAE is loaded: ask for output_type="latent", and pass image_latents, '
             "not input_image"
         )
-    if isinstance(request.generator, Sequence) and len(request.generator) != request.batch:
+    if isinstance(request.generator, list) and len(request.generator) != request.batch:
         raise ValueError(f"{len(request.generator)} generators for a batch of {request.batch}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -97,7 +97,7 @@ class Run:
         if self.latents is None or self.noise is None:
             raise ValueError("there are no latents to save: no unit of the video is complete")
         made, source = self.frames_made, self.request.generator
-        if isinstance(source, Sequence):
+        if isinstance(source, list):
             source = source[0]
         return SavedLatents(
             latents=self.latents.cpu(),

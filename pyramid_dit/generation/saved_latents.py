@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import replacing
+from ..flow.latents import Generators
 from ..sampling.unit_sampler import Unit
 
 FORMAT = "pyramid-flow latents 1"
@@ -52,7 +53,7 @@ class SavedLatents:
     samples_each: int
     kept: Mapping[str, Any] = field(default_factory=dict)
 
-    def generators(self) -> torch.Generator | list[torch.Generator]:
+    def generators(self) -> Generators:
         """Sources of random numbers that go on where those of the run were."""
         sources = []
         for state in self.generator_states:

@@ -6,21 +6,18 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..distributed.parallel import SERIAL, Serial
-from ..flow.latents import latent_pyramid, noise_pyramid
+from ..flow.latents import Generators, latent_pyramid, noise_pyramid
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..flow.temporal_pyramid import gather_history, history_plan
 from ..models.transformer import PyramidTransformer
 from .fast_mode import EXACT, FastMode
 from .guidance import GuidanceSchedule, StageVelocity
 from .prompts import GuidedText
-
-Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class UnitSampler:
         *,
         texts: Sequence[GuidedText],
         frame_per_unit: int,
-        generator: Generators = None,
+        generator: Generators | None = None,
         batched_guidance: bool = True,
         fast_mode: FastMode = EXACT,
         parallel: Serial = SERIAL,
