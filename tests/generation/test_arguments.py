@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
@@ -155,6 +158,28 @@ def test_a_resumed_run_keeps_it(model: PyramidDiTForVideoGeneration, tmp_path: P
     stream.close()
     stream.save_latents(tmp_path / "run")
     assert torch.equal(model.generate_v2v(resume=tmp_path / "run", output_type="latent"), whole)
+
+
+def test_what_was_saved_before_the_option_was_there_is_resumed(
+    model: PyramidDiTForVideoGeneration, tmp_path: Path
+) -> None:
+    stream = model.stream(LONG, **RUN)
+    next(stream)
+    stream.close()
+    stream.save_latents(tmp_path / "new")
+    with safe_open(tmp_path / "new", "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    settings = json.loads(metadata["settings"])
+    assert settings.pop("arguments") == {"max_sequence_length": 128}
+    metadata["settings"] = json.dumps(settings)
+    save_file(tensors, tmp_path / "old", metadata)
+    whole = model.generate(LONG, **RUN)
+    assert torch.equal(model.generate_v2v(resume=tmp_path / "old", output_type="latent"), whole)
+    metadata["settings"] = json.dumps(settings | {"arguments": {"max_sequence_length": -1}})
+    save_file(tensors, tmp_path / "bad", metadata)
+    with pytest.raises(ValueError, match="max_sequence_length must be at least 1"):
+        model.generate_v2v(resume=tmp_path / "bad")
 
 
 def test_every_door_has_it(model: PyramidDiTForVideoGeneration, folder: Path) -> None:
