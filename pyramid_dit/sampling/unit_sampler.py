@@ -179,7 +179,7 @@ class UnitSampler:
                     latents = schedule.step(index, direction, latents)
                     latents = self.on_step(timestep, latents)
                     finite.append(latents.isfinite().all())
-        is_finite = torch.stack(finite).tolist()
+        is_finite = [] if latents.is_meta else torch.stack(finite).tolist()
         if not all(is_finite):
             raise FloatingPointError(
                 f"the latents of unit {unit.index} are not finite from its step "
