@@ -32,6 +32,7 @@ setup(
         "accelerate>=1.10,<2",
         "diffusers>=0.41,<1",
         "einops>=0.8,<1",
+        "ftfy>=6.1,<7",
         "huggingface_hub>=1.31,<3",
         "imageio>=2.37,<3",  # diffusers.utils.export_to_video asks for it
         "imageio-ffmpeg>=0.6,<1",

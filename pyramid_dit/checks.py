@@ -87,6 +87,17 @@ class OneOrMore:
 
 
 @dataclass(frozen=True)
+class Words:
+    """A list of words."""
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Refuse another value."""
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        if not several or not all(isinstance(word, str) for word in value):
+            raise TypeError(f"{name} must be a list of words, got {shown(value)}")
+
+
+@dataclass(frozen=True)
 class ByUnit:
     """A mapping from units, whole numbers from 0 on, to values that `check` allows."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +16,7 @@ from ..checks import (
     TEXT,
     Check,
     OneOrMore,
+    Words,
 )
 from ..flow.sizes import TEMPORAL_FACTOR
 
@@ -50,6 +52,8 @@ class GenerationDefaults:
     video_num_inference_steps: Steps = 28
     guidance_scale: float = 7.0
     video_guidance_scale: float | None = None
+    known_words: Sequence[str] | None = None
+    """All words that the checkpoint has learned, where they are few."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -93,6 +97,14 @@ class GenerationDefaults:
             return size[1], size[0]
         return size
 
+    def unknown_words(self, prompts: Iterable[str]) -> list[str]:
+        """The words in `prompts` that the checkpoint never learned, each once, in their order."""
+        if self.known_words is None:
+            return []
+        known = {word.casefold() for word in self.known_words}
+        words = [word for text in prompts for word in _WORD.findall(text.casefold())]
+        return [word for word in dict.fromkeys(words) if word not in known]
+
     def frames(self) -> int:
         """Length of a video."""
         return self.num_frames or RELEASED_NUM_FRAMES
@@ -107,6 +119,7 @@ class GenerationDefaults:
         return RELEASED_VIDEO_GUIDANCE[mode] if said is None else said
 
 
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _CHECKS: dict[str, Check] = {
     "prompt_suffix": TEXT,
     "negative_prompt": TEXT,
@@ -118,4 +131,5 @@ _CHECKS: dict[str, Check] = {
     "video_num_inference_steps": OneOrMore(STEPS),
     "guidance_scale": GUIDANCE,
     "video_guidance_scale": GUIDANCE,
+    "known_words": Words(),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from ..sampling.unit_sampler import Unit, plan_units
 from .arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo
 from .components import Components
 from .saved_latents import SavedLatents
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -120,6 +123,16 @@ class _Start:
     """Latent frames of the noise that units are made of."""
 
 
+def _warn_of_unknown_words(texts: Sequence[Prompts], model: Components) -> None:
+    prompts = [p for text in texts if isinstance(text.positive, list) for p in text.positive]
+    if unknown := model.defaults.unknown_words(prompts):
+        known = " ".join(model.defaults.known_words or ())
+        logger.warning(
+            "the checkpoint never learned the words: %s (it knows: %s)",
+            *(" ".join(unknown), known),
+        )
+
+
 def _new(arguments: Arguments, model: Components) -> Request:
     defaults, unit = model.defaults, model.frame_per_unit
     match arguments:
@@ -190,6 +203,7 @@ def _new(arguments: Arguments, model: Components) -> Request:
         raise ValueError(
             f"prompts must be as many in every unit, got {[text.batch for text in texts]}"
         )
+    _warn_of_unknown_words(texts, model)
     starts = list(story)
     return Request(
         arguments=arguments,

@@ -6,6 +6,8 @@ those of `transformers`, imported only where one is loaded.
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from os import PathLike
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 
 from ..devices.offload import module_device, moved_to
 from .text_condition import TextCondition
+
+logger = logging.getLogger(__name__)
 
 T5_LENGTH = 128
 
@@ -128,7 +132,8 @@ class TextEncoderWithMask(nn.Module):
         Args:
             input_prompts: One prompt or several.
             device: Where the results lie, by default on the encoder's own.
-            max_sequence_length: Tokens that T5 reads of a prompt, padded where it has fewer.
+            max_sequence_length: Tokens that T5 reads of a prompt, padded where it has fewer; a
+                warning says what is cut.
         """
         prompts = [input_prompts] if isinstance(input_prompts, str) else list(input_prompts)
         *clips, t5 = (part.encoder for part in self.parts())
@@ -149,6 +154,7 @@ class TextEncoderWithMask(nn.Module):
 
     def _read_tokens(self, name: str, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
         tokens = _tokenize(self.tokenizers[name], prompts, length)
+        _warn_of_cuts(self.tokenizers[name], prompts, tokens["attention_mask"])
         encoder = getattr(self, name)
         with moved_to(encoder, module_device(encoder)) as device:
             mask = tokens["attention_mask"].to(device)
@@ -181,7 +187,36 @@ _TOKENIZING = threading.Lock()
 
 
 def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
+    if "CLIP" in type(tokenizer).__name__:
+        prompts = [_normalized(tokenizer, prompt) for prompt in prompts]
     with _TOKENIZING:
         return tokenizer(
             prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
+
+
+def _normalized(tokenizer: Any, prompt: str) -> str:
+    """The text as CLIP was trained on it: quotes straight, entities and ligatures resolved.
+
+    The fast tokenizers leave that out, see `CLIPTokenizer._tokenize` of transformers 4.
+    """
+    from ftfy import fix_text
+
+    special = "|".join(map(re.escape, tokenizer.all_special_tokens))
+    parts = re.split(f"({special})", prompt) if special else [prompt]
+    return "".join(part if number % 2 else fix_text(part) for number, part in enumerate(parts))
+
+
+def _warn_of_cuts(tokenizer: Any, prompts: list[str], mask: Tensor) -> None:
+    """Say which prompts have more tokens than fit into the rows of `mask`."""
+    length = mask.shape[1]
+    for prompt, row in zip(prompts, mask, strict=True):
+        if not row.all():
+            continue
+        with _TOKENIZING:
+            tokens = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+        if tokens > length:
+            logger.warning(
+                "a prompt of %d tokens is cut to %d, what T5 reads (max_sequence_length): %.40r...",
+                *(tokens, length, prompt),
+            )

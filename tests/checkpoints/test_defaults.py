@@ -117,3 +117,14 @@ def test_bad_values_are_refused_with_file_key_and_value(
     with pytest.raises(ValueError) as refused:
         CheckpointFolder.open(folder)
     assert str(refused.value).startswith(f"{folder / 'model_index.json'}: {message}")
+
+
+def test_words_that_a_checkpoint_never_learned() -> None:
+    some = GenerationDefaults.of({"known_words": ["a", "red", "Circle"]})
+    assert some.unknown_words(["A red circle, a CAT", "a cat on the beach"]) == [
+        *("cat", "on", "the", "beach")
+    ]
+    assert GenerationDefaults().unknown_words(["a cat"]) == []
+    for value in ("a red circle", [1], 3):
+        with pytest.raises(TypeError, match="known_words must be a list of words"):
+            GenerationDefaults.of({"known_words": value})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from tiny_checkpoint import POOLED_DIM, TEXT_DIM, write_tiny_checkpoint
 
 from pyramid_dit import FluxTextEncoderWithMask, SD3TextEncoderWithMask
-from pyramid_dit.models.text_encoder import T5_LENGTH
+from pyramid_dit.models.text_encoder import T5_LENGTH, TextPart, _tokenize
 
 ENCODERS = {"pyramid_flux": FluxTextEncoderWithMask, "pyramid_mmdit": SD3TextEncoderWithMask}
 CLIPS = {"pyramid_flux": [""], "pyramid_mmdit": ["", "_2"]}
@@ -85,3 +87,35 @@ def test_gradients_reach_both_encoders(folders: dict[str, Path]) -> None:
 def test_a_missing_part(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(OSError, match="text_encoder"):
         FluxTextEncoderWithMask(tmp_path)
+
+
+def test_a_prompt_that_t5_cuts_is_said_to_be_cut(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = FluxTextEncoderWithMask(folders["pyramid_flux"])
+    with torch.no_grad():
+        encoder(PROMPTS)
+        assert caplog.text == ""
+        encoder([PROMPTS[0], LONG_PROMPT])
+    (record,) = caplog.records
+    tokens = len(encoder.tokenizers["text_encoder_2"](LONG_PROMPT)["input_ids"])
+    assert f"a prompt of {tokens} tokens is cut to {T5_LENGTH}" in record.getMessage()
+
+
+GOLDEN = Path(
+    os.environ.get(
+        "PYRAMID_FLOW_GOLDEN", Path(__file__).resolve().parents[2].parent / "shared/golden"
+    ),
+    "tokenizers",
+)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="no golden data")
+def test_token_ids_are_the_references() -> None:
+    golden = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
+    for case in golden["cases"]:
+        folder = GOLDEN / case["folder"]
+        part = TextPart("", folder.name, "")
+        tokens = _tokenize(part.load_tokenizer(folder.parent), golden["prompts"], case["length"])
+        assert tokens["input_ids"].tolist() == case["input_ids"], case["folder"]
+        assert tokens["attention_mask"].tolist() == case["attention_mask"], case["folder"]
