@@ -22,7 +22,14 @@ from ..devices.offload import (
 from ..flow.latents import Generators
 from ..sampling.prompts import GuidedText
 from ..sampling.unit_sampler import Interrupted, UnitSampler
-from .latent_codec import DecodeSizes, FrameDecoder, can_stream, decode_latents, encode_clip
+from .latent_codec import (
+    DecodeSizes,
+    FrameDecoder,
+    can_stream,
+    decode_latents,
+    encode_clip,
+    pixels_for,
+)
 from .memory_estimates import step_memory, unit_tokens
 from .run import Run
 
@@ -88,7 +95,7 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
 
 @torch.no_grad()
 def make_frames(run: Run, *, as_they_come: bool) -> Generator[Tensor, None, None]:
-    """Make the video, and decode it to bytes `[b, t, h, w, 3]`, a piece at a time.
+    """Make the video, and decode it to frames `[b, t, h, w, 3]`, a piece at a time.
 
     Args:
         run: The run.
@@ -113,6 +120,7 @@ def make_frames(run: Run, *, as_they_come: bool) -> Generator[Tensor, None, None
                 device=device,
                 sizes=_decode_sizes(run),
                 parallel=parallel,
+                finish=pixels_for(run.request.arguments.output_type),
             )
 
 
@@ -127,7 +135,14 @@ def _decoder(run: Run, *, as_they_come: bool) -> FrameDecoder | None:
     if not as_they_come and not (alone and fits):
         return None
     tile = sizes.tile if vae.use_tiling and not fits else None
-    return FrameDecoder(vae, run.model.statistics, device=device, window=sizes.window, tile=tile)
+    return FrameDecoder(
+        vae,
+        run.model.statistics,
+        device=device,
+        window=sizes.window,
+        tile=tile,
+        finish=pixels_for(run.request.arguments.output_type),
+    )
 
 
 def _decode_sizes(run: Run) -> DecodeSizes:

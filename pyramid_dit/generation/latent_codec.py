@@ -6,8 +6,9 @@ first frame, which the VAE encodes as an image, and for all later ones.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,6 +58,7 @@ class FrameDecoder:
         window: Most latent frames to decode at a time.
         tile: Extent in pixels of the tiles that larger pictures are decoded in; None decodes
             them whole, whether tiling is enabled or not.
+        finish: What becomes of the pixels, `to_bytes` or `to_floats`.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class FrameDecoder:
         device: torch.device,
         window: int,
         tile: int | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.vae = vae
+        self.finish = finish or to_bytes
         self.statistics = statistics
         self.device = device
         self.window = window
@@ -79,7 +83,7 @@ class FrameDecoder:
 
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
-        """Decode the next normalized latents `[b, c, t, h, w]` to bytes `[b, t', 8h, 8w, 3]`.
+        """Decode the next normalized latents `[b, c, t, h, w]` to frames `[b, t', 8h, 8w, 3]`.
 
         The first latent frame of the video makes one frame, every other eight.
         """
@@ -88,7 +92,7 @@ class FrameDecoder:
         self._started = True
         z = normalization.denormalize(latents).to(self.device, self.vae.dtype)
         with _own_precision(self.vae, self.device):
-            frames = [to_bytes(self._decode(chunk)) for chunk in z.split(self.window, dim=2)]
+            frames = [self.finish(self._decode(chunk)) for chunk in z.split(self.window, dim=2)]
         return torch.cat(frames, dim=1)
 
     def _decode(self, chunk: Tensor) -> Tensor:
@@ -138,13 +142,17 @@ def decode_latents(
     device: torch.device,
     sizes: DecodeSizes,
     parallel: Serial = SERIAL,
+    finish: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Decode normalized latents `[b, c, t, h, w]` to bytes `[b, 8(t-1)+1, 8h, 8w, 3]`.
+    """Decode normalized latents `[b, c, t, h, w]` to frames `[b, 8(t-1)+1, 8h, 8w, 3]`.
+
+    The pixels become what `finish` makes of them, by default bytes.
 
     Enabled tiling is a permission: tiles are blended over their borders and cost almost twice the
     work, so pictures are decoded whole where the memory suffices. Forced tiling is obeyed.
     Processes that share the work each decode a part of the time, and all get all of it.
     """
+    finish = finish or to_bytes
     _use_fast_layout(vae)
     need = _decode_bytes(vae, latents.shape, sizes.window)
     tiled = parallel.any(_tiles_needed(vae, latents.shape[-2:], sizes.tile, need, device))
@@ -157,13 +165,14 @@ def decode_latents(
                 parallel.group,
                 window_size=sizes.window,
                 tile_sample_min_size=sizes.tile if tiled else None,
-                finish=lambda pixels: to_bytes(pixels).movedim(-1, 1),
+                finish=lambda pixels: finish(pixels).movedim(-1, 1),
             )
         return video.movedim(1, -1)
     tile = sizes.tile if tiled else None
-    return FrameDecoder(vae, statistics, device=device, window=sizes.window, tile=tile).push(
-        latents
+    decoder = FrameDecoder(
+        vae, statistics, device=device, window=sizes.window, tile=tile, finish=finish
     )
+    return decoder.push(latents)
 
 
 @torch.no_grad()
@@ -202,26 +211,70 @@ def to_bytes(video: Tensor) -> Tensor:
     Raises:
         FloatingPointError: They are not finite.
     """
+    return _in_pieces(video, lambda levels: levels.to(torch.uint8))
+
+
+def to_floats(video: Tensor) -> Tensor:
+    """Pixels `[b, 3, t, h, w]` in [-1, 1] to float32 in [0, 1] `[b, t, h, w, 3]`.
+
+    Truncated, `(255 x).to(uint8)`, they are the bytes of `to_bytes`: where rounding would carry
+    a value over a whole number of 255ths, it is the last one on its own side.
+
+    Raises:
+        FloatingPointError: They are not finite.
+    """
+    lowest, highest = (limits.to(video.device) for limits in _float_limits())
+
+    def convert(levels: Tensor) -> Tensor:
+        byte = levels.int()
+        low, high = (
+            limits.index_select(0, byte.flatten()).view_as(byte) for limits in (lowest, highest)
+        )
+        return torch.clamp(levels / 255, low, high)
+
+    return _in_pieces(video, convert)
+
+
+def _in_pieces(video: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
+    """`convert` of the levels, float32 in [0, 255], `[b, t, h, w, 3]`."""
     if not video.is_meta and not video.isfinite().all():
         raise FloatingPointError("the frames that the VAE decoded are not finite")
     # a few frames at a time: a long clip in float32 takes gigabytes
     pieces = [
-        frames.float().mul(127.5).add_(127.5).clamp_(0, 255).to(torch.uint8)
-        for frames in video.split(16, dim=2)
+        convert(frames.float().mul(127.5).add_(127.5).clamp_(0, 255))
+        for frames in video.split(8, dim=2)
     ]
     return torch.cat(pieces, dim=2).permute(0, 2, 3, 4, 1)
 
 
+@functools.cache
+def _float_limits() -> tuple[Tensor, Tensor]:
+    """Of each byte, the least and the greatest float32 that 255 times is truncated to it."""
+    byte = np.arange(256)
+    lowest = (byte / 255).astype(np.float32)
+    below = lowest.astype(np.float64) * 255 < byte
+    lowest[below] = np.nextafter(lowest[below], np.float32(2))
+    highest = np.minimum((byte + 1) / 255, 1).astype(np.float32)
+    while (above := (highest * np.float32(255)).astype(np.int64) > byte).any():
+        highest[above] = np.nextafter(highest[above], np.float32(0))
+    return torch.from_numpy(lowest), torch.from_numpy(highest)
+
+
+def pixels_for(output_type: str) -> Callable[[Tensor], Tensor]:
+    """What decoded pixels become: bytes for "pil", floats for "np" and "pt"."""
+    return to_bytes if output_type == "pil" else to_floats
+
+
 def to_output(video: Tensor, output_type: str) -> list[list[Image]] | np.ndarray | Tensor:
-    """Bytes `[b, t, h, w, 3]` as "pil" (one list of images a sample), "np" or "pt".
+    """Frames `[b, t, h, w, 3]` of `pixels_for` as "pil" (one list of images a sample), "np", "pt".
 
     Arrays are `[b, t, h, w, 3]` and tensors `[b, t, 3, h, w]`, float32 in [0, 1].
     """
     if output_type == "pt":
-        return video.movedim(-1, 2).float() / 255
+        return video.movedim(-1, 2)
     frames = video.cpu().numpy()
     if output_type == "np":
-        return frames.astype(np.float32) / 255
+        return frames
 
     from PIL import Image
 

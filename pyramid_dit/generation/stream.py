@@ -75,14 +75,15 @@ class VideoStream(Iterator[Any]):
         request = self._run.request
         if not pieces:  # stopped before a unit was complete
             shape: tuple[int, ...] = (request.batch, 0, request.height, request.width, 3)
+            images = request.arguments.output_type == "pil"
             if self._latents_only:
                 batch, channels, _, *size = request.noise_shape(self._run.model)
                 shape = (batch, channels, 0, *size)
-            pieces = [torch.empty(shape, dtype=None if self._latents_only else torch.uint8)]
+            pieces = [torch.empty(shape, dtype=torch.uint8 if images else torch.float32)]
         return self._output(torch.cat(pieces, dim=2 if self._latents_only else 1))
 
     def _next_piece(self) -> Tensor:
-        """Latents, or bytes `[b, t, h, w, 3]`, of the next unit that shows."""
+        """Latents, or frames `[b, t, h, w, 3]`, of the next unit that shows."""
         while True:
             piece = next(self._pieces)
             if self._latents_only:

@@ -21,6 +21,7 @@ from pyramid_dit.generation.latent_codec import (
     decode_latents,
     encode_clip,
     to_bytes,
+    to_floats,
 )
 from pyramid_dit.media.images import fit_image, image_pixels
 from pyramid_dit.media.rgb import rgb_image
@@ -53,6 +54,34 @@ def test_frames_and_latent_frames() -> None:
     for seconds in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="above 0"):
             temp_of_seconds(seconds)
+
+
+def neighbors_of_whole_levels() -> Tensor:
+    """Every float32 near a pixel that is a whole number of 255ths, and noise."""
+    levels = torch.arange(-2, 258, dtype=torch.float64)
+    pixels = [((levels - 127.5) / 127.5).float()]
+    for direction in (-2.0, 2.0):
+        near = pixels[0]
+        for _ in range(4):
+            near = torch.nextafter(near, torch.tensor(direction))
+            pixels.append(near)
+    noise = torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    return torch.cat([*pixels, noise, torch.tensor([0.0, 1.0, -1.0, 7.0, -7.0])])
+
+
+def test_floats_are_truncated_to_the_very_bytes() -> None:
+    pixels = neighbors_of_whole_levels()
+    video = pixels[None, None, None, None, :].expand(1, 3, 17, 1, -1)
+    floats, bytes = to_floats(video), to_bytes(video)
+    assert floats.dtype == torch.float32 and floats.shape == bytes.shape
+    assert floats.min() == 0 and floats.max() == 1
+    expected = ((pixels.double() + 1) / 2).clamp(0, 1)[:, None]
+    assert (floats[0, 0, 0].double() - expected).abs().max() < 1e-6
+    for values in (floats, floats.double()):
+        assert torch.equal((values * 255).to(torch.uint8), bytes)
+        assert np.array_equal((values.numpy() * 255).astype(np.uint8), bytes.numpy())
+    with pytest.raises(FloatingPointError, match="not finite"):
+        to_floats(video * torch.nan)
 
 
 def test_released_sizes_fit() -> None:

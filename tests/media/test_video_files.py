@@ -150,8 +150,8 @@ def test_floats_that_are_no_picture_are_refused(tmp_path: Path, name: str, value
     video = open_video(tmp_path / name)
     with pytest.raises(ValueError, match=f"frame 2 holds {value:g}"):  # at once, not at the end
         video.write(clip)
-    video.close()
     assert video.frames == 2
+    video.close()
     with pytest.raises(ValueError, match=f"an image holds {value:g}"):
         pictures_of(clip[2])
 
