@@ -138,6 +138,8 @@ def _run(
     from .sources import Sources, check_apart
 
     sources = Sources.open(options)
+    if is_main and sources.clip is not None and sources.clip.has_sound:
+        _complain(f"--extend {options.extend!r} has sound, which is not kept")
     output = options.output or _name(sources.title(options))
     if is_main:
         check_writable(output)

@@ -21,7 +21,7 @@ from ..media.video_files import (
     video_frames,
     video_size,
 )
-from ..media.video_header import UnsupportedVideoError
+from ..media.video_header import UnsupportedVideoError, VideoHeader
 from .options import FLAGS, SIZE_MULTIPLE, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Clip:
     path: Path
     size: tuple[int, int]
     """Width and height."""
+    has_sound: bool
+    """Which is not kept."""
 
     @classmethod
     def open(cls, path: str) -> Clip:
@@ -66,7 +68,7 @@ class Clip:
             UsageError: It is no video.
         """
         try:
-            return cls(Path(path), video_size(path))
+            return cls(Path(path), video_size(path), VideoHeader.read(path).has_sound)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"cannot read --extend {path!r}: no such file") from error
         except UnsupportedVideoError as error:

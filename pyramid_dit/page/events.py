@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from .examples import Examples
 from .layout import SCROLL_TO_RESULT, Fields, Results
-from .media_checks import open_image, read_settings
+from .media_checks import has_sound, open_image, read_settings
 from .settings import (
     MAX_SCENES,
     ModelCard,
@@ -331,6 +331,8 @@ class Page:
     # ---- what a video will start from -----------------------------------------------------
 
     def _last_frame(self, path: str, size: str) -> Image:
+        if has_sound(path):
+            gr.Info("This video has sound, which will not be in the new one.")
         return last_crop_of_video(path, size, self.card.defaults.frames_per_second)
 
     def _turn(self, path: str, size: str) -> str:

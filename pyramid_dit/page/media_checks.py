@@ -39,6 +39,7 @@ class VideoInfo(NamedTuple):
     height: int
     seconds: float | None
     """Length, None where the header does not say."""
+    has_sound: bool
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -76,7 +77,15 @@ def check_video(path: str | Path) -> VideoInfo:
         raise ValueError(
             f"the video is too long, {seconds:.0f} seconds: at most {MAX_VIDEO_SECONDS}"
         )
-    return VideoInfo(kind, width, height, seconds)
+    return VideoInfo(kind, width, height, seconds, header.has_sound)
+
+
+def has_sound(path: str | Path) -> bool:
+    """Whether there is sound in a video; `False` of what is none."""
+    try:
+        return check_video(path).has_sound
+    except (ValueError, OSError):
+        return False
 
 
 def video_frames(

@@ -23,6 +23,7 @@ from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 from pyramid_dit.cli.command import main
 from pyramid_dit.cli.options import MEMORY_PRESETS, parse_options
 from pyramid_dit.generation.memory_presets import AUTO, PRESETS
+from pyramid_dit.media.ffmpeg import run_ffmpeg
 from pyramid_dit.media.video_files import export_to_video, read_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -493,6 +494,17 @@ def test_a_video_is_extended(checkpoint: Path) -> None:
     assert read_video("more.mp4").shape == (28, 64, 64, 3)
     generate(checkpoint, *base, "-o", "frames", prompt="")
     assert frames_in("frames").shape == (20, 64, 64, 3)
+
+
+def test_sound_that_is_not_kept_is_said(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_to_video(np.zeros((24, 64, 64, 3), np.uint8), "silent.mp4")
+    sound = ["-f", "lavfi", "-i", "sine=d=1", "-c:v", "copy", "-c:a", "aac"]
+    run_ffmpeg(["-i", str(Path("silent.mp4").absolute()), *sound, "sound.mp4"])
+    for name, said in (("silent.mp4", False), ("sound.mp4", True)):
+        generate(checkpoint, "--extend", name, "--num-frames", "8", "-o", f"longer-{name}")
+        assert (f"{name!r} has sound, which is not kept" in capsys.readouterr().err) == said
 
 
 def test_a_storyboard(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

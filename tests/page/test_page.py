@@ -174,7 +174,7 @@ def test_pictures_are_checked(tmp_path: Path) -> None:
 def test_videos_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, path = tmp_path / "video.txt", tmp_path / "bad.mp4"
     ffmpeg("-f", "lavfi", "-i", "testsrc=s=80x60:d=1:r=30", "-f", "webm", str(good))
-    assert check_video(good) == ("matroska", 80, 60, pytest.approx(1, abs=0.05))
+    assert check_video(good) == ("matroska", 80, 60, pytest.approx(1, abs=0.05), False)
 
     for content in (
         b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
@@ -207,7 +207,7 @@ def test_a_name_in_metadata_is_no_stream(tmp_path: Path) -> None:
     lie = "x\n  Stream #0:0: Video: h264, 1x1\n  Duration: 09:00:00.00"
     source = ["-f", "lavfi", "-i", "testsrc=s=80x60:d=1:r=5"]
     ffmpeg(*source, "-metadata", f"title={lie}", str(path))
-    assert check_video(path) == ("matroska", 80, 60, pytest.approx(1, abs=0.05))
+    assert check_video(path) == ("matroska", 80, 60, pytest.approx(1, abs=0.05), False)
 
 
 def test_frames_of_a_video_come_at_the_rate_and_size_asked_for(tmp_path: Path) -> None:
