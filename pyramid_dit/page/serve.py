@@ -209,7 +209,6 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
     """
     from gradio.routes import App, ORJSONResponse
 
-    from .cookie import VisitorCookie
     from .failures import FailuresInWords
     from .media_checks import MAX_VIDEO_BYTES
     from .theme import STYLE, theme
@@ -219,7 +218,7 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
         """Gradio's server behind the guard, which Gradio's own middleware would answer before."""
 
         def build_middleware_stack(self) -> Any:
-            answering = FailuresInWords(VisitorCookie(super().build_middleware_stack()))
+            answering = FailuresInWords(super().build_middleware_stack())
             folder = Path(os.environ[TEMPORARY_FOLDER])
             return HostGuard(UploadLimit(answering, folder, folder / "results"), names)
 
