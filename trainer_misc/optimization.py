@@ -19,28 +19,39 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     ]
 
 
-def learning_rate_factor(
-    step: int, *, steps: int, warmup: int, schedule: str, cooldown: int
-) -> float:
-    """Share of the peak learning rate at `step` (counted from 0).
+SCHEDULES = ("constant", "cosine", "trapezoid")
 
-    Linear warm-up over `warmup` steps, then "constant"; "cosine" down to 0 at `steps`; or
-    "trapezoid", constant and then straight down to 0 over the last `cooldown` steps, so that a
-    run can be lengthened or ended without planning it from the start.
+
+def learning_rate(
+    step: int,
+    *,
+    steps: int,
+    peak: float,
+    schedule: str,
+    warmup: int = 0,
+    start: float = 0.0,
+    least: float = 0.0,
+    cooldown: int = 0,
+) -> float:
+    """Learning rate at `step`, counted from 0.
+
+    Up from `start` in a straight line over `warmup` steps, then "constant"; "cosine" down to
+    `least` at `steps`; or "trapezoid", constant and then straight down to 0 over the last
+    `cooldown` steps, so that a run can be lengthened or ended without planning it from the start.
 
     Raises:
         ValueError: If the schedule has another name.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
+        return start + (peak - start) * (step + 1) / warmup
     if schedule == "trapezoid":
-        return min(1.0, max(0.0, (steps - step) / cooldown))
+        return peak * min(1.0, max(0.0, (steps - step) / max(1, cooldown)))
     if schedule == "cosine":
         progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    raise ValueError(f"schedule is {schedule!r}; allowed are 'constant', 'cosine' and 'trapezoid'")
+        return least + (peak - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak
 
 
 UPDATE_RMS = 0.5
