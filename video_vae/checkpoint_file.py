@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+MODEL_KEY = "model"
+"""Where a training checkpoint keeps the weights."""
 
-def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+
+def read_state_dict(path: str | PathLike[str], *, model_key: str = MODEL_KEY) -> dict[str, Tensor]:
     """Read the tensors of a ``.safetensors`` file or of a file written by ``torch.save``.
 
-    A training checkpoint that keeps its weights under ``"model"`` gives those weights. Pickled
-    files are read with ``weights_only=True``, so none can run code.
+    A training checkpoint that keeps its weights under ``model_key`` gives those weights, whatever
+    else it holds. Pickled files are read with ``weights_only=True``, so none can run code; beside
+    tensors they may hold the ``argparse.Namespace`` of the command line that wrote them.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -27,8 +32,8 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
     content = _read(path)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    if isinstance(content, dict) and isinstance(content.get(model_key), dict):
+        content = content[model_key]
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no state dict")
     for key, value in content.items():
@@ -44,7 +49,8 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"cannot read weights from {path}: {reason}") from error
