@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from video_vae import CausalVideoVAE
 
@@ -69,8 +69,8 @@ class PyramidDiTForVideoGeneration:
         stage_range: Bounds of the stages on the time axis.
         sample_ratios: In training, how many columns of a batch each stage has.
         scheduler_gamma: Correlation of the noise at the jumps between stages.
-        use_mixed_training: Taken from the reference's scripts, without effect: `identifier`
-            says of each batch whether it holds images or videos.
+        use_mixed_training: The transformer's weights are float32 whatever `model_dtype` says,
+            for training under autocast: weights in half precision swallow small updates.
         use_flash_attn: Taken from the reference's scripts, without effect: PyTorch picks the
             attention kernel.
         load_text_encoder: Without it, pass encoded prompts (`prompt_embeds` etc.).
@@ -142,6 +142,7 @@ class PyramidDiTForVideoGeneration:
         )
         self.return_log = return_log
         self.accumulate_steps = 0
+        self._warnings: set[str] = set()
 
         folder = _open_folder(model_path, model_variant, model_name)
         text_encoder_class = folder.architecture.text_encoder
@@ -150,7 +151,7 @@ class PyramidDiTForVideoGeneration:
         dit = load_model(
             folder.architecture.transformer,
             folder.path / folder.variant,
-            dtype=dtype,
+            dtype=torch.float32 if use_mixed_training else dtype,
             variant=folder.file_variant,
             use_gradient_checkpointing=use_gradient_checkpointing,
             gradient_checkpointing_ratio=gradient_checkpointing_ratio,
@@ -181,8 +182,23 @@ class PyramidDiTForVideoGeneration:
             frame_per_unit=frame_per_unit,
         )
         self.video_generator = VideoGenerator(components)
+        self._training_dit: nn.Module = dit
 
-    dit = Part[PyramidFluxTransformer | PyramidDiffusionMMDiT]()
+    @property
+    def dit(self) -> PyramidFluxTransformer | PyramidDiffusionMMDiT:
+        """The transformer, or what it was replaced by, such as `accelerator.prepare(model.dit)`.
+
+        Training calls that; attributes and generation are those of the module inside.
+        """
+        inner: Any = self.video_generator.components.dit
+        around: Any = self._training_dit
+        return around if _unwrapped(around) is inner else inner
+
+    @dit.setter
+    def dit(self, module: Any) -> None:
+        self.video_generator.components.dit = _unwrapped(module)
+        self._training_dit = module
+
     vae = Part["CausalVideoVAE | None"]()
     text_encoder = Part[Any]()
     scheduler = Part[PyramidFlowMatchEulerDiscreteScheduler]()
@@ -336,24 +352,28 @@ class PyramidDiTForVideoGeneration:
     def __call__(
         self,
         video: Tensor,
-        text: Sequence[str] | Mapping[str, Tensor],
+        text: Sequence[str] | Mapping[str, Tensor] | TextCondition,
         identifier: Sequence[str] = ("video",),
         use_temporal_pyramid: bool = True,
         accelerator: Accelerator | None = None,
         *,
+        empty_text: Mapping[str, Tensor] | TextCondition | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of a batch (the objective is `flow.objective`).
 
         Args:
             video: With a VAE, pixels `[B, 3, 8n + 1, h, w]` in [-1, 1]; without, its latents
-                `[B, c, n + 1, h/8, w/8]`, not normalized. B is a multiple of the columns.
-            text: Prompts, of which a tenth is dropped for guidance; or their features
-                `prompt_embeds`, `prompt_attention_mask` and `pooled_prompt_embeds`, as they are.
+                `[B, c, n + 1, h/8, w/8]`, not normalized. B is a multiple of the columns. Images
+                may lack the axis of time: `[B, 3, h, w]`, and latents `[B, c, h/8, w/8]`.
+            text: Prompts, or their features `prompt_embeds`, `prompt_attention_mask` and
+                `pooled_prompt_embeds`. A tenth is replaced by the empty text, for guidance.
             identifier: `["video"]` or `["image"]`, the kind of the batch.
             use_temporal_pyramid: Train the last unit of clips with history; `False` noises all
                 frames alike. Images have no history.
             accelerator: Says which process this is; clip lengths differ between processes.
+            empty_text: Features of the empty prompt, one row; without it no features of `text`
+                are replaced.
             generator: Source of all random numbers.
 
         Returns:
@@ -365,8 +385,14 @@ class PyramidDiTForVideoGeneration:
         kind = identifier[0] if identifier else None
         if kind not in ("video", "image"):
             raise ValueError(f"identifier must be ['video'] or ['image'], got {identifier!r}")
+        if kind == "image" and video.ndim == 4:
+            video = video.unsqueeze(2)
+        if video.ndim != 5:
+            raise ValueError(f"{identifier!r} of shape {tuple(video.shape)}: a batch has 5 axes")
+        self._warn_of_half_precision()
         latents = self._training_latents(video, generator)
-        condition = self._training_text(text, generator).to(self.device, self.dtype)
+        condition = self._training_text(text, empty_text, generator)
+        condition = condition.to(self.device, self.dtype)
         if condition.batch != latents.shape[0]:
             raise ValueError(f"{condition.batch} texts for {latents.shape[0]} videos")
         self.accumulate_steps += 1
@@ -397,21 +423,72 @@ class PyramidDiTForVideoGeneration:
         return self.statistics.normalize(latents.to(self.device, torch.float32))
 
     def _training_text(
-        self, text: Sequence[str] | Mapping[str, Tensor], generator: torch.Generator | None
+        self,
+        text: Sequence[str] | Mapping[str, Tensor] | TextCondition,
+        empty_text: Mapping[str, Tensor] | TextCondition | None,
+        generator: torch.Generator | None,
     ) -> TextCondition:
-        if isinstance(text, Mapping):
-            names = TextCondition._fields
-            condition = TextCondition.checked(*(text.get(name) for name in names))
-            if condition is None:
-                raise ValueError(f"the features of the text must have {', '.join(names)}")
-            return condition
+        """The condition `[B, ...]`, a tenth of it dropped."""
+        if isinstance(text, Mapping | TextCondition):
+            condition = _features(text)
+            if empty_text is None:
+                self._warn_once(
+                    "features of text without empty_text=: none is dropped, so that guidance is "
+                    "not learned unless some of them are the empty prompt's"
+                )
+                return condition
+            empty = _features(empty_text)
+            if empty.batch != 1:
+                raise ValueError(f"empty_text must have one row, got {empty.batch}")
+            embeds, mask, pooled = condition
+            empty = TextCondition(empty[0].to(embeds), empty[1].to(mask), empty[2].to(pooled))
+            dropped = _dropped(condition.batch, generator)
+            rows = [condition.batch if drop else row for row, drop in enumerate(dropped)]
+            return TextCondition(*(tensor[rows] for tensor in condition.followed_by(empty)))
         if self.text_encoder is None:
             raise ValueError("no text encoder is loaded: pass the features of the text")
-        source = generator.device if generator is not None else None
-        draws = torch.rand(len(text), generator=generator, device=source)
-        dropped = (draws < PROMPT_DROPOUT).tolist()
+        dropped = _dropped(len(text), generator)
         prompts = ["" if drop else entry for entry, drop in zip(text, dropped, strict=True)]
         return TextCondition(*self.text_encoder(prompts))
+
+    def _warn_of_half_precision(self) -> None:
+        dtypes = {p.dtype for p in self.dit.parameters() if p.requires_grad}
+        if self.dit.training and dtypes & {torch.bfloat16, torch.float16}:
+            self._warn_once(
+                "the transformer is trained with weights in half precision, which updates at "
+                "usual learning rates leave as they are: load it with use_mixed_training=True, "
+                "and compute under torch.autocast or with accelerate's mixed_precision"
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
+            logger.warning(message)
+
+
+def _unwrapped(module: Any) -> Any:
+    """The module inside of those that DDP, FSDP and `torch.compile` put around it."""
+    while isinstance(inner := getattr(module, "module", None), nn.Module) or isinstance(
+        inner := getattr(module, "_orig_mod", None), nn.Module
+    ):
+        module = inner
+    return module
+
+
+def _features(text: Mapping[str, Tensor] | TextCondition) -> TextCondition:
+    """The features of texts, by our names or by those of the reference's extracted files."""
+    given = text._asdict() if isinstance(text, TextCondition) else text
+    singular = {name: name.replace("embeds", "embed") for name in TextCondition._fields}
+    condition = TextCondition.checked(*(given.get(n, given.get(s)) for n, s in singular.items()))
+    if condition is None:
+        raise ValueError(f"the features of the text must have {', '.join(singular)}")
+    return condition
+
+
+def _dropped(count: int, generator: torch.Generator | None) -> list[bool]:
+    """Which of the texts are replaced by the empty one."""
+    source = generator.device if generator is not None else None
+    return (torch.rand(count, generator=generator, device=source) < PROMPT_DROPOUT).tolist()
 
 
 def _saved_arguments(folder: CheckpointFolder) -> dict[str, Any]:
