@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from video_vae.checkpoint_file import load_strictly, read_state_dict
+from video_vae.checkpoint_file import MODEL_KEY, load_strictly, read_state_dict
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _OTHER_PARTS = ("vae.", "text_encoder.")
@@ -66,7 +66,9 @@ def load_model(
     return model.eval()
 
 
-def load_weights(module: nn.Module, path: str | PathLike[str], *, part: str) -> None:
+def load_weights(
+    module: nn.Module, path: str | PathLike[str], *, part: str, model_key: str = MODEL_KEY
+) -> None:
     """Load a file of weights into `module`, every key matching.
 
     Args:
@@ -74,6 +76,7 @@ def load_weights(module: nn.Module, path: str | PathLike[str], *, part: str) -> 
         path: `.safetensors` or a file of `torch.save`, of the module alone or of a whole
             training wrapper in which it is called `part`.
         part: Name of the module in such a wrapper.
+        model_key: Where a file that holds more, an optimizer for example, has the weights.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -82,7 +85,7 @@ def load_weights(module: nn.Module, path: str | PathLike[str], *, part: str) -> 
     """
     if any(parameter.is_meta for parameter in module.parameters()):
         raise RuntimeError("load weights before sequential offload is enabled")
-    state = read_state_dict(path)
+    state = read_state_dict(path, model_key=model_key)
     prefix = f"{part}."
     own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
     if not own:

@@ -9,9 +9,11 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from video_vae import CausalVideoVAE
+from video_vae.checkpoint_file import MODEL_KEY
 
 from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import GenerationDefaults
@@ -23,12 +25,15 @@ from ..checkpoints.weights import (
     resolve_dtype,
     vae_dtype,
 )
-from ..devices.offload import accelerator_device
-from ..flow.latents import LatentStatistics
+from ..devices.offload import accelerator_device, module_device, moved_to
+from ..distributed.parallel import SERIAL, processes_at_work
+from ..flow.latents import Generators, LatentStatistics
 from ..flow.objective import FlowObjective
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..flow.sizes import SPATIAL_FACTOR
 from ..generation.arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
 from ..generation.components import Components
+from ..generation.latent_codec import DecodeSizes, decode_latents, to_output
 from ..generation.memory_presets import apply_preset, check_preset
 from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
@@ -41,6 +46,7 @@ from .delegation import Part, delegated
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -333,11 +339,16 @@ class PyramidDiTForVideoGeneration:
                     module.to(device)
         return pipeline
 
-    def load_checkpoint(self, checkpoint_path: str | PathLike[str]) -> None:
+    def load_checkpoint(
+        self, checkpoint_path: str | PathLike[str], model_key: str = MODEL_KEY
+    ) -> None:
         """Load the transformer's weights from a file, as `weights.load_weights` does."""
-        load_weights(self.dit, checkpoint_path, part="dit")
+        transformer = self.video_generator.components.dit
+        load_weights(transformer, checkpoint_path, part="dit", model_key=model_key)
 
-    def load_vae_checkpoint(self, vae_checkpoint_path: str | PathLike[str]) -> None:
+    def load_vae_checkpoint(
+        self, vae_checkpoint_path: str | PathLike[str], model_key: str = MODEL_KEY
+    ) -> None:
         """Load the VAE's weights from a file, as `weights.load_weights` does.
 
         Raises:
@@ -345,7 +356,74 @@ class PyramidDiTForVideoGeneration:
         """
         if self.vae is None:
             raise ValueError("no VAE is loaded: construct with load_vae=True")
-        load_weights(self.vae, vae_checkpoint_path, part="vae")
+        load_weights(self.vae, vae_checkpoint_path, part="vae", model_key=model_key)
+
+    # ---- steps of generation, for those who take them by themselves -------------------------
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        temp: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """Initial noise `[batch_size, c, temp, height/8, width/8]` of videos of a size in pixels.
+
+        `generate` takes it as `latents`. It lies on `device`, by default the transformer's.
+        """
+        size = (height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
+        shape = (batch_size, num_channels_latents, temp, *size)
+        device = torch.device(device or self.device)
+        return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+
+    def sample_block_noise(
+        self,
+        bs: int,
+        ch: int,
+        temp: int,
+        height: int,
+        width: int,
+        *,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """Noise of a jump `[bs, ch, temp, height, width]`, float32, on the transformer's device."""
+        shape = (bs, ch, temp, height, width)
+        return self.scheduler.sample_block_noise(
+            shape, generator=generator, device=self.device, dtype=torch.float32
+        )
+
+    def decode_latent(
+        self, latents: Tensor, save_memory: bool = True, inference_multigpu: bool = False
+    ) -> list[Image]:
+        """Decode what `generate` gives as `output_type="latent"`.
+
+        Args:
+            latents: Normalized latents `[b, c, t, h, w]`.
+            save_memory: Decode less at a time.
+            inference_multigpu: All processes that make a video together call this.
+
+        Returns:
+            The pictures, sample after sample in one list.
+
+        Raises:
+            ValueError: No VAE is loaded.
+        """
+        if self.vae is None:
+            raise ValueError("no VAE is loaded: construct with load_vae=True")
+        with moved_to(self.vae, module_device(self.vae)) as device:
+            frames = decode_latents(
+                self.vae,
+                self.statistics,
+                latents,
+                device=device,
+                sizes=DecodeSizes.of(save_memory=save_memory),
+                parallel=processes_at_work(guided=False) if inference_multigpu else SERIAL,
+            )
+        return [image for sample in to_output(frames, "pil") for image in sample]
 
     # ---- training -------------------------------------------------------------------------
 
@@ -411,7 +489,13 @@ class PyramidDiTForVideoGeneration:
             pooled_projections=condition.pooled_prompt_embeds,
             timestep_ratio=batch.timesteps,
         )
-        loss, log = self.objective.loss(predictions, batch.targets)
+        return self.calculate_loss(predictions, batch.targets)
+
+    def calculate_loss(
+        self, model_preds_list: Sequence[Tensor], targets_list: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of velocities `[b, c, t, h, w]`, one a column; the rest as of a call."""
+        loss, log = self.objective.loss(model_preds_list, targets_list)
         return loss, log if self.return_log else {}
 
     def _training_latents(self, video: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -515,6 +515,41 @@ def test_defaults_of_a_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     assert calls == [["a circle, sharp"], [""]]
 
 
+# ---- steps by themselves ----------------------------------------------------------------------
+
+
+def test_decoding_and_noise_are_those_of_a_run(flux: PyramidDiTForVideoGeneration) -> None:
+    noise = flux.prepare_latents(1, LATENT_CHANNELS, 2, 64, 128, generator=seeded(3)[0])
+    assert noise.shape == (1, LATENT_CHANNELS, 2, 8, 16) and noise.dtype == torch.float32
+    half = flux.prepare_latents(2, 4, 1, 64, 64, torch.bfloat16, torch.device("cpu"), None)
+    assert half.shape == (2, 4, 1, 8, 8) and half.dtype == torch.bfloat16
+    options = {"height": 64, "width": 128, "temp": 2, "video_num_inference_steps": 1, **QUICK}
+    options["latents"] = noise
+    runs = [
+        flux.generate(PROMPTS[0], output_type=kind, generator=seeded(3)[0], **options)
+        for kind in ("pil", "latent")
+    ]
+    for save_memory in (True, False):
+        frames = np.stack(flux.decode_latent(runs[1], save_memory)).astype(int)
+        assert frames.shape == (9, 64, 128, 3)
+        assert np.abs(frames - np.stack(runs[0])).max() <= 1  # rounding before the cut to a byte
+    assert len(flux.decode_latent(runs[1].expand(2, -1, -1, -1, -1))) == 18
+
+
+def test_noise_of_a_jump(flux: PyramidDiTForVideoGeneration) -> None:
+    noise = flux.sample_block_noise(2, LATENT_CHANNELS, 3, 16, 8, generator=seeded(0)[0])
+    expected = flux.scheduler.sample_block_noise(
+        (2, LATENT_CHANNELS, 3, 16, 8), generator=seeded(0)[0]
+    )
+    assert torch.equal(noise, expected)
+
+
+def test_loss_of_columns(flux: PyramidDiTForVideoGeneration) -> None:
+    targets = [torch.zeros(1, 4, 1, size, size) for size in (2, 4, 4, 8)]
+    loss, log = flux.calculate_loss([target + 2.0 for target in targets], targets)
+    assert loss == 4.0 and log["loss_stage_1"] == 4.0
+
+
 # ---- training ---------------------------------------------------------------------------------
 
 
