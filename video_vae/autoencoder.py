@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         add_post_quant_conv: Kept for released configs; the convolution is always there.
         interpolate: Kept for released configs.
         downsample_scale: Pixels of a side that one latent stands for.
+        latent_statistics: Kept for pipelines, the normalization of the latents.
 
     Raises:
         ValueError: If an option has a value that no released model uses.
@@ -109,6 +110,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         add_post_quant_conv: bool = True,
         interpolate: bool = False,
         downsample_scale: int = 8,
+        latent_statistics: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         blocks = len(encoder_block_out_channels)

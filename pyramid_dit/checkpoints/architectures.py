@@ -42,24 +42,6 @@ class Architecture:
         module = import_module(f"..models.{self.transformer_module}", __package__)
         return getattr(module, self.transformer_name)
 
-    def statistics(self, index: Mapping[str, Any], source: Path | str) -> LatentStatistics:
-        """The `latent_statistics` in `index`; without any, the released ones.
-
-        Raises:
-            ValueError: They cannot be understood; `source` says where they are from.
-        """
-        entry = index.get("latent_statistics")
-        if entry is None:
-            return self.released_statistics
-        try:
-            first, later = (FrameStatistics(**entry[k]) for k in ("first_frame", "later_frames"))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"latent_statistics in {source} must have first_frame and later_frames, each with "
-                f"shift and scale, got {entry}"
-            ) from error
-        return LatentStatistics(first, later)
-
 
 _LATER = FrameStatistics(shift=-0.2343, scale=1 / 3.0986)
 _FLUX = Architecture(

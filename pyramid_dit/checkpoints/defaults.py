@@ -69,13 +69,8 @@ class GenerationDefaults:
             index: What `model_index.json` says.
             variant: Name of the transformer's folder, such as `diffusion_transformer_768p`.
         """
-        said = {entry.name: index[entry.name] for entry in fields(cls) if entry.name in index}
-        kind = variant.rpartition("_")[2]
-        if kind in RELEASED_SIZES and said.get("height") is None and said.get("width") is None:
-            said["width"], said["height"] = RELEASED_SIZES[kind]
-        if kind == "image" and said.get("num_frames") is None:
-            said["num_frames"] = 1
-        return cls(**said)
+        said = stated(index, variant)
+        return cls(**{entry.name: said[entry.name] for entry in fields(cls) if entry.name in said})
 
     def size(self, start: tuple[int, int] | None = None) -> tuple[int, int]:
         """Width and height of a video.
@@ -117,6 +112,17 @@ class GenerationDefaults:
         """Guidance of all frames but the first."""
         said = self.video_guidance_scale
         return RELEASED_VIDEO_GUIDANCE[mode] if said is None else said
+
+
+def stated(index: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """`index`, and where it is silent on size and stills, what the name of the variant says."""
+    said = dict(index)
+    kind = variant.rpartition("_")[2]
+    if kind in RELEASED_SIZES and said.get("height") is None and said.get("width") is None:
+        said["width"], said["height"] = RELEASED_SIZES[kind]
+    if kind == "image" and said.get("num_frames") is None:
+        said["num_frames"] = 1
+    return said
 
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")

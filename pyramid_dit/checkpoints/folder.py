@@ -19,7 +19,8 @@ from ..flow.latents import LatentStatistics
 from ..json_files import read_json
 from ..models.text_encoder import TextPart
 from .architectures import Architecture, architecture_of_config
-from .defaults import GenerationDefaults
+from .defaults import GenerationDefaults, stated
+from .settings import Settings
 
 VARIANT_PREFIX = "diffusion_transformer_"
 DEFAULT_VARIANT = f"{VARIANT_PREFIX}768p"
@@ -47,12 +48,10 @@ class CheckpointFolder:
     architecture: Architecture
     model_dtype: str | None
     """What `model_index.json` says, else the half precision that the weights are stored in."""
-    statistics: LatentStatistics
-    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    settings: Settings
     vae_folder: str = VAE_FOLDER
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the scheduler, which a folder in the released layout does not tell."""
-    frame_per_unit: int = 1
     absent: frozenset[str] = frozenset()
     """Components that were saved as None."""
     file_variant: str | None = None
@@ -85,21 +84,37 @@ class CheckpointFolder:
         else:
             chosen = _choose_variant(folder, variant or index.get("model_variant"))
         config_path = folder / chosen / "config.json"
-        architecture = architecture_of_config(read_json(config_path), config_path)
-        rest = (
-            _read_pipeline(folder, index)
-            if saved
-            else {"defaults": _defaults(index, chosen, folder / INDEX_NAME)}
+        config = read_json(config_path)
+        vae_folder = PIPELINE_VAE if saved else VAE_FOLDER
+        vae_path = folder / vae_folder / "config.json"
+        said = index if saved else {**index, "generation_defaults": stated(index, chosen)}
+        settings = Settings.of(
+            (said, folder / INDEX_NAME),
+            (read_json(vae_path) if vae_path.exists() else {}, vae_path),
+            (config, config_path),
         )
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json") if saved else {}
         return cls(
             path=folder,
             variant=chosen,
-            architecture=architecture,
+            architecture=architecture_of_config(config, config_path),
             model_dtype=index.get("model_dtype") or _stored_half_precision(folder / chosen),
-            statistics=architecture.statistics(index, folder / INDEX_NAME),
+            settings=settings,
+            vae_folder=vae_folder,
+            scheduler_config={k: v for k, v in scheduler.items() if not k.startswith("_")},
+            absent=frozenset(k for k, v in index.items() if v == [None, None]),
             file_variant=file_variant,
-            **rest,
         )
+
+    @property
+    def statistics(self) -> LatentStatistics:
+        """Normalization of the VAE's latents."""
+        return self.settings.latent_statistics or self.architecture.released_statistics
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """What to do where a caller does not say."""
+        return self.settings.generation_defaults
 
     def check_files(self, text_parts: Sequence[TextPart], *, vae: bool) -> None:
         """Look for every file of the transformer, of the VAE and of the text encoders.
@@ -141,26 +156,6 @@ def _choose_variant(folder: Path, wanted: str | None) -> str:
     if len(there) > 1:
         raise ValueError(f"{folder} has several variants, name one of {', '.join(there)}")
     return there[0]
-
-
-def _read_pipeline(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
-    """What the index of a saved pipeline says beside the models, and its scheduler."""
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    return {
-        "defaults": _defaults(index.get("generation_defaults") or {}, "", folder / INDEX_NAME),
-        "vae_folder": PIPELINE_VAE,
-        "scheduler_config": {k: v for k, v in scheduler.items() if not k.startswith("_")},
-        "frame_per_unit": index.get("frame_per_unit", 1),
-        "absent": frozenset(k for k, v in index.items() if v == [None, None]),
-    }
-
-
-def _defaults(index: Mapping[str, Any], variant: str, source: Path) -> GenerationDefaults:
-    """What `index` says of generation; a value that it may not have is a ValueError."""
-    try:
-        return GenerationDefaults.of(index, variant)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from error
 
 
 def _file_variant(folder: Path) -> str | None:

@@ -9,7 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from video_vae import CausalVideoVAE
 from video_vae.checkpoint_file import MODEL_KEY, load_strictly, read_state_dict
+
+from ..models.flux import PyramidFluxTransformer
+from ..models.mmdit import PyramidDiffusionMMDiT
+from .folder import CheckpointFolder
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _OTHER_PARTS = ("vae.", "text_encoder.")
@@ -32,6 +37,42 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def vae_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of the VAE beside a transformer in `dtype`: float16 holds no large activations."""
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+def read_transformer(
+    folder: CheckpointFolder, *, dtype: torch.dtype, **options: Any
+) -> PyramidFluxTransformer | PyramidDiffusionMMDiT:
+    """Load the transformer, with what the checkpoint says of its generation in its config.
+
+    Args:
+        folder: The checkpoint.
+        dtype: Dtype of the weights.
+        options: Entries that replace those of the config, and further ones of `from_pretrained`.
+
+    Raises:
+        ValueError: Weights are missing, left over, or of another shape.
+    """
+    path, variant = folder.path / folder.variant, folder.file_variant
+    kind = folder.architecture.transformer
+    model = load_model(kind, path, dtype=dtype, variant=variant, **options)
+    model.register_to_config(**folder.settings.of_transformer())
+    return model
+
+
+def read_vae(folder: CheckpointFolder, *, dtype: torch.dtype) -> CausalVideoVAE:
+    """Load the VAE, with the statistics that the checkpoint states in its config.
+
+    Args:
+        folder: The checkpoint.
+        dtype: Dtype of the transformer beside it; float16 holds no large activations.
+
+    Raises:
+        ValueError: Weights are missing, left over, or of another shape.
+    """
+    path, variant = folder.path / folder.vae_folder, folder.file_variant
+    model = load_model(CausalVideoVAE, path, dtype=vae_dtype(dtype), variant=variant)
+    model.register_to_config(**folder.settings.of_vae())
+    return model
 
 
 def load_model(

@@ -1,6 +1,7 @@
 """`PyramidFluxTransformer`: joint blocks, then single blocks, with a 3-D rotary embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ class PyramidFluxTransformer(PyramidTransformer):
         interp_condition_pos: coarser clips get the positions of the last clip, resampled.
         use_gradient_checkpointing: recompute activations in training from the start.
         gradient_checkpointing_ratio: share of the blocks, from the first on, that recompute.
+        generation_defaults: kept for pipelines, what to do where a caller does not say.
+        frame_per_unit: kept for pipelines, latent frames of an autoregressive unit.
 
     Raises:
         ValueError: dimensions that do not fit each other.
@@ -56,6 +59,8 @@ class PyramidFluxTransformer(PyramidTransformer):
         interp_condition_pos: bool = True,
         use_gradient_checkpointing: bool = False,
         gradient_checkpointing_ratio: float = 1.0,
+        generation_defaults: Mapping[str, Any] | None = None,
+        frame_per_unit: int | None = None,
     ) -> None:
         """Make a model with fresh weights."""
         super().__init__()

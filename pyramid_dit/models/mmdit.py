@@ -1,5 +1,8 @@
 """`PyramidDiffusionMMDiT`: the SD3 kind, joint blocks only, sin-cos in space, rotary in time."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn as nn
 from diffusers.configuration_utils import register_to_config
@@ -40,6 +43,8 @@ class PyramidDiffusionMMDiT(PyramidTransformer):
         add_temp_pos_embed: True.
         interp_condition_pos: coarser clips get the positions of the last clip, resized.
         gradient_checkpointing_ratio: share of the blocks, from the first on, that recompute.
+        generation_defaults: kept for pipelines, what to do where a caller does not say.
+        frame_per_unit: kept for pipelines, latent frames of an autoregressive unit.
 
     Raises:
         ValueError: options that no released model uses, or dimensions that do not fit.
@@ -69,6 +74,8 @@ class PyramidDiffusionMMDiT(PyramidTransformer):
         add_temp_pos_embed: bool = True,
         interp_condition_pos: bool = True,
         gradient_checkpointing_ratio: float = 1.0,
+        generation_defaults: Mapping[str, Any] | None = None,
+        frame_per_unit: int | None = None,
     ) -> None:
         """Make a model with fresh weights."""
         super().__init__()

@@ -20,6 +20,7 @@ from video_vae import CausalVideoVAE
 
 from ..checkpoints.architectures import architecture_of
 from ..checkpoints.defaults import GenerationDefaults
+from ..checkpoints.settings import Settings, Source
 from ..devices.offload import accelerator_device, module_device, moved_to
 from ..devices.precision import float32_for_float16, float32_layers
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
@@ -35,7 +36,13 @@ from ..sampling.fast_mode import FastMode
 from ..sampling.prompts import Prompts
 from .delegation import Part, delegated
 from .pipeline_arguments import PipelineArguments
-from .pipeline_loading import Quantization, check_names, load_components, one_device
+from .pipeline_loading import (
+    Quantization,
+    check_names,
+    component_settings,
+    load_components,
+    one_device,
+)
 from .pipeline_lora import TransformerLoraLoaderMixin
 from .pipeline_output import PyramidFlowPipelineOutput
 
@@ -57,9 +64,12 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         text_encoder_3: T5 of SD3.
         tokenizer_3: Its tokenizer.
         latent_statistics: Normalization of the VAE's latents, `first_frame` and `later_frames`,
-            each with `shift` and `scale`; by default that of the released models.
+            each with `shift` and `scale`; where nothing says it, that of the released models.
         generation_defaults: What to do where a caller does not say, as in `GenerationDefaults`.
-        frame_per_unit: Latent frames of an autoregressive unit.
+        frame_per_unit: Latent frames of an autoregressive unit, by default 1.
+
+    What is not given of the last three is as the configs of the VAE (the statistics) and of the
+    transformer (the others) say.
 
     Attributes:
         fast_mode: Approximations, see `enable_fast_mode`.
@@ -93,7 +103,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         tokenizer_3: PreTrainedTokenizerBase | None = None,
         latent_statistics: dict | None = None,
         generation_defaults: dict | None = None,
-        frame_per_unit: int = 1,
+        frame_per_unit: int | None = None,
     ) -> None:
         super().__init__()
         self._video_generator: VideoGenerator | None = None
@@ -279,7 +289,12 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     @property
     def defaults(self) -> GenerationDefaults:
         """What is done where a caller does not say."""
-        return GenerationDefaults.of(self.config.generation_defaults or {})
+        return self._settings.generation_defaults
+
+    @property
+    def _settings(self) -> Settings:
+        own: Source = (self.config, "the pipeline's config")
+        return Settings.of(own, *component_settings(self.vae, self.transformer))
 
     @property
     def text_encoder_with_mask(self) -> TextEncoderWithMask | None:
@@ -293,14 +308,15 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     @property
     def video_generator(self) -> VideoGenerator:
         """What makes the videos, of these components, with its `generate`, `stream` and so on."""
+        settings, architecture = self._settings, architecture_of(self.transformer)
         components = Components(
             self.transformer,
             self.scheduler,
-            architecture_of(self.transformer).statistics(self.config, "the config"),
+            settings.latent_statistics or architecture.released_statistics,
             vae=self.vae,
             text_encoder=self.text_encoder_with_mask,
-            defaults=self.defaults,
-            frame_per_unit=self.config.frame_per_unit,
+            defaults=settings.generation_defaults,
+            frame_per_unit=settings.frame_per_unit,
         )
         if self._video_generator is None:
             self._video_generator = VideoGenerator(components)

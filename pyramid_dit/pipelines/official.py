@@ -19,12 +19,7 @@ from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import GenerationDefaults
 from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder
 from ..checkpoints.hub import open_checkpoint
-from ..checkpoints.weights import (
-    load_model,
-    load_weights,
-    resolve_dtype,
-    vae_dtype,
-)
+from ..checkpoints.weights import load_weights, read_transformer, read_vae, resolve_dtype
 from ..devices.offload import accelerator_device, module_device, moved_to
 from ..distributed.parallel import SERIAL, processes_at_work
 from ..flow.latents import Generators, LatentStatistics
@@ -82,7 +77,8 @@ class PyramidDiTForVideoGeneration:
         load_text_encoder: Without it, pass encoded prompts (`prompt_embeds` etc.).
         load_vae: Without it, ask for `output_type="latent"`.
         max_temporal_length: In training, latent frames of the longest clip.
-        frame_per_unit: Latent frames of an autoregressive unit.
+        frame_per_unit: Latent frames of an autoregressive unit; by default as the checkpoint says,
+            else 1.
         use_temporal_causal: Frames see no later frames.
         corrupt_ratio: In training, greatest share of noise in the history.
         interp_condition_pos: Positions of a coarser clip are those of the finest, resized.
@@ -120,7 +116,7 @@ class PyramidDiTForVideoGeneration:
         load_text_encoder: bool = True,
         load_vae: bool = True,
         max_temporal_length: int = 31,
-        frame_per_unit: int = 1,
+        frame_per_unit: int | None = None,
         use_temporal_causal: bool = True,
         corrupt_ratio: float = 1 / 3,
         interp_condition_pos: bool = True,
@@ -138,10 +134,12 @@ class PyramidDiTForVideoGeneration:
             stage_range=list(stage_range),
             gamma=scheduler_gamma,
         )
+        folder = _open_folder(model_path, model_variant, model_name)
+        unit = folder.settings.frame_per_unit if frame_per_unit is None else frame_per_unit
         self.objective = FlowObjective(
             scheduler,
             sample_ratios=sample_ratios,
-            frame_per_unit=frame_per_unit,
+            frame_per_unit=unit,
             max_temporal_length=max_temporal_length,
             video_sync_group=video_sync_group,
             corrupt_ratio=corrupt_ratio,
@@ -150,15 +148,12 @@ class PyramidDiTForVideoGeneration:
         self.accumulate_steps = 0
         self._warnings: set[str] = set()
 
-        folder = _open_folder(model_path, model_variant, model_name)
         text_encoder_class = folder.architecture.text_encoder
         text_parts = text_encoder_class.parts() if load_text_encoder else ()
         folder.check_files(text_parts, vae=load_vae)
-        dit = load_model(
-            folder.architecture.transformer,
-            folder.path / folder.variant,
+        dit = read_transformer(
+            folder,
             dtype=torch.float32 if use_mixed_training else dtype,
-            variant=folder.file_variant,
             use_gradient_checkpointing=use_gradient_checkpointing,
             gradient_checkpointing_ratio=gradient_checkpointing_ratio,
             use_temporal_causal=use_temporal_causal,
@@ -166,12 +161,7 @@ class PyramidDiTForVideoGeneration:
         )
         vae = text_encoder = None
         if load_vae:
-            vae = load_model(
-                CausalVideoVAE,
-                folder.path / folder.vae_folder,
-                dtype=vae_dtype(dtype),
-                variant=folder.file_variant,
-            )
+            vae = read_vae(folder, dtype=dtype)
             vae.requires_grad_(False)
         if load_text_encoder:
             text_encoder = text_encoder_class(
@@ -185,7 +175,7 @@ class PyramidDiTForVideoGeneration:
             vae=vae,
             text_encoder=text_encoder,
             defaults=folder.defaults,
-            frame_per_unit=frame_per_unit,
+            frame_per_unit=unit,
         )
         self.video_generator = VideoGenerator(components)
         self._training_dit: nn.Module = dit
@@ -205,7 +195,7 @@ class PyramidDiTForVideoGeneration:
         self.video_generator.components.dit = _unwrapped(module)
         self._training_dit = module
 
-    vae = Part["CausalVideoVAE | None"]()
+    vae = Part[CausalVideoVAE | None]()
     text_encoder = Part[Any]()
     scheduler = Part[PyramidFlowMatchEulerDiscreteScheduler]()
     statistics = Part[LatentStatistics]()
@@ -586,7 +576,6 @@ def _saved_arguments(folder: CheckpointFolder) -> dict[str, Any]:
         "stage_range": config["stage_range"],
         "scheduler_gamma": config["gamma"],
         "stages": [2**stage for stage in range(config["stages"])],
-        "frame_per_unit": folder.frame_per_unit,
         "load_vae": "vae" not in folder.absent,
         "load_text_encoder": not encoders & folder.absent,
     }

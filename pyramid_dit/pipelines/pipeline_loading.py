@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -15,8 +15,11 @@ from video_vae import CausalVideoVAE
 
 from ..checkpoints.folder import CheckpointFolder
 from ..checkpoints.hub import open_checkpoint
-from ..checkpoints.weights import load_model, resolve_dtype, vae_dtype
+from ..checkpoints.settings import Settings, Source
+from ..checkpoints.weights import read_transformer, read_vae, resolve_dtype
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..models.flux import PyramidFluxTransformer
+from ..models.mmdit import PyramidDiffusionMMDiT
 
 TEXT_ENCODERS = {"text_encoder", "text_encoder_2", "text_encoder_3"}
 
@@ -80,20 +83,10 @@ def load_components(
     wanted -= {*given, *folder.absent}
     folder.check_files([part for part in parts if wanted.issuperset(part[:2])], vae="vae" in wanted)
     if "transformer" in wanted:
-        found["transformer"] = load_model(
-            folder.architecture.transformer,
-            folder.path / folder.variant,
-            dtype=dtype,
-            variant=folder.file_variant,
-            **_quantized(quantization, "transformer", from_diffusers=True),
-        )
+        options = _quantized(quantization, "transformer", from_diffusers=True)
+        found["transformer"] = read_transformer(folder, dtype=dtype, **options)
     if "vae" in wanted:
-        found["vae"] = load_model(
-            CausalVideoVAE,
-            folder.path / folder.vae_folder,
-            dtype=vae_dtype(dtype),
-            variant=folder.file_variant,
-        )
+        found["vae"] = read_vae(folder, dtype=dtype)
     for part in parts:
         if part.encoder in wanted:
             options = _quantized(quantization, part.encoder, from_diffusers=False)
@@ -103,12 +96,25 @@ def load_components(
             found[part.tokenizer] = part.load_tokenizer(folder.path)
     scheduler = PyramidFlowMatchEulerDiscreteScheduler(**folder.scheduler_config)
     found.setdefault("scheduler", scheduler)
-    found.setdefault("latent_statistics", asdict(folder.statistics))
-    found.setdefault(
-        "generation_defaults", asdict(replace(folder.defaults, num_frames=folder.defaults.frames()))
+    settings = Settings.of(
+        (given, "the arguments"),
+        *component_settings(given.get("vae"), given.get("transformer")),
+        (folder.settings.of_vae() | folder.settings.of_transformer(), folder.path),
     )
-    found.setdefault("frame_per_unit", folder.frame_per_unit)
-    return folder, found
+    defaults = settings.generation_defaults  # a length that is not said is a still elsewhere
+    settings = replace(
+        settings, generation_defaults=replace(defaults, num_frames=defaults.frames())
+    )
+    return folder, found | settings.of_vae() | settings.of_transformer()
+
+
+def component_settings(
+    vae: CausalVideoVAE | None,
+    transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT | None,
+) -> list[Source]:
+    """What the configs of components say that changes a video."""
+    parts = {"the VAE's config": vae, "the transformer's config": transformer}
+    return [(part.config, name) for name, part in parts.items() if part is not None]
 
 
 def _quantized(

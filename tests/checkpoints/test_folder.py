@@ -158,7 +158,7 @@ def test_bad_folders(folder: Path, case: str, monkeypatch: pytest.MonkeyPatch) -
     spoil, error, message = BAD_FOLDERS[case]
     spoil(folder)
     monkeypatch.setattr(
-        "pyramid_dit.pipelines.official.load_model", lambda *_, **__: pytest.fail("loaded")
+        "pyramid_dit.checkpoints.weights.load_model", lambda *_, **__: pytest.fail("loaded")
     )
     with pytest.raises(error, match=message):
         load(folder, load_text_encoder=True)

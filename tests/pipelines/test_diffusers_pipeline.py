@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from pyramid_dit import (
     PyramidFlowMatchEulerDiscreteScheduler,
     PyramidFlowPipeline,
 )
+from pyramid_dit.checkpoints.architectures import architecture_of
 from pyramid_dit.devices.offload import module_device
+from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
 from pyramid_dit.models.text_encoder import TextPart
 
 MODELS = ("pyramid_flux", "pyramid_mmdit")
@@ -119,6 +122,83 @@ def test_what_is_saved_is_what_is_loaded(
     assert torch.equal(again, frames)
 
 
+def test_what_changes_a_video_travels_with_the_components(
+    flux: PyramidFlowPipeline, folders: dict[str, Path]
+) -> None:
+    frames = made(flux)
+    assert torch.equal(made(quiet(PyramidFlowPipeline(**flux.components))), frames)
+    model = PyramidDiTForVideoGeneration.from_pretrained(folders["pyramid_flux"])
+    parts = flux.components | {"transformer": model.dit, "vae": model.vae}
+    torch.testing.assert_close(made(quiet(PyramidFlowPipeline(**parts))), frames)
+
+    plain = {"shift": 0.0, "scale": 1.0}
+    own = {"first_frame": plain, "later_frames": plain}
+    arguments: dict[str, Any] = {
+        "latent_statistics": own,
+        "generation_defaults": {"num_frames": 17},
+        "frame_per_unit": 2,
+    }
+    other = quiet(PyramidFlowPipeline(**flux.components, **arguments))
+    assert other.video_generator.components.statistics == LatentStatistics(
+        FrameStatistics(), FrameStatistics()
+    )
+    assert made(other).shape[1] == 17 and other.video_generator.components.frame_per_unit == 2
+    assert other.defaults.height == flux.defaults.height  # which the arguments do not say
+    assert torch.equal(made(flux), frames)  # whose components are the same objects
+
+
+def test_statistics_that_nobody_states_are_those_of_the_architecture(tmp_path: Path) -> None:
+    released = {name: write_tiny_checkpoint(tmp_path / name, name) for name in MODELS}
+    flux = PyramidFlowPipeline.from_pretrained(released["pyramid_flux"])
+    mmdit = PyramidFlowPipeline.from_pretrained(released["pyramid_mmdit"], vae=flux.vae)
+    for pipeline in (flux, mmdit):
+        stated = architecture_of(pipeline.transformer).released_statistics
+        assert pipeline.video_generator.components.statistics == stated
+    assert flux.vae is not None and flux.vae.config.latent_statistics is None
+
+
+@pytest.mark.parametrize("layout", ["released", "saved"])
+def test_a_folder_whose_index_is_silent(
+    flux: PyramidFlowPipeline, folders: dict[str, Path], tmp_path: Path, layout: str
+) -> None:
+    """Configs of the components say it then, to both faces."""
+    if layout == "released":
+        shutil.copytree(folders["pyramid_flux"], tmp_path, dirs_exist_ok=True)
+        transformer, vae = "diffusion_transformer_own", "causal_video_vae"
+        (tmp_path / "diffusion_transformer_768p").rename(tmp_path / transformer)
+        flux.transformer.save_pretrained(tmp_path / transformer)
+        assert flux.vae is not None
+        flux.vae.save_pretrained(tmp_path / vae)
+        (tmp_path / "model_index.json").unlink()
+    else:
+        flux.save_pretrained(tmp_path)
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        for name in ("latent_statistics", "generation_defaults", "frame_per_unit"):
+            del index[name]
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+    expected = flux.video_generator.components
+    pipeline = PyramidFlowPipeline.from_pretrained(tmp_path)
+    model = PyramidDiTForVideoGeneration.from_pretrained(tmp_path)
+    for found in (pipeline.video_generator.components, model.video_generator.components):
+        assert found.statistics == expected.statistics
+        assert found.defaults == expected.defaults
+        assert found.frame_per_unit == expected.frame_per_unit
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("frame_per_unit", 0), ("generation_defaults", [1]), ("generation_defaults", {"width": "a"})],
+)
+def test_a_config_that_says_nonsense(
+    flux: PyramidFlowPipeline, tmp_path: Path, name: str, entry: Any
+) -> None:
+    flux.save_pretrained(tmp_path)
+    path = tmp_path / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: entry}))
+    with pytest.raises(ValueError, match="config.json"):
+        PyramidFlowPipeline.from_pretrained(tmp_path)
+
+
 def test_without_text_encoders_and_vae(flux: PyramidFlowPipeline, tmp_path: Path) -> None:
     encoded = flux.encode_prompt([PROMPT, "a blue square"], prompt_suffix="")
     frames = made(flux, [PROMPT, "a blue square"])
@@ -187,7 +267,7 @@ def test_bad_arguments_of_loading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "pyramid_dit.pipelines.pipeline_loading.load_model", lambda *_, **__: pytest.fail("loaded")
+        "pyramid_dit.checkpoints.weights.load_model", lambda *_, **__: pytest.fail("loaded")
     )
     with pytest.raises(error, match=message):
         PyramidFlowPipeline.from_pretrained(folders["pyramid_flux"], **arguments)
@@ -438,7 +518,7 @@ def test_configs_of_quantization_reach_their_components(
         PyramidFlowPipeline.from_pretrained(folders["pyramid_flux"], quantization_config=config)
         return {name: value for name, value in taken.items() if value is not None}
 
-    monkeypatch.setattr("pyramid_dit.pipelines.pipeline_loading.load_model", load_model)
+    monkeypatch.setattr("pyramid_dit.checkpoints.weights.load_model", load_model)
     monkeypatch.setattr(TextPart, "load_encoder", load_encoder)
     model_config = BitsAndBytesConfig(load_in_8bit=True)
     text_config = TransformersBitsAndBytesConfig(load_in_8bit=True)
