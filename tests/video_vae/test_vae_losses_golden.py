@@ -16,7 +16,6 @@ from video_vae.lpips import LPIPS
 
 CASES = golden_cases("vae_loss", "cases")
 LOG = {
-    "total_loss": "loss",
     "logvar": "logvar",
     "kl_loss": "kl",
     "nll_loss": "nll",
@@ -29,6 +28,8 @@ LOG = {
     "logits_fake": "logits_fake",
 }
 """Names in the reference's log, and in ours."""
+VALUE, GRADIENT = 1e-5, 3e-4
+"""Relative tolerance of values, and of norms of gradients, which rounding moves further."""
 
 
 def values_by_formula(count: int, number: int) -> np.ndarray:
@@ -101,20 +102,27 @@ def test_losses_golden(
     loss.backward()
 
     result = case["result"]
-    assert loss.item() == pytest.approx(result["total"], rel=1e-5)
-    assert norm(vae) == pytest.approx(result["vae_grad_norm"], rel=3e-4)
+    recorded = dict(result["log"])
+    # the total holds the adversarial weight, a ratio of two norms of gradients
+    adversarial = abs(recorded["d_weight"] * recorded["g_loss"])
+    total_error = VALUE * abs(result["total"]) + GRADIENT * adversarial
+    assert loss.item() == pytest.approx(result["total"], abs=total_error, rel=0)
+    assert norm(vae) == pytest.approx(result["vae_grad_norm"], rel=GRADIENT)
     logvar = wrapper.loss.logvar
     assert logvar.grad is not None
-    assert logvar.grad.item() == pytest.approx(result["logvar_grad"], rel=3e-4)
+    assert logvar.grad.item() == pytest.approx(result["logvar_grad"], rel=GRADIENT)
     if discriminator_loss is None:
         assert result["disc"] is None and result["disc_grad_norm"] is None
     else:
         discriminator_loss.backward()
-        assert discriminator_loss.item() == pytest.approx(result["disc"], rel=1e-5)
-        assert norm(wrapper.loss.discriminator) == pytest.approx(result["disc_grad_norm"], rel=3e-4)
-    recorded = dict(result["log"])
+        assert discriminator_loss.item() == pytest.approx(result["disc"], rel=VALUE)
+        assert norm(wrapper.loss.discriminator) == pytest.approx(
+            result["disc_grad_norm"], rel=GRADIENT
+        )
+    assert recorded.pop("total_loss") == result["total"] and log["loss"] == loss.detach()
     assert recorded.pop("disc_factor") == float(discriminator_loss is not None)
     assert recorded.keys() <= LOG.keys()
     for name, value in recorded.items():
         # before the discriminator starts, ours has no such entry, the reference a zero
-        assert float(log.get(LOG[name], 0.0)) == pytest.approx(value, rel=1e-5), name
+        tolerance = GRADIENT if name == "d_weight" else VALUE
+        assert float(log.get(LOG[name], 0.0)) == pytest.approx(value, rel=tolerance), name
