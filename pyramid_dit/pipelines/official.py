@@ -53,7 +53,7 @@ A = TypeVar("A", bound=Arguments)
 class PyramidDiTForVideoGeneration:
     """Text-to-video, image-to-video and text-to-image by pyramidal flow matching.
 
-    The reference's scripts run against this class unchanged. Weights are loaded onto the CPU;
+    Scripts that generate with the reference run unchanged. Weights are loaded onto the CPU;
     move `.dit`, `.vae` and `.text_encoder` where you want them. As there, `generate` and
     `generate_i2v` have `temp=1`, a still image, where neither caller nor checkpoint says a length.
 
