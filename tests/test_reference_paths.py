@@ -184,7 +184,7 @@ def test_generate(tmp_path: Path) -> None:
 
     # what the page says instead of the steps that are not there
     place = {"model": loaded, "pixels": torch.zeros(1, 3, 9, 64, 64), "prompts": ["a", "b"]}
-    *_, encode, latents, pyramid = tables("`PyramidDiTForVideoGeneration(...)`")[1]
+    encode, latents, pyramid = tables("`PyramidDiTForVideoGeneration(...)`")[2]
     calls = [re.findall("`([^`]+)`", row[1])[0] for row in (encode, latents, pyramid)]
     assert eval(calls[0], place).batch == 2
     assert eval(calls[1], place).shape == (1, 4, 2, 8, 8)
