@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
 from argparse import Namespace
 from os import PathLike
 from pathlib import Path
@@ -17,12 +19,19 @@ MODEL_KEY = "model"
 """Where a training checkpoint keeps the weights."""
 
 
-def read_state_dict(path: str | PathLike[str], *, model_key: str = MODEL_KEY) -> dict[str, Tensor]:
+def read_state_dict(
+    path: str | PathLike[str], *, model_key: str = MODEL_KEY, device: str = "cpu"
+) -> dict[str, Tensor]:
     """Read the tensors of a ``.safetensors`` file or of a file written by ``torch.save``.
 
     A training checkpoint that keeps its weights under ``model_key`` gives those weights, whatever
     else it holds. Pickled files are read with ``weights_only=True``, so none can run code; beside
     tensors they may hold the ``argparse.Namespace`` of the command line that wrote them.
+
+    Args:
+        path: The file.
+        model_key: Name of the weights in a file that holds more.
+        device: Where the tensors are put; with ``meta`` no weight of a pickled file is read.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -31,7 +40,7 @@ def read_state_dict(path: str | PathLike[str], *, model_key: str = MODEL_KEY) ->
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
-    content = _read(path)
+    content = _read(path, device)
     if isinstance(content, dict) and isinstance(content.get(model_key), dict):
         content = content[model_key]
     if not isinstance(content, dict) or not content:
@@ -45,13 +54,21 @@ def read_state_dict(path: str | PathLike[str], *, model_key: str = MODEL_KEY) ->
     return content
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, device: str) -> Any:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_file(path, device)
+        mapped = device == "meta" and zipfile.is_zipfile(path)
         with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+            return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:  # whose advice is to run what is in the file
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        more = f" ({found[1]})" if found else ""
+        raise ValueError(
+            f"cannot read weights from {path}: it holds more than tensors{more}, or is damaged; "
+            "code in it is not run"
+        ) from None
+    except (RuntimeError, EOFError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"cannot read weights from {path}: {reason}") from error
 

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
+from typing import TYPE_CHECKING, Any
 
 from ..flow.latents import LatentStatistics
 from ..json_files import read_json
@@ -21,6 +19,10 @@ from ..models.text_encoder import TextPart
 from .architectures import Architecture, architecture_of_config
 from .defaults import GenerationDefaults, stated
 from .settings import Settings
+from .sizes import check_sizes, stored_dtypes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 VARIANT_PREFIX = "diffusion_transformer_"
 DEFAULT_VARIANT = f"{VARIANT_PREFIX}768p"
@@ -119,21 +121,32 @@ class CheckpointFolder:
     def check_files(self, text_parts: Sequence[TextPart], *, vae: bool) -> None:
         """Look for every file of the transformer, of the VAE and of the text encoders.
 
+        What configs and headers of weights say has to fit; no weight is read.
+
         Args:
             text_parts: Encoders that will be loaded, each with its tokenizer.
             vae: Whether the VAE will be.
 
         Raises:
             FileNotFoundError: A folder or a file is missing.
-            ValueError: A file of weights is truncated, or a JSON file cannot be read.
+            ValueError: A file of weights is truncated or of other sizes than its config, or a JSON
+                file cannot be read.
         """
-        kind = self.file_variant
-        _check_model(self.path / self.variant, _DIFFUSERS_WEIGHTS, kind)
+        from video_vae import CausalVideoVAE  # only now: it brings models
+
+        models: dict[str, type[nn.Module]] = {self.variant: self.architecture.transformer}
         if vae:
-            _check_model(self.path / self.vae_folder, _DIFFUSERS_WEIGHTS, kind)
+            models[self.vae_folder] = CausalVideoVAE
+        kinds = [_DIFFUSERS_WEIGHTS] * len(models) + [_TRANSFORMERS_WEIGHTS] * len(text_parts)
+        models |= {part.encoder: part.model_class for part in text_parts}
+        weights = [
+            _find_weights(self.path / name, names, self.file_variant)
+            for name, names in zip(models, kinds, strict=True)
+        ]
         for part in text_parts:
-            _check_model(self.path / part.encoder, _TRANSFORMERS_WEIGHTS, kind)
             _check_tokenizer(self.path / part.tokenizer)
+        for (name, model_class), files in zip(models.items(), weights, strict=True):
+            check_sizes(self.path / name, files, model_class)
 
 
 def full_variant_name(variant: str) -> str:
@@ -167,8 +180,8 @@ def _file_variant(folder: Path) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def _check_model(folder: Path, weight_names: Sequence[str], kind: str | None) -> None:
-    """Look for a config and for all files of weights in `folder`, of the variant `kind`."""
+def _find_weights(folder: Path, weight_names: Sequence[str], kind: str | None) -> list[Path]:
+    """All files of weights in `folder`, of the variant `kind`, beside a config."""
     if not folder.is_dir():
         raise FileNotFoundError(f"missing folder {folder}")
     read_json(folder / "config.json")
@@ -180,39 +193,26 @@ def _check_model(folder: Path, weight_names: Sequence[str], kind: str | None) ->
         plain = name.replace(f".{kind}.", ".")
         index = folder / f"{plain}.index.{f'{kind}.' if kind else ''}json"
         if index.is_file():
-            for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
-                _check_weights(folder / shard)
-            return
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            return [_whole(folder / shard) for shard in shards]
         if (folder / name).is_file():
-            _check_weights(folder / name)
-            return
+            return [_whole(folder / name)]
     raise FileNotFoundError(f"{folder} has no weights: neither {' nor '.join(weight_names)}")
 
 
-def _check_weights(path: Path) -> None:
+def _whole(path: Path) -> Path:
+    """`path`, if the whole of the file is there."""
     if not path.is_file():
         raise FileNotFoundError(f"missing file {path}")
-    complete = _is_complete_safetensors if path.suffix == ".safetensors" else _is_complete_pickle
-    if not complete(path):
+    pickled = path.suffix != ".safetensors"
+    if not (_is_complete_pickle(path) if pickled else stored_dtypes(path) is not None):
         raise ValueError(f"{path} is truncated or damaged, fetch it again")
-
-
-def _is_complete_safetensors(path: Path) -> bool:
-    return _stored_dtypes(path) is not None
-
-
-def _stored_dtypes(path: Path) -> set[str] | None:
-    """Dtypes of the tensors in a safetensors file, `F32`, `BF16`, ...; None where it is damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {entry.get_dtype() for entry in map(file.get_slice, file.keys())}
-    except SafetensorError:
-        return None
+    return path
 
 
 def _stored_half_precision(folder: Path) -> str | None:
     """`bf16` or `fp16` where all weights in `folder` are stored so, else None."""
-    dtypes = set[str]().union(*(_stored_dtypes(f) or () for f in folder.glob("*.safetensors")))
+    dtypes = set[str]().union(*(stored_dtypes(f) or () for f in folder.glob("*.safetensors")))
     return _HALF_PRECISIONS.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 

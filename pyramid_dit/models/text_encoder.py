@@ -35,24 +35,55 @@ class TextPart(NamedTuple):
     class_name: str
     """Class of the encoder in `transformers`."""
 
+    @property
+    def model_class(self) -> Any:
+        """Class of the encoder."""
+        import transformers
+
+        return getattr(transformers, self.class_name)
+
     def load_encoder(
         self, model_path: str | PathLike[str], *, dtype: torch.dtype, **options: Any
     ) -> nn.Module:
-        """Load the encoder; `options` go to its `from_pretrained`. OSError: files are missing."""
-        import transformers
+        """Load the encoder; `options` go to its `from_pretrained`.
 
-        encoder = getattr(transformers, self.class_name).from_pretrained(
-            Path(model_path, self.encoder), dtype=dtype, local_files_only=True, **options
-        )
+        Raises:
+            OSError: Files are missing.
+            ValueError: Weights are missing, of another shape, or damaged.
+        """
+        folder = Path(model_path, self.encoder)
+        try:
+            encoder, info = self.model_class.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True, **options
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"cannot load {self.class_name} from {folder}: {reason}") from error
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"the weights in {folder} do not fit {self.class_name}: they lack {missing[:5]}"
+            )
         return encoder.eval()
 
     def load_tokenizer(self, model_path: str | PathLike[str]) -> Any:
-        """Load the tokenizer. OSError: files are missing."""
+        """Load the tokenizer; code that its folder may hold is never run.
+
+        Raises:
+            OSError: Files are missing.
+            ValueError: It cannot be loaded, for example as it needs such code.
+        """
         import transformers
 
-        return transformers.AutoTokenizer.from_pretrained(
-            Path(model_path, self.tokenizer), local_files_only=True
-        )
+        folder = Path(model_path, self.tokenizer)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except ValueError as error:
+            reason = str(error).strip().split("\n")[0]
+            if "trust_remote_code" in str(error):
+                reason = "it asks for code of its own, which is not run"
+            raise ValueError(f"cannot load the tokenizer in {folder}: {reason}") from error
 
 
 class TextEncoderWithMask(nn.Module):
