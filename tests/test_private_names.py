@@ -115,6 +115,11 @@ def convolution_of_torch() -> Any:
     return result.shape == (1, 1, 1, 1, 1)
 
 
+def compiled_module_of_torch() -> Any:
+    module = nn.Linear(2, 2)
+    return torch.compile(module)._orig_mod is module
+
+
 def queue_of_gradio() -> Any:
     gradio = pytest.importorskip("gradio")
     with gradio.Blocks() as blocks:
@@ -134,6 +139,7 @@ READ: list[tuple[str, str, str, Callable[[], Any]]] = [
         "generation/memory_presets.py",
         casting_patterns,
     ),
+    ("_orig_mod", "torch", "pipelines/official.py", compiled_module_of_torch),
     ("_gradient_checkpointing_func", "diffusers", "models", checkpointing_of_diffusers),
     (
         "_resolve_quant_config",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,79 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def create_optimizer(args: Namespace, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW for the trainable parameters, by the options of the reference's trainers.
+
+    Args:
+        args: `lr` and `weight_decay`; where there are `opt`, `opt_eps`, and `opt_betas` or
+            `opt_beta1` and `opt_beta2`, these too.
+        model: What is trained. Biases and 1-D parameters are not decayed.
+
+    Raises:
+        ValueError: `opt` is not "adamw".
+    """
+    name = getattr(args, "opt", "adamw")
+    if name.lower() != "adamw":
+        raise ValueError(f"opt is {name!r}; 'adamw' is allowed")
+    betas = getattr(args, "opt_betas", None)
+    if betas is None:
+        betas = (getattr(args, "opt_beta1", 0.9), getattr(args, "opt_beta2", 0.999))
+    return torch.optim.AdamW(
+        parameter_groups([model], args.weight_decay),
+        lr=args.lr,
+        betas=tuple(betas),
+        eps=getattr(args, "opt_eps", 1e-8),
+    )
+
+
+def constant_scheduler(
+    base_value: float,
+    epochs: int,
+    niter_per_ep: int,
+    warmup_epochs: int = 0,
+    start_warmup_value: float = 0.0,
+    warmup_steps: int = -1,
+) -> np.ndarray:
+    """The value of every step `[epochs * niter_per_ep]`: a linear warm-up, then `base_value`.
+
+    Args:
+        base_value: After the warm-up.
+        epochs: Their number.
+        niter_per_ep: Steps of an epoch.
+        warmup_epochs: Epochs of the warm-up.
+        start_warmup_value: Where it begins.
+        warmup_steps: Steps of it, in place of epochs where it is above 0.
+    """
+    return cosine_scheduler(
+        base_value,
+        base_value,
+        epochs,
+        niter_per_ep,
+        warmup_epochs,
+        start_warmup_value,
+        warmup_steps,
+    )
+
+
+def cosine_scheduler(
+    base_value: float,
+    final_value: float,
+    epochs: int,
+    niter_per_ep: int,
+    warmup_epochs: int = 0,
+    start_warmup_value: float = 0.0,
+    warmup_steps: int = -1,
+) -> np.ndarray:
+    """As `constant_scheduler`, with a half cosine down to `final_value` after the warm-up."""
+    steps = epochs * niter_per_ep
+    warmup = warmup_steps if warmup_steps > 0 else warmup_epochs * niter_per_ep
+    warmup = min(warmup, steps)
+    rise = np.linspace(start_warmup_value, base_value, warmup)
+    progress = np.arange(steps - warmup) / max(1, steps - warmup)
+    fall = final_value + 0.5 * (base_value - final_value) * (1 + np.cos(np.pi * progress))
+    return np.concatenate([rise, fall])
 
 
 SCHEDULES = ("constant", "cosine", "trapezoid")

@@ -370,6 +370,11 @@ def form_groups(per_video: int | None = None, processes: int | None = None) -> N
             _formed[guided] = Parallel(mesh[CFG, SEQUENCE], line)
 
 
+def groups_are_formed() -> bool:
+    """Whether it was said which processes make a video together, by `form_groups` or first use."""
+    return bool(_formed)
+
+
 def processes_at_work(*, guided: bool) -> Serial:
     """The processes that make a video together with this one.
 

@@ -31,11 +31,21 @@ from pyramid_dit.distributed.parallel import (
     SERIAL,
     check_heads,
     form_groups,
+    groups_are_formed,
     mesh_shape,
     processes_at_work,
     split_sizes,
 )
-from trainer_misc import init_distributed_mode, init_sequence_parallel_group
+from trainer_misc import (
+    get_rank,
+    get_sequence_parallel_group,
+    get_sequence_parallel_group_rank,
+    get_sequence_parallel_rank,
+    get_sequence_parallel_world_size,
+    init_distributed_mode,
+    init_sequence_parallel_group,
+    is_sequence_parallel_initialized,
+)
 
 PROMPT = "a red circle moves left on a white background"
 HEADS = 5  # which no number of processes here divides
@@ -239,6 +249,45 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     args.sp_group_size = 2
     with pytest.raises(RuntimeError, match="join a process group first"):
         init_sequence_parallel_group(args)
+
+
+def test_joining_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    args = Namespace()
+    init_distributed_mode(args, init_pytorch_ddp=False)
+    assert (args.distributed, args.rank, args.world_size, args.gpu) == (True, 1, 2, 0)
+    assert not torch.distributed.is_initialized()
+
+
+def test_processes_of_mpirun(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    for name in ours:
+        monkeypatch.setenv(name, "")  # so that they are put back in the end
+        monkeypatch.delenv(name)
+        monkeypatch.delenv(f"OMPI_COMM_WORLD_{name.removeprefix('WORLD_')}", raising=False)
+    args = Namespace(dist_on_itp=True, dist_url="env://")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="no OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_LOCAL_RANK$"):
+        init_distributed_mode(args)
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+    init_distributed_mode(args, init_pytorch_ddp=False)
+    assert (args.rank, args.world_size, args.gpu) == (3, 4, 0)
+    assert [os.environ[name] for name in ours] == ["3", "0", "4"]
+    assert not caplog.records
+    init_distributed_mode(Namespace(dist_url="tcp://host:1"), init_pytorch_ddp=False)
+    assert "dist_url=tcp://host:1 has no effect" in caplog.text
+
+
+def test_alone_there_are_no_groups() -> None:
+    assert not groups_are_formed()
+    assert get_rank() == get_sequence_parallel_rank() == get_sequence_parallel_group_rank() == 0
+    assert get_sequence_parallel_world_size() == 1 and not is_sequence_parallel_initialized()
+    with pytest.raises(RuntimeError, match="call init_sequence_parallel_group first"):
+        get_sequence_parallel_group()
 
 
 # ---- the command line -------------------------------------------------------------------------
