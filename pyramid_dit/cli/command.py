@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from ..distributed.launcher import (
     ProcessesFailed,
     Stopped,
+    end_with_launcher,
     ended_by_signals,
     launched_process,
     leave_reason,
@@ -128,6 +129,7 @@ def _run(
     started = time.perf_counter()
     here = launched_process()
     is_main = here is None or here.rank == 0
+    end_with_launcher()
     if options.shard and here is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
     logging.basicConfig(

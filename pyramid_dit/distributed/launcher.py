@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Environment variable of PyTorch's agents: where a process leaves the reason of its failure."""
-
+LOOK = 1.0  # seconds between two looks for the launcher
+_RUN_ID = "TORCHELASTIC_RUN_ID"
+_LAUNCHER_WATCH = "launcher watch"
 
 AGENT_SIGNALS = [
     getattr(signal, name)
@@ -140,6 +143,12 @@ def leave_reason(message: str, status: int) -> bool:
     path = os.environ.get(ERROR_FILE)
     if path is None:
         return False
+    write_reason(path, message, status)
+    return True
+
+
+def write_reason(path: str, message: str, status: int) -> None:
+    """Leave the reason of a failure in the file `path`, for whoever looks for it there."""
     now = time.time()
     reason = {
         "message": {
@@ -149,9 +158,31 @@ def leave_reason(message: str, status: int) -> bool:
         "time": now,  # to a fraction of a second, which tells cause from consequence
         "status": status,
     }
-    with open(path, "w", encoding="utf-8") as file:
+    whole = f"{path}.{os.getpid()}"  # the agent never reads a part, whoever is killed
+    with open(whole, "w", encoding="utf-8") as file:
         json.dump(reason, file)
-    return True
+    os.replace(whole, path)
+
+
+def end_with_launcher() -> None:
+    """End this process soon after the agent that started it is gone, whatever it is doing.
+
+    Killed, the agent cannot end the processes itself. Without one nothing is watched: a process
+    that was started by hand may outlive the shell.
+    """
+    parent = os.getppid()
+    if _RUN_ID not in os.environ or any(t.name == _LAUNCHER_WATCH for t in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        if os.environ.get("LOCAL_RANK") == "0":
+            sys.stderr.write("the launcher of the processes is gone, and they end\n")
+            sys.stderr.flush()
+        os._exit(1)
+
+    threading.Thread(target=watch, name=_LAUNCHER_WATCH, daemon=True).start()
 
 
 @contextmanager
@@ -182,18 +213,18 @@ def _silence() -> Iterator[None]:
 
 
 def _explained(failures: dict[int, ProcessFailure], count: int) -> ProcessesFailed:
-    """The failure that the others follow from: a kill, else the earliest."""
+    """The failure that the others follow from: an unexplained kill, else the earliest."""
+    explained = {r: f.error_file_data for r, f in failures.items() if "time" in f.error_file_data}
     killed = {
         rank: failure
         for rank, failure in failures.items()
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and rank not in explained
     }
     if killed:
         rank, failure = next(iter(killed.items()))
         name = failure.signal_name()
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return ProcessesFailed(f"process {rank + 1} of {count} was ended by {name}{hint}", 1)
-    explained = {r: f.error_file_data for r, f in failures.items() if "time" in f.error_file_data}
     if not explained:
         rank, failure = next(iter(failures.items()))
         text = f"process {rank + 1} of {count} ended with status {failure.exitcode}"

@@ -25,6 +25,7 @@ from ..cli.model import (
 from ..cli.options import UsageError
 from ..distributed.launcher import (
     LaunchedProcess,
+    end_with_launcher,
     ended_by_signals,
     launched_process,
     run_processes,
@@ -62,6 +63,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
         Stopped: A signal came while there were several processes.
     """
     here = launched_process()
+    end_with_launcher()
     if find_spec("gradio") is None:
         raise ImportError('the page needs Gradio: pip install ".[app]"')
     if options.shard and here is None and options.gpus == 1:
