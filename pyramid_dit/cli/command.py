@@ -28,6 +28,7 @@ from ..distributed.launcher import (
     launched_process,
     leave_reason,
     run_processes,
+    undisturbed,
 )
 from .model import (
     check_model_name,
@@ -177,11 +178,15 @@ def _run(
         try:
             size = _write(model, options, sources, folder, seed, writer, kept, received)
         except BaseException:
-            if writer is not None:
-                _close(writer, kept, complete=False)
+            with nullcontext() if here is None else undisturbed():
+                if writer is not None and options.partial is not None:
+                    writer.leave()  # the process that started this one goes on from there
+                elif writer is not None:
+                    _close(writer, kept, complete=False)
             raise
         if writer is not None:
-            _close(writer, kept)
+            with nullcontext() if here is None else undisturbed():
+                _close(writer, kept)
         if here is not None:
             from ..distributed.parallel import leave_processes
 
@@ -233,7 +238,8 @@ def _write(
         finally:
             stream.close()
             if writer is not None and options.save_latents and stream.latents is not None:
-                stream.save_latents(options.save_latents)
+                with nullcontext() if launched_process() is None else undisturbed():
+                    stream.save_latents(options.save_latents)
                 kept.append(f"--resume-latents {options.save_latents} goes on from there")
     return size
 

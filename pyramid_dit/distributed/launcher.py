@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -185,20 +185,27 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, name=_LAUNCHER_WATCH, daemon=True).start()
 
 
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> AbstractContextManager[None]:
     """Let SIGINT and SIGTERM end this process at once, even while it waits for another one.
 
     A handler written in Python would only run when the waiting is over.
     """
-    former = {
-        signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)
-    }
+    return _handled(signal.SIG_DFL)
+
+
+def undisturbed() -> AbstractContextManager[None]:
+    """Let this process write what it has, which the agent gives it half a minute for."""
+    return _handled(signal.SIG_IGN)
+
+
+@contextmanager
+def _handled(handler: signal.Handlers) -> Iterator[None]:
+    former = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for signum, handler in former.items():
-            signal.signal(signum, handler)
+        for signum, other in former.items():
+            signal.signal(signum, other)
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from golden import PROJECT_ROOT
+from progress import wait_for
 
 from pyramid_dit.distributed.heartbeat import PATIENCE
 from pyramid_dit.distributed.launcher import ProcessesFailed, run_processes
+from pyramid_dit.media.video_files import video_size
 
 PATIENT = 3
 """Seconds without a sign of life, in these tests."""
@@ -170,3 +172,66 @@ def test_without_a_launcher_the_first_may_leave_first(folder: Path) -> None:
     processes = start_by_hand(f"if rank == 1: time.sleep({2 * PATIENT})\ntell('done')")
     assert [process.wait(TIMEOUT) for process in processes] == [0, 0]
     assert done(folder) == 2
+
+
+# ---- the command line -------------------------------------------------------------------------
+
+ONE_FRAME = ["--steps", "1", "--video-steps", "1000", "--seconds", "1"]  # then minutes of work
+
+
+def started_by(pid: int) -> list[int]:
+    """Processes that any thread of `pid` started, and those that these started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *started_by(child)]
+    return found
+
+
+def worker(launcher: int, rank: int) -> int:
+    """The process of that rank."""
+    mark = f"\0RANK={rank}\0".encode()
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (pid,) = (c for c in children if mark in Path(f"/proc/{c}/environ").read_bytes())
+    return int(pid)
+
+
+def start_video(output: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command, which has written a frame and works on others."""
+    prompt = "a red circle moves left on a white background"
+    command = ["-m", "pyramid_dit", prompt, "--device", "cpu", "--output", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, *command, *ONE_FRAME, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for("1 frames, play", process)
+    return process
+
+
+@pytest.mark.parametrize("gpus", ["1", "2"])
+def test_a_command_that_is_killed_leaves_no_process(gpus: str, tmp_path: Path) -> None:
+    process = start_video(tmp_path / "video.mp4", "--gpus", gpus)
+    pids = started_by(process.pid)
+    assert len(pids) == (3 if gpus == "2" else 1)  # with ffmpeg
+    process.kill()
+    assert seconds_until_gone([process.pid, *pids]) < 10
+    process.communicate()
+    (part,) = tmp_path.iterdir()
+    assert part.name.startswith("video.partial-") and video_size(part) == (128, 128)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_was_made_is_kept(signum: signal.Signals, rank: int, tmp_path: Path) -> None:
+    process = start_video(tmp_path / "video.mp4", "--gpus", "2")
+    os.kill(worker(process.pid, rank), signum)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    *_, last = errors.splitlines()
+    word = "was ended by SIGKILL" if signum == signal.SIGKILL else "stands still"
+    assert last.startswith("pyramid-flow: ") and f"process {rank + 1} of 2 {word}" in last, errors
+    assert last.endswith(f"; what was made is kept in {tmp_path / 'video.mp4'}")
+    assert errors.count("pyramid-flow: ") == 1 and "Traceback" not in errors
+    assert process.returncode == 1 and [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
