@@ -317,6 +317,18 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
         raise ValueError(
             f"the saved latents have {channels} channels, the model {model.latent_channels}"
         )
+    guided = any(unit.guidance_scale != 1 for unit in saved.units)
+    given = arguments.negative_prompt_embeds is not None
+    for text in saved.texts:
+        if guided and given and text.negative_prompts is not None:
+            raise ValueError(
+                "a run that is resumed has its own negative prompts, "
+                "negative_prompt_embeds were given"
+            )
+        if guided and not given and text.negative_prompts is None:
+            raise ValueError(
+                "the negative prompts of the run were negative_prompt_embeds: give them"
+            )
     texts = [
         Prompts.checked(
             text.prompts,
@@ -324,7 +336,7 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
             encoded=arguments.encoded,
             encoded_negative=arguments.encoded_negative,
             suffix="",
-            guided=any(unit.guidance_scale != 1 for unit in saved.units),
+            guided=guided,
             allow_empty=True,
         )
         for text in saved.texts
