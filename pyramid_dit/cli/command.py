@@ -6,7 +6,6 @@ imported, the model's folder before its weights are read, and the file is writte
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 import signal
@@ -35,6 +34,7 @@ from .model import (
     check_processes,
     load_model,
     open_model,
+    print_log,
 )
 from .options import UsageError, parse_options
 
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from ..media.progressive_video import CollectedFrames, ProgressiveVideo
     from ..pipelines.official import PyramidDiTForVideoGeneration
     from .sources import Sources
-
-logger = logging.getLogger(__name__)
 
 FAILED, BAD_INPUT = 1, 2
 _BAD_INPUT_ERRORS = (
@@ -133,9 +131,7 @@ def _run(
     end_with_launcher()
     if options.shard and here is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
-    logging.basicConfig(
-        level=logging.INFO if options.verbose and is_main else logging.WARNING, format="%(message)s"
-    )
+    print_log(options, is_main=is_main)
     from ..media.progressive_video import open_video
     from ..media.video_files import check_folder, check_writable
     from .sources import Sources, check_apart

@@ -21,6 +21,7 @@ D channels of a head.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -405,6 +406,11 @@ def form_groups(per_video: int | None = None, processes: int | None = None) -> N
         else:
             line = meshes[1, per_video][SEQUENCE]
             _formed[guided] = Parallel(mesh[CFG, SEQUENCE], line)
+
+
+def speaks(record: logging.LogRecord) -> bool:
+    """A filter of loggers: of the processes that make a video together one warns."""
+    return all(processes.is_main for processes in _formed.values())
 
 
 def processes_at_work(*, guided: bool) -> Serial:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoints.defaults import Mode
 from ..checks import FRAMES, check_shape, check_size, check_temp, steps_per_stage
+from ..distributed.parallel import processes_at_work, speaks
 from ..flow.latents import Generators
 from ..flow.sizes import (
     SPATIAL_FACTOR,
@@ -29,6 +30,7 @@ from .components import Components
 from .saved_latents import SavedLatents
 
 logger = logging.getLogger(__name__)
+logger.addFilter(speaks)
 
 T = TypeVar("T")
 
@@ -102,6 +104,8 @@ def make_request(arguments: Arguments, model: Components) -> Request:
         ValueError: An argument is outside its range, two do not fit each other, or a model that
             is needed is missing.
     """
+    if arguments.inference_multigpu:
+        processes_at_work(guided=True)  # from now on one of them warns
     make = _new if arguments.resume is None else _resumed
     request = make(arguments, model)
     _check(request, model)

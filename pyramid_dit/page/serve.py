@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from ..cli.model import (
     check_processes,
     load_model,
     open_model,
+    print_log,
 )
 from ..cli.options import UsageError
 from ..distributed.launcher import (
@@ -82,8 +82,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
 
 def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
     is_main = here is None or here.rank == 0
-    level = logging.INFO if options.verbose and is_main else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s")
+    print_log(options, is_main=is_main)
     folder = open_model(options)
     if is_main:
         sys.stderr.write(f"Loading {options.model or 'the default checkpoint'} ...\n")
