@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -38,6 +37,7 @@ from pyramid_dit.distributed.parallel import (
     processes_at_work,
     split_sizes,
 )
+from pyramid_dit.generation import request
 from trainer_misc import init_distributed_mode, init_sequence_parallel_group
 
 PROMPT = "a red circle moves left on a white background"
@@ -310,7 +310,7 @@ def test_in_python_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     class Other(Serial):
         rank = 1
 
-    warn = logging.getLogger("pyramid_dit.generation.request").warning
+    warn = request.logger.warning
     monkeypatch.setitem(parallel._formed, True, Other())
     warn("from process 1")
     monkeypatch.setitem(parallel._formed, True, SERIAL)
