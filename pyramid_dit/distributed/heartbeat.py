@@ -17,7 +17,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -25,7 +24,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from .launcher import ERROR_FILE, LOOK, leave_reason, write_reason
+from .launcher import ERROR_FILE, FAILED, LOOK, fail_at_once, write_reason
 
 PATIENCE = "PYRAMID_FLOW_PATIENCE"
 """Environment variable: seconds without a sign of life after which a process stands still."""
@@ -34,7 +33,6 @@ BEATS = 8
 """Signs of life while the others are patient."""
 
 _GOODBYE = "goodbye"
-_STATUS = 1
 
 
 class Heartbeat:
@@ -122,7 +120,7 @@ class Heartbeat:
         except RuntimeError:  # the store is gone
             if self._served and _GOODBYE.encode() not in before and not self._leaving.is_set():
                 time.sleep(2 * LOOK)  # of a launcher on this machine `end_with_launcher` tells
-                _leave_and_end("the launcher of the processes is gone")
+                fail_at_once("the launcher of the processes is gone")
             # else those that remain notice it by the connections between them
 
     def _watch_store(self) -> None:
@@ -152,10 +150,10 @@ class Heartbeat:
             # What is stopped would have the launcher wait before it kills it.
             if all(other[name] == own[name] for name in ("machine", "parent")):
                 if other["reason"]:
-                    write_reason(str(other["reason"]), message, _STATUS)
+                    write_reason(str(other["reason"]), message, FAILED)
                 with suppress(OSError):
                     os.kill(int(str(other["pid"])), getattr(signal, "SIGKILL", signal.SIGTERM))
-        _leave_and_end(message)
+        fail_at_once(message)
 
 
 def _this_process() -> dict[str, object]:
@@ -165,13 +163,6 @@ def _this_process() -> dict[str, object]:
         "pid": os.getpid(),
         "reason": os.environ.get(ERROR_FILE),
     }
-
-
-def _leave_and_end(message: str) -> None:
-    if not leave_reason(message, _STATUS):
-        sys.stderr.write(f"{message}\n")
-        sys.stderr.flush()
-    os._exit(_STATUS)
 
 
 def _beats(rank: int) -> str:

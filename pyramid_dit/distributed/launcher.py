@@ -17,13 +17,15 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Environment variable of PyTorch's agents: where a process leaves the reason of its failure."""
+FAILED = 1
+"""Status of a process that ends because of another."""
 LOOK = 1.0  # seconds between two looks for the launcher
 _RUN_ID = "TORCHELASTIC_RUN_ID"
 _LAUNCHER_WATCH = "launcher watch"
@@ -147,6 +149,18 @@ def leave_reason(message: str, status: int) -> bool:
     return True
 
 
+def fail_at_once(message: str) -> NoReturn:
+    """End this process from any of its threads, whatever the others are doing.
+
+    Args:
+        message: Why, in one line.
+    """
+    if not leave_reason(message, FAILED):
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+    os._exit(FAILED)
+
+
 def write_reason(path: str, message: str, status: int) -> None:
     """Leave the reason of a failure in the file `path`, for whoever looks for it there."""
     now = time.time()
@@ -180,7 +194,7 @@ def end_with_launcher() -> None:
         if os.environ.get("LOCAL_RANK") == "0":
             sys.stderr.write("the launcher of the processes is gone, and they end\n")
             sys.stderr.flush()
-        os._exit(1)
+        os._exit(FAILED)
 
     threading.Thread(target=watch, name=_LAUNCHER_WATCH, daemon=True).start()
 

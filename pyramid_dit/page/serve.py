@@ -9,7 +9,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..generation.stream import VideoStream
     from ..pipelines.official import PyramidDiTForVideoGeneration
     from .settings import ModelCard
-    from .worker import Job, Worker
+    from .worker import Job, Starter, Worker
 
 TEMPORARY_FOLDER = "GRADIO_TEMP_DIR"
 """Environment variable: where Gradio keeps uploads, and the page its videos."""
@@ -99,7 +99,7 @@ def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
     if not is_main:
         follow(model, requests, cpu_offloading=offloading)
 
-    def start(job: Job) -> VideoStream:
+    def start(job: Job) -> AbstractContextManager[VideoStream]:
         return start_together(model, requests, job, cpu_offloading=offloading)
 
     _serve(options, folder, model, start, launched=here)
@@ -119,7 +119,7 @@ def _serve(
     options: Namespace,
     folder: CheckpointFolder,
     model: PyramidDiTForVideoGeneration,
-    start: Callable[[Job], VideoStream],
+    start: Starter,
     *,
     launched: LaunchedProcess | None,
 ) -> None:

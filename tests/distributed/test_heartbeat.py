@@ -142,6 +142,31 @@ def test_without_the_launcher_they_end(start: str, folder: Path) -> None:
     assert errors.count("the launcher of the processes is gone, and they end") == 1
 
 
+@pytest.mark.parametrize("alone", [0, 1])
+def test_on_the_page_one_that_fails_alone_ends_all(alone: int, folder: Path) -> None:
+    code = f"""
+from pyramid_dit.page import processes
+processes.ALONE = {PATIENT}
+requests = processes.Requests()
+for failing in ((0, 1), (), ({alone},)):
+    try:
+        with requests.end_together():
+            if rank in failing:
+                raise ValueError("too large")
+            if failing == ({alone},):
+                dist.barrier()
+    except ValueError:
+        pass
+    tell("done" + str(len(failing)))
+"""
+    with pytest.raises(ProcessesFailed, match="^one of the processes could not go on: .*too large"):
+        run_two(code)
+    assert sorted(file.name for file in folder.glob("done*")) == ["done00", "done01"] + [
+        "done20",
+        "done21",
+    ]
+
+
 def start_by_hand(code: str) -> list[subprocess.Popen[str]]:
     """Two processes without a launcher: the first serves the store."""
     with socket.create_server(("127.0.0.1", 0)) as server:
