@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -269,7 +269,7 @@ class Job:
                 wake()
 
 
-Starter = Callable[[Job], "VideoStream"]
+Starter = Callable[[Job], AbstractContextManager["VideoStream"]]
 
 
 class Worker:

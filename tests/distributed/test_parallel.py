@@ -21,6 +21,7 @@ from progress import STEPS_MADE, wait_for
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit.cli.command import main
+from pyramid_dit.distributed import parallel
 from pyramid_dit.distributed.launcher import (
     ProcessesFailed,
     Stopped,
@@ -29,6 +30,7 @@ from pyramid_dit.distributed.launcher import (
 )
 from pyramid_dit.distributed.parallel import (
     SERIAL,
+    Serial,
     check_heads,
     form_groups,
     groups_are_formed,
@@ -36,6 +38,7 @@ from pyramid_dit.distributed.parallel import (
     processes_at_work,
     split_sizes,
 )
+from pyramid_dit.generation import request
 from trainer_misc import (
     get_rank,
     get_sequence_parallel_group,
@@ -332,6 +335,36 @@ def test_gpus_give_the_video_of_one_process(checkpoints: Path, tmp_path: Path) -
     alone = [PROMPT, "--model", str(checkpoints / "pyramid_flux"), "--device", "cpu"]
     assert main([*alone, "--seed", "3", "-q", "--output", f"{tmp_path / 'one'}/"]) == 0
     assert np.abs(frames(tmp_path / "two") - frames(tmp_path / "one")).mean() < 0.01
+
+
+def test_warnings_come_once(tmp_path: Path) -> None:
+    """Words that the checkpoint which comes along never learned, and more than it reads."""
+    prompt = "a red elephant moves left on a white background " * 40
+    done = subprocess.run(
+        [sys.executable, "-m", "pyramid_dit", prompt, "--device", "cpu", "--gpus", "2", "--quiet"]
+        + ["--steps", "1", "--num-frames", "1", "--output", str(tmp_path / "video.mp4")],
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "the checkpoint never learned the words",
+        "a prompt of 681 tokens is cut to 128, what T5 reads (max_sequence_length)",
+    ]
+
+
+def test_in_python_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Other(Serial):
+        rank = 1
+
+    warn = request.logger.warning
+    monkeypatch.setitem(parallel._formed, True, Other())
+    warn("from process 1")
+    monkeypatch.setitem(parallel._formed, True, SERIAL)
+    warn("from process 0")
+    assert caplog.messages == ["from process 0"]
 
 
 @pytest.mark.parametrize("end", ["a worker is killed", "SIGTERM"])

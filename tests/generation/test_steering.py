@@ -444,3 +444,21 @@ def test_frames_that_are_not_finite_stop_the_run(model: PyramidDiTForVideoGenera
         model.vae.decoder.conv_out.conv.bias.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="frames that the VAE decoded are not finite"):
         model.generate(**TEXT)
+
+
+def test_encoded_negative_prompts_are_given_again_and_only_then(
+    model: PyramidDiTForVideoGeneration, tmp_path: Path
+) -> None:
+    assert model.text_encoder is not None
+    names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+    values = model.text_encoder([SQUARE])
+    encoded = {f"negative_{name}": value for name, value in zip(names, values, strict=True)}
+    whole = model.generate(**{**TEXT, **encoded, "output_type": "latent"})
+    stopped_after(model, 1, **encoded).save_latents(tmp_path / "run")
+    with pytest.raises(ValueError, match="were negative_prompt_embeds: give them"):
+        model.generate_v2v(resume=tmp_path / "run", output_type="latent")
+    resumed = model.generate_v2v(resume=tmp_path / "run", output_type="latent", **encoded)
+    assert torch.equal(resumed, whole)
+    stopped_after(model, 1).save_latents(tmp_path / "words")
+    with pytest.raises(ValueError, match="has its own negative prompts"):
+        model.generate_v2v(resume=tmp_path / "words", output_type="latent", **encoded)
