@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -39,6 +39,7 @@ from pyramid_dit.files import replacing
 
 from .average import MovingAverage
 from .checkpoints import (
+    Tensors,
     join_optimizer_state,
     newest_checkpoint,
     read_checkpoint,
@@ -80,7 +81,7 @@ class LoopConfig:
         weight_decay: AdamW's, on matrices only.
         clip: Largest gradient norm; None does not clip.
         skip_above: An update whose loss is at least this is left out.
-        ema_decay: Decay of the moving average of the weights.
+        ema_decay: Decay of the moving average of the weights; None keeps none.
         ema_warmup: Let the average soon forget its start.
         ema_every: Steps between its updates.
         ema_on_cpu: Keep it in the CPU's memory.
@@ -89,11 +90,13 @@ class LoopConfig:
         seed: Of the weights and of every draw.
         save_every: Steps between checkpoints.
         keep: Checkpoints to keep; 0 keeps all.
-        resume: Checkpoint to go on from; by default the newest in `output`.
+        resume: Checkpoint to go on from.
+        auto_resume: Without one, go on from the newest in `output`.
         sheet_every: Steps between sample sheets; 0 draws none.
         validate_every: Steps between validations; 0 does none.
         log_every: Steps between lines of the log.
         report_to: Tracker of accelerate, or "none".
+        logging_dir: Folder in `output` for it.
         max_minutes: Stop (with a checkpoint) after so many minutes of this process; 0: never.
     """
 
@@ -110,7 +113,7 @@ class LoopConfig:
     weight_decay: float = 1e-4
     clip: float | None = 1.0
     skip_above: float = math.inf
-    ema_decay: float = 0.999
+    ema_decay: float | None = 0.999
     ema_warmup: bool = True
     ema_every: int = 1
     ema_on_cpu: bool = False
@@ -120,10 +123,12 @@ class LoopConfig:
     save_every: int = 500
     keep: int = 2
     resume: Path | None = None
+    auto_resume: bool = True
     sheet_every: int = 1000
     validate_every: int = 0
     log_every: int = 50
     report_to: str = "none"
+    logging_dir: str = "log"
     max_minutes: float = 0.0
 
 
@@ -136,6 +141,8 @@ class TrainingLoop:
             FSDP2 where the weights of a module are divided already.
         optimizer: By default AdamW as the config says; a given one has `learning_rate` as its lr.
         accelerator: By default one as the config says.
+        place: What the draws of this process depend on; processes that share a batch have one. By
+            default its rank.
 
     Attributes:
         accelerator: Device, precision and processes.
@@ -155,11 +162,13 @@ class TrainingLoop:
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer | None = None,
         accelerator: Accelerator | None = None,
+        place: int | None = None,
     ) -> None:
         keep_freed_memory()
         self.config = config
         self.accelerator = accelerator or new_accelerator(config)
-        self._on_main(self._prepare_output)
+        self._place = self.accelerator.process_index if place is None else place
+        self.on_main(self._prepare_output)
         optimizer = optimizer or torch.optim.AdamW(
             parameter_groups(modules.values(), config.weight_decay),
             lr=config.learning_rate,
@@ -169,12 +178,14 @@ class TrainingLoop:
         self._peaks = [group["lr"] / config.learning_rate for group in optimizer.param_groups]
         self._root = nn.ModuleDict(modules)
         self._optimizer = optimizer
-        self._average = MovingAverage(
-            {name: p for name, p in self._root.named_parameters() if p.requires_grad},
-            config.ema_decay,
-            warm_up=config.ema_warmup,
-            on_cpu=config.ema_on_cpu,
-        )
+        self._average: MovingAverage | None = None
+        if config.ema_decay is not None:
+            self._average = MovingAverage(
+                {name: p for name, p in self._root.named_parameters() if p.requires_grad},
+                config.ema_decay,
+                warm_up=config.ema_warmup,
+                on_cpu=config.ema_on_cpu,
+            )
         self.modules = {name: self._wrapped(module) for name, module in modules.items()}
         self.optimizer = self.accelerator.prepare(optimizer)
         self.step = self.skipped = self._skipped_in_row = 0
@@ -206,7 +217,8 @@ class TrainingLoop:
     def resume(self) -> None:
         """Go on from the config's checkpoint, or from the newest whole one of the output folder."""
         config = self.config
-        found = self._on_main(lambda: config.resume or newest_checkpoint(config.output))
+        newest = newest_checkpoint if config.auto_resume else lambda _: None
+        found = self.on_main(lambda: config.resume or newest(config.output))
         if found is None:
             return
         tensors, state = read_checkpoint(found)
@@ -216,7 +228,8 @@ class TrainingLoop:
             options = StateDictOptions(full_state_dict=True)
             set_model_state_dict(self._root, model, options=options)
             set_optimizer_state_dict(self._root, self._optimizer, optimizer, options=options)
-            self._average.load(tensors["average"], state["average_updates"])
+            if self._average is not None and "average" in tensors:
+                self._average.load(tensors["average"], state["average_updates"])
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{found} is a checkpoint of another model: {reason}") from error
@@ -224,7 +237,7 @@ class TrainingLoop:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.skipped = state["step"], state["skipped"]
         self._saved = self.step if found.parent == config.output else None
-        self._on_main(lambda: trim_log(config.output / "log.jsonl", self.step))
+        self.on_main(lambda: trim_log(config.output / "log.jsonl", self.step))
         logger.info("going on from %s", found)
 
     def save(self) -> None:
@@ -244,28 +257,47 @@ class TrainingLoop:
         state = {
             "step": self.step,
             "skipped": self.skipped,
-            "average_updates": self._average.updates,
+            "average_updates": self._average.updates if self._average else 0,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "optimizer": rest,
         }
-        tensors = {"model": model, "average": self._average.state(), "optimizer": optimizer}
+        tensors = {"model": model, "optimizer": optimizer}
+        if self._average is not None:
+            tensors["average"] = self._average.state()
 
         def write() -> None:
             output = self.config.output
             write_checkpoint(output / f"checkpoint-{self.step}", tensors, state)
             thin_checkpoints(output, self.config.keep)
 
-        self._on_main(write)
+        self.on_main(write)
         self._saved = self.step
 
     def averaged(self, action: Callable[[], None]) -> None:
         """Run `action` with the moving average in place of the weights."""
-        with self._average.in_place():
+        with self.average_in_place():
             action()
 
+    def average_in_place(self) -> AbstractContextManager[None]:
+        """Have the moving average, if there is one, in place of the weights meanwhile."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
     def adopt_average(self) -> None:
-        """Put the moving average in the place of the weights for good."""
-        self._average.adopt()
+        """Put the moving average, if there is one, in the place of the weights for good."""
+        if self._average is not None:
+            self._average.adopt()
+
+    def start_average(self, weights: Tensors, module: str) -> None:
+        """Have the average start from whole `weights` of the module of that name.
+
+        Raises:
+            ValueError: No average is kept, or the weights are others.
+        """
+        if self._average is None:
+            raise ValueError("no moving average is kept: --ema_update")
+        state = self._average.state()
+        given = {f"{module}.{name}": value for name, value in weights.items()}
+        self._average.load(state | {k: v for k, v in given.items() if k in state}, 0)
 
     # ---- steps ---------------------------------------------------------------------------------
 
@@ -375,7 +407,7 @@ class TrainingLoop:
         else:
             self.optimizer.step()
             self._skipped_in_row = 0
-            if (self.step + 1) % config.ema_every == 0:
+            if self._average is not None and (self.step + 1) % config.ema_every == 0:
                 self._average.update()
             self.optimizer.zero_grad()
             return
@@ -411,7 +443,7 @@ class TrainingLoop:
             group["lr"] = rate * peak
 
     def _seed(self, number: int) -> None:
-        draws = number * self.accelerator.num_processes + self.accelerator.process_index
+        draws = number * self.accelerator.num_processes + self._place
         torch.manual_seed((self.config.seed << 40) + draws)
 
     # ---- what is around --------------------------------------------------------------------------
@@ -449,7 +481,7 @@ class TrainingLoop:
         self._ended_by = int(flag[1]) or None
         return bool(flag.any())
 
-    def _on_main(self, action: Callable[[], Any]) -> Any:
+    def on_main(self, action: Callable[[], Any]) -> Any:
         """Run `action` on the main process; all get what it returns, or the exception it raises."""
         outcome: list[Any] = [None, None]
         if self.accelerator.is_main_process:
@@ -470,8 +502,8 @@ class TrainingLoop:
             with replacing(path) as temporary:
                 draw_sheet(temporary)
 
-        with self._average.in_place():
-            self._on_main(draw)
+        with self.average_in_place():
+            self.on_main(draw)
 
     @contextmanager
     def _trackers(self) -> Iterator[None]:
@@ -502,18 +534,18 @@ class TrainingLoop:
             self.accelerator.log(line, step=self.step)
 
 
-def new_accelerator(config: LoopConfig) -> Accelerator:
+def new_accelerator(config: LoopConfig, *, cpu: bool = False) -> Accelerator:
     """Device, precision, processes and trackers of a run.
 
     Raises:
         ValueError: accelerate knows no such tracker.
     """
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=cpu or not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulation,
         log_with=_tracker(config.report_to),
-        project_dir=str(config.output),
+        project_dir=str(config.output / config.logging_dir),
     )
     torch.manual_seed((config.seed << 40) + accelerator.process_index)
     return accelerator

@@ -21,7 +21,12 @@ from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder
 from ..checkpoints.hub import open_checkpoint
 from ..checkpoints.weights import load_weights, read_transformer, read_vae, resolve_dtype
 from ..devices.offload import accelerator_device, module_device, moved_to
-from ..distributed.parallel import SERIAL, processes_at_work
+from ..distributed.parallel import (
+    SERIAL,
+    groups_are_formed,
+    processes_at_work,
+    scaled_gradient,
+)
 from ..flow.latents import Generators, LatentStatistics
 from ..flow.objective import FlowObjective
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
@@ -426,6 +431,7 @@ class PyramidDiTForVideoGeneration:
         accelerator: Accelerator | None = None,
         *,
         empty_text: Mapping[str, Tensor] | TextCondition | None = None,
+        units: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of a batch (the objective is `flow.objective`).
@@ -442,7 +448,13 @@ class PyramidDiTForVideoGeneration:
             accelerator: Says which process this is; clip lengths differ between processes.
             empty_text: Features of the empty prompt, one row; without it no features of `text`
                 are replaced.
+            units: Units of the clips that each stage trains on, lowest resolution first; by
+                default all lengths in turn.
             generator: Source of all random numbers.
+
+        Processes that share the tokens of a batch (`init_sequence_parallel_group`) all call this
+        with the same batch; draws are those of the group's first. The gradients are made such that
+        their mean over all processes, which DDP and FSDP take, is that of the whole batch.
 
         Returns:
             The loss, and figures for the log (none without `return_log`).
@@ -458,6 +470,10 @@ class PyramidDiTForVideoGeneration:
         if video.ndim != 5:
             raise ValueError(f"{identifier!r} of shape {tuple(video.shape)}: a batch has 5 axes")
         self._warn_of_half_precision()
+        parallel = processes_at_work(guided=False) if groups_are_formed() else SERIAL
+        if parallel.size > 1:
+            common = parallel.common_generator(generator)
+            generator = common if isinstance(common, torch.Generator) else None
         latents = self._training_latents(video, generator)
         condition = self._training_text(text, empty_text, generator)
         condition = condition.to(self.device, self.dtype)
@@ -467,8 +483,9 @@ class PyramidDiTForVideoGeneration:
         batch = self.objective.prepare(
             latents,
             step=self.accumulate_steps,
-            rank=accelerator.process_index if accelerator else 0,
-            world_size=accelerator.num_processes if accelerator else 1,
+            rank=accelerator.process_index // parallel.size if accelerator else 0,
+            world_size=-(-accelerator.num_processes // parallel.size) if accelerator else 1,
+            units=units,
             use_temporal_pyramid=use_temporal_pyramid and kind == "video",
             generator=generator,
         )
@@ -478,7 +495,9 @@ class PyramidDiTForVideoGeneration:
             encoder_attention_mask=condition.prompt_attention_mask,
             pooled_projections=condition.pooled_prompt_embeds,
             timestep_ratio=batch.timesteps,
+            parallel=parallel,
         )
+        predictions = [scaled_gradient(x, parallel.size) for x in predictions]
         return self.calculate_loss(predictions, batch.targets)
 
     def calculate_loss(
