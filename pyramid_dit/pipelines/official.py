@@ -179,6 +179,7 @@ class PyramidDiTForVideoGeneration:
             text_encoder=text_encoder,
             defaults=folder.defaults,
             frame_per_unit=frame_per_unit,
+            name=folder.transformer_title,
         )
         self.video_generator = VideoGenerator(components)
 
