@@ -109,6 +109,12 @@ def parameters_of_torch() -> Any:
     return nn.Linear(2, 2)._parameters
 
 
+def group_timeouts_of_torch() -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._set_pg_timeout
+
+
 def convolution_of_torch() -> Any:
     convolution = nn.Conv3d(1, 1, 1)
     result = convolution._conv_forward(torch.ones(1, 1, 1, 1, 1), convolution.weight, None)
@@ -129,6 +135,7 @@ def queue_of_gradio() -> Any:
 
 
 READ: list[tuple[str, str, str, Callable[[], Any]]] = [
+    ("_set_pg_timeout", "torch", "distributed/parallel.py", group_timeouts_of_torch),
     ("_hf_hook.execution_device", "accelerate", "devices/offload.py", with_accelerate),
     ("_diffusers_hook, config.onload_device", "diffusers", "devices/offload.py", with_diffusers),
     ("StateManager._state_cache", "diffusers", "models/transformer.py", caches_of_diffusers),

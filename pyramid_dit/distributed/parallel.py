@@ -345,7 +345,7 @@ def join_processes(device: torch.device, *, timeout: timedelta = START_TIMEOUT) 
             served=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
         _heartbeat.start(timeout)
-    store.set_timeout(NO_LIMIT)
+    store.set_timeout(timedelta(days=1))  # in milliseconds an int of C, unlike the others
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore(f"group/{attempt}", store),

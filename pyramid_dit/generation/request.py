@@ -321,6 +321,10 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
         raise ValueError(
             f"the saved latents have {channels} channels, the model {model.latent_channels}"
         )
+    if "" not in (saved.model, model.name) and saved.model != model.name:
+        logger.warning(
+            "the latents were made by %s, and %s goes on with them", saved.model, model.name
+        )
     guided = any(unit.guidance_scale != 1 for unit in saved.units)
     given = arguments.negative_prompt_embeds is not None
     for text in saved.texts:

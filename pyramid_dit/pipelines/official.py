@@ -181,6 +181,7 @@ class PyramidDiTForVideoGeneration:
             text_encoder=text_encoder,
             defaults=folder.defaults,
             frame_per_unit=unit,
+            name=folder.transformer_title,
         )
         self.video_generator = VideoGenerator(components)
         self._training_dit: nn.Module = dit

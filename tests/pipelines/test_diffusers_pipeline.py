@@ -550,8 +550,7 @@ def test_weights_quantized_by_torchao(flux: PyramidFlowPipeline, tmp_path: Path)
 def test_moving_and_saving_after_offloading_says_what_to_call(
     undo: str, flux: PyramidFlowPipeline, tmp_path: Path
 ) -> None:
-    whole = made(flux)
-    flux.enable_memory_preset("6GB")
+    flux.enable_memory_preset("6GB")  # which rounds the weights
     frames = made(flux)
     for action in (
         lambda: flux.to("cpu"),
@@ -568,4 +567,4 @@ def test_moving_and_saving_after_offloading_says_what_to_call(
     flux.to("cpu")
     flux.save_pretrained(tmp_path)
     for pipeline in (flux, quiet(PyramidFlowPipeline.from_pretrained(tmp_path))):
-        torch.testing.assert_close(made(pipeline), whole, rtol=0, atol=1e-2)
+        torch.testing.assert_close(made(pipeline), frames, rtol=0, atol=1e-4)
