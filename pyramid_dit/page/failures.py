@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
 
+from ..checks import shown
 from .hosts import App, Message, Receive, Scope, Send, answer
 from .visitors import in_words
 
@@ -28,6 +30,7 @@ class Blocks(gr.Blocks):
         Raises:
             Error: The inputs are not what the function takes.
         """
+        _check_kinds(block_fn.inputs, inputs)
         try:
             return await super().preprocess_data(block_fn, inputs, *rest)
         except gr.Error as error:
@@ -107,6 +110,25 @@ def _told(error: Exception) -> tuple[int, str]:
         return 400, MALFORMED
     logger.exception("a request could not be answered")
     return 500, in_words(error)
+
+
+def _check_kinds(fields: Sequence[Any], values: Sequence[Any]) -> None:
+    """Refuse what Gradio would turn into text, or round to a number."""
+    for block, value in zip(fields, values, strict=False):
+        if value is None:
+            continue
+        if isinstance(block, gr.Textbox | gr.Dropdown):
+            fits, kind = isinstance(value, str), "text"
+        elif isinstance(block, gr.Number | gr.Slider):
+            fits, kind = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+            if fits and block.precision == 0 and value != value // 1:
+                fits, kind = False, "a whole number"
+        elif isinstance(block, gr.Checkbox):
+            fits, kind = isinstance(value, bool), "true or false"
+        else:
+            continue
+        if not fits:
+            raise _error(f"{MALFORMED} {block.label!r} must be {kind}, not {shown(value)}.")
 
 
 def shortened(words: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..checks import TEXT, OneOrMore, Whole
+from ..checks import TEXT, OneOrMore, Whole, shown
 from ..generation.arguments import OPTIONS
 from ..media.images import fit_image
 from ..media.video_files import HISTORY_FRAMES
@@ -137,7 +137,7 @@ class Form:
         options = {key: _plain(key, value) for key, value in self.options.items()}
         if options["seed"] is None:
             options["seed"] = secrets.randbelow(2**32)
-        prompt = (self.prompt or "").strip()
+        prompt = _text(self.prompt)
         settings = Settings(
             mode=self.mode,
             prompt=prompt,
@@ -166,16 +166,20 @@ class Form:
     def _scenes(self) -> tuple[Scene, ...]:
         found = []
         for start, prompt in self.scenes:
-            if not isinstance(prompt, str | None):
-                raise ValueError(f"a prompt must be text, not {prompt!r}")
-            if prompt and prompt.strip():
-                found.append(Scene(_real(start or 0), prompt.strip()))
+            if text := _text(prompt):
+                found.append(Scene(0.0 if start is None else _real(start), text))
         return tuple(sorted(found, key=lambda scene: scene.start))
+
+
+def _text(value: str | None) -> str:
+    if not isinstance(value, str | None):
+        raise ValueError(f"a prompt must be text, not {shown(value)}")
+    return (value or "").strip()
 
 
 def _real(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"there must be a number, not {value!r}")
+        raise ValueError(f"there must be a number, not {shown(value)}")
     try:
         return float(value)
     except OverflowError as error:
@@ -187,7 +191,7 @@ def _plain(key: str, value: Any) -> Any:
     check = OPTIONS[ON_PAGE[key]].check
     one = check.check if isinstance(check, OneOrMore) else check
     if one is TEXT:
-        return "" if value is None else str(value).strip()
+        return _text(value)
     whole = isinstance(value, float) and value.is_integer()
     return int(value) if whole and isinstance(one, Whole) else value
 
