@@ -100,16 +100,19 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
         job = page.worker.submit(video_request, folder)
     except REFUSALS as error:
         raise gradio_error(error) from error
+    unknown = page.card.defaults.unknown_words(video_request.settings.prompts)
     seen: dict[str, Any] = {}
     async for strips in job.watch():
         standing = {"ahead": page.worker.ahead(job)} | _standing(job, strips)
+        standing["unknown_words"] = unknown
         if standing != seen:
             yield gr.skip(), standing
         seen = standing
     if job.error is not None:
         raise gradio_error(job.error)
     settings = job.request.settings.entries()
-    yield job.path and str(job.path), _standing(job) | {"settings": settings}
+    about = _standing(job) | {"unknown_words": unknown, "settings": settings}
+    yield job.path and str(job.path), about
 
 
 def _standing(job: Job, strips: int | None = None) -> dict[str, Any]:

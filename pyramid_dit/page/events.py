@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
@@ -35,6 +35,7 @@ from .words import (
     duration,
     failure_html,
     status_html,
+    unknown_html,
 )
 from .worker import (
     Job,
@@ -116,6 +117,7 @@ class Page:
             [part for index in range(len(given)) for part in scenes.scene(index)],
             **private,
         )
+        self._connect_choices(private)
         if fields.pictures is not None:
             fields.pictures.click(
                 lambda sample: sample,
@@ -126,6 +128,43 @@ class Page:
         for mode, tab in fields.mode_tabs.items():
             guidance = fields.options["video_guidance"]
             tab.select(self._guidance_of(mode), guidance, guidance, **private)
+
+    def _connect_choices(self, private: dict[str, Any]) -> None:
+        """What is chosen of the known sentence is written into the prompt."""
+        fields, scenes = self.fields, self.fields.scenes
+        for mode, choices in fields.choices.items():
+            if mode in fields.prompts:
+                gr.on(
+                    [choice.input for choice in choices.values()],
+                    lambda *chosen: self._sentence(chosen),
+                    [*choices.values()],
+                    fields.prompts[mode],
+                    **private,
+                )
+        if (add := scenes.add_chosen) is not None:
+            chosen = [*fields.choices["storyboard"].values()]
+            shown = [scenes.count, *scenes.prompts]
+            add.click(self._add_scene, [*shown, *chosen], [*shown, *scenes.rows], **private)
+
+    def _sentence(self, chosen: Iterable[str | None]) -> str:
+        defaults = self.card.defaults
+        pairs = zip(defaults.choices().items(), chosen, strict=True)
+        return defaults.sentence({name: text or texts[0] for (name, texts), text in pairs})
+
+    def _add_scene(self, count: int, *values: str | None) -> Updates:
+        """Write the chosen sentence into the first scene without a prompt."""
+        scenes = self.fields.scenes
+        prompts, chosen = values[:MAX_SCENES], values[MAX_SCENES:]
+        empty = [index for index, prompt in enumerate(prompts) if not (prompt or "").strip()]
+        if not empty:
+            gr.Info("All scenes have a prompt already.")
+            return {scenes.count: count}
+        index = empty[0]
+        return {
+            scenes.count: max(count, index + 1),
+            scenes.prompts[index]: self._sentence(chosen),
+            scenes.rows[index]: gr.Row(visible=True),
+        }
 
     def leave(self, request: gr.Request) -> None:
         """A visitor's connection has ended."""
@@ -212,7 +251,7 @@ class Page:
             results.stop: gr.Button(visible=True),
             results.preview: self._frames(job, 0),
             results.video: gr.Video(None, visible=False),
-            results.details: "",
+            results.details: unknown_html(job.request.settings, self.card.defaults),
             results.actions: gr.Row(visible=False),
             fields.options["seed"]: job.request.settings.options["seed"],
             **{button: gr.Button(interactive=False) for button in fields.make.values()},
@@ -249,10 +288,11 @@ class Page:
 
     def _showing(self, result: Result) -> Updates:
         results = self.results
+        unknown = self.card.defaults.unknown_words(result.settings.prompts)
         return {
             results.preview: {"covered": True},
             results.video: gr.Video(str(result.path), visible=True),
-            results.details: details_html(result.settings, result.note),
+            results.details: details_html(result.settings, result.note, unknown),
             results.actions: gr.Row(visible=True),
         }
 
