@@ -237,7 +237,7 @@ def _choices(mode: str, card: ModelCard) -> dict[str, gr.Dropdown]:
     if not choices:
         return {}
     gr.Markdown("The model knows one form of sentence. Choose its words:", elem_classes="pf-hint")
-    with gr.Row():
+    with gr.Row(elem_classes="pf-choices"):
         return {
             name: gr.Dropdown(
                 [*texts], label=name.capitalize(), min_width=110, elem_id=f"pf-{mode}-{name}"
