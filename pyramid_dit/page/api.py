@@ -14,7 +14,8 @@ from typing import Any
 
 import gradio as gr
 
-from .events import REFUSALS, Page, gradio_error
+from .events import Page
+from .failures import REFUSALS, Refusal
 from .settings import ON_PAGE
 from .visitors import Form
 from .worker import Job
@@ -78,7 +79,7 @@ def _endpoint(page: Page, mode: str, names: Sequence[str]) -> Callable[..., Asyn
                 given["scenes"] = tuple((s["start"], s["prompt"]) for s in given["scenes"])
             except (TypeError, KeyError) as error:
                 message = 'scenes must be a list of {"start": seconds, "prompt": text}'
-                raise gradio_error(ValueError(message)) from error
+                raise Refusal.of(ValueError(message)) from error
         form = Form(mode=mode, options=options, **given)
         async for answer in _answers(page, form, request):
             yield answer
@@ -99,7 +100,7 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
         folder = page.visitors.of(request.session_hash).folder
         job = page.worker.submit(video_request, folder)
     except REFUSALS as error:
-        raise gradio_error(error) from error
+        raise Refusal.of(error) from error
     unknown = page.card.defaults.unknown_words(video_request.settings.prompts)
     seen: dict[str, Any] = {}
     async for strips in job.watch():
@@ -109,7 +110,7 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
             yield gr.skip(), standing
         seen = standing
     if job.error is not None:
-        raise gradio_error(job.error)
+        raise Refusal.of(job.error)
     settings = job.request.settings.entries()
     about = _standing(job) | {"unknown_words": unknown, "settings": settings}
     yield job.path and str(job.path), about

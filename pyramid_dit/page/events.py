@@ -12,6 +12,7 @@ import gradio as gr
 from PIL.Image import Image
 
 from .examples import Examples
+from .failures import REFUSALS, Refusal
 from .layout import SCROLL_TO_RESULT, Fields, Results
 from .media_checks import has_sound, open_image, read_settings
 from .settings import (
@@ -39,12 +40,9 @@ from .words import (
 )
 from .worker import (
     Job,
-    QueueFull,
     State,
     Worker,
 )
-
-REFUSALS = (ValueError, TypeError, OSError, QueueFull)
 
 Updates = dict[Any, Any]
 """New values of components."""
@@ -203,7 +201,7 @@ class Page:
                 job = await self._submit(form, visitor)
             except REFUSALS as error:
                 yield {results.status: failure_html(in_words(error))}
-                raise gradio_error(error) from error
+                raise Refusal.of(error) from error
             yield self._begun(job)
             words, shown = "", 0
             async for strips in job.watch():
@@ -218,7 +216,7 @@ class Page:
                     yield changes
             yield self._ended(job, visitor)
             if job.error is not None:
-                raise gradio_error(job.error)
+                raise Refusal.of(job.error)
 
         return make
 
@@ -331,7 +329,7 @@ class Page:
         try:
             settings = read_settings(path)
         except REFUSALS as error:
-            raise gradio_error(error) from error
+            raise Refusal.of(error) from error
         if settings.mode in ("image", "extend"):
             what = "picture" if settings.mode == "image" else "video"
             gr.Info(f"The {what} that it started from is not in the file: choose it again.")
@@ -394,11 +392,6 @@ class Page:
         return lambda value: usual[mode] if value in usual.values() else value
 
 
-def gradio_error(error: BaseException) -> gr.Error:
-    """The error as a visitor gets it; Gradio takes messages for HTML."""
-    return gr.Error(escape(in_words(error), quote=False), print_exception=False)
-
-
 def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any, str]]]:
     """Show what the crop of an upload looks like, or say why there is none."""
 
@@ -411,7 +404,7 @@ def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any
             yield gr.Image(crop(path, size), visible=True), ""
         except REFUSALS as error:
             yield nothing, failure_html(in_words(error))
-            raise gradio_error(error) from error
+            raise Refusal.of(error) from error
 
     return look
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import secrets
@@ -27,7 +28,9 @@ from .settings import (
     Settings,
     size_of,
 )
-from .worker import Job, VideoRequest
+from .worker import Job, QueueFull, VideoRequest
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -220,9 +223,11 @@ def in_words(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if "OutOfMemory" in type(error).__name__:
         return "There is not enough memory for this: a smaller size or a shorter video needs less."
-    if isinstance(error, (ValueError, TypeError)) and text:
+    if isinstance(error, (ValueError, TypeError, QueueFull)) and text:
         return f"{text[0].upper()}{text[1:]}."
     if isinstance(error, OSError):  # whose text may tell where files lie
+        if error.errno in FULL:
+            return "There is no room left on the server's disk: try again later."
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         return f"A file could not be read or written: {reason}."
     return f"Something went wrong ({type(error).__name__}). The log of the server has the details."
