@@ -17,7 +17,7 @@ import gradio as gr
 from .events import Page
 from .failures import REFUSALS, Refusal
 from .settings import ON_PAGE
-from .visitors import Form
+from .visitors import Form, in_words
 from .worker import Job
 
 Answer = tuple[Any, dict[str, Any]]
@@ -109,10 +109,12 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
         if standing != seen:
             yield gr.skip(), standing
         seen = standing
-    if job.error is not None:
+    if job.error is not None and job.path is None:
         raise Refusal.of(job.error)
     settings = job.request.settings.entries()
     about = _standing(job) | {"unknown_words": unknown, "settings": settings}
+    if job.error is not None:
+        about["error"] = in_words(job.error)
     yield job.path and str(job.path), about
 
 

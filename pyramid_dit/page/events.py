@@ -263,11 +263,12 @@ class Page:
             results.stop: gr.Button(visible=False),
             **{button: gr.Button(interactive=True) for button in fields.make.values()},
         }
-        if job.error is not None:
-            updates[results.status] = failure_html(in_words(job.error))
         result = self._result(job)
-        if result is None:
-            return updates | {results.preview: None}
+        if job.error is not None:
+            kept = "" if result is None else " The video is kept, but perhaps without its settings."
+            updates[results.status] = failure_html(in_words(job.error) + kept)
+        if result is None:  # what was seen of it stays to be seen
+            return updates | {results.preview: self._frames(job) if job.strips else None}
         visitor.results.append(result)
         visitor.shown = result
         covered = self._frames(job) | {"covered": True}
@@ -275,7 +276,7 @@ class Page:
         return updates | {results.gallery: _gallery(visitor)}
 
     def _result(self, job: Job) -> Result | None:
-        if job.path is None or job.poster is None:
+        if job.path is None:
             return None
         rate = self.card.defaults.frames_per_second
         frames = "new frames" if job.request.clip else "frames"
@@ -410,7 +411,10 @@ def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any
 
 
 def _gallery(visitor: Visitor) -> Any:
-    items = [(str(result.poster), caption(result.settings)) for result in visitor.newest_first]
+    items = [
+        (str(result.poster or result.path), caption(result.settings))
+        for result in visitor.newest_first
+    ]
     return gr.Gallery(items, visible=True, selected_index=None)
 
 

@@ -170,6 +170,7 @@ def build_page(
     from .visitors import Visitors
 
     examples = shape_examples(folder / "examples") if shapes else general_examples()
+    gr.set_static_paths(folder)  # results are handed out as they lie, without a copy
     visitors = Visitors(folder)
     with Blocks(
         title="Pyramid Flow", analytics_enabled=False, delete_cache=(3600, 24 * 3600)

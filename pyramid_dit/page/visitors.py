@@ -38,7 +38,7 @@ class Result:
     """A video that was made in this visit."""
 
     path: Path
-    poster: Path
+    poster: Path | None
     settings: Settings
     note: str
     """How long it is and how long it took, for people."""
