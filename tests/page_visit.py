@@ -38,7 +38,8 @@ class FakeStream(AbstractContextManager, Iterator[list[Image.Image]]):
     total_steps = 6
 
     def __init__(self, job: Job, released: threading.Semaphore | None = None) -> None:
-        self._units = self._made(job.callbacks(None)["callback_on_step_end"], released)
+        self._stopped = False
+        self._units = self._made(job.callbacks(self)["callback_on_step_end"], released)
 
     def _made(
         self, on_step: Callable[..., None], released: threading.Semaphore | None
@@ -47,7 +48,13 @@ class FakeStream(AbstractContextManager, Iterator[list[Image.Image]]):
             assert released is None or released.acquire(timeout=PATIENCE)
             if color is not None:
                 on_step(None, step, 0.0, {})
+                if self._stopped:
+                    return
                 yield [Image.new("RGB", (64, 64), color)] * (8 if step else 1)
+
+    def stop(self) -> None:
+        """As the model has it."""
+        self._stopped = True
 
     def __next__(self) -> list[Image.Image]:
         return next(self._units)
@@ -59,19 +66,24 @@ class FakeStream(AbstractContextManager, Iterator[list[Image.Image]]):
 class Visit:
     """A visitor with the page open."""
 
-    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+    def __init__(
+        self, browser: Any, address: str, *, beside: Visit | None = None, **options: Any
+    ) -> None:
         self.address = address
         self.asked_for: list[str] = []
         self.errors: list[str] = []
-        self.context = browser.new_context(**options)
+        self.context = browser.new_context(**options) if beside is None else beside.context
         self.context.set_default_timeout(1000 * PATIENCE)
         self.page = self.context.new_page()
         self.page.on("request", lambda request: self.asked_for.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
         self.page.wait_for_selector("#pf-make-text")
-        self.page.wait_for_selector("#pf-status .pf-idle")
+        if beside is None:
+            self.page.wait_for_selector("#pf-status .pf-idle")
         self.page.evaluate(RECORD_TOASTS)
+        # By then the server knows who has come.
+        self.page.wait_for_function("localStorage.getItem('pyramid-flow-visitor')")
         self.results = self.page.locator("#pf-gallery .thumbnail-item")
         self.details = self.page.locator("#pf-details")
 

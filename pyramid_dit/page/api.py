@@ -97,7 +97,7 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
     """How the job stands, whenever that changes, and the video in the end."""
     try:
         video_request = await asyncio.to_thread(form.request, page.card)
-        folder = page.visitors.of(request.session_hash).folder
+        folder = page.visitors.of(request.session_hash).visitor.folder
         job = page.worker.submit(video_request, folder)
     except REFUSALS as error:
         raise Refusal.of(error) from error

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -24,6 +25,7 @@ from .settings import (
 from .visitors import (
     Form,
     Result,
+    Tab,
     Visitor,
     Visitors,
     crop_of_image,
@@ -59,6 +61,7 @@ class Page:
         results: Where they see what was made.
         worker: Makes it.
         visitors: Who is there.
+        token: By which a browser is known again.
     """
 
     card: ModelCard
@@ -67,8 +70,9 @@ class Page:
     results: Results
     worker: Worker
     visitors: Visitors
+    token: gr.BrowserState
 
-    def connect(self) -> None:
+    def connect(self, blocks: gr.Blocks) -> None:
         """Attach all events."""
         fields, results = self.fields, self.results
         shown: list[Any] = [results.status, results.stop, results.preview, results.video]
@@ -91,6 +95,9 @@ class Page:
                 api_visibility="private",
             )
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        outputs = [self.token, *shown]
+        blocks.load(self.enter, self.token, outputs, concurrency_limit=None, **private)
+        blocks.unload(self.leave)
         results.stop.click(self._stop, None, results.status, queue=False, **private)
         results.gallery.select(self._show_again, None, shown, **private)
         everything = [*self._filled(), *shown]
@@ -188,7 +195,7 @@ class Page:
         fields, results = self.fields, self.results
 
         async def make(values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
-            visitor = self.visitors.of(request.session_hash)
+            tab = self.visitors.of(request.session_hash)
             options = {key: values[field] for key, field in fields.options.items()}
             if values[fields.new_seed]:
                 options["seed"] = None
@@ -198,27 +205,48 @@ class Page:
                 pairs = zip(fields.scenes.starts, fields.scenes.prompts, strict=True)
                 form = replace(form, scenes=tuple((values[a], values[b]) for a, b in pairs))
             try:
-                job = await self._submit(form, visitor)
+                job = await self._submit(form, tab.visitor)
             except REFUSALS as error:
                 yield {results.status: failure_html(in_words(error))}
                 raise Refusal.of(error) from error
             yield self._begun(job)
-            words, shown = "", 0
-            async for strips in job.watch():
-                changes: Updates = {}
-                now = status_html(job, self.worker.ahead(job))
-                if now != words:
-                    changes[results.status] = words = now
-                if strips != shown:
-                    changes[results.preview] = self._frames(job, strips)
-                    shown = strips
-                if changes:
-                    yield changes
-            yield self._ended(job, visitor)
+            async for changes in self._follow(job, tab):
+                yield changes
             if job.error is not None:
                 raise Refusal.of(job.error)
 
         return make
+
+    async def enter(self, token: Any, request: gr.Request) -> AsyncIterator[Updates]:
+        """A page is opened: who is known by the token finds his videos, and the one in work."""
+        kept, tab = self.visitors.enter(request.session_hash, token)
+        job = tab.visitor.job
+        updates: Updates = {self.token: kept}
+        if job is None:
+            yield updates
+        elif job.finished:
+            yield updates | self._ended(job, tab)
+        else:
+            seen = len(job.strips)
+            updates |= self._begun(job) | {self.results.preview: self._frames(job, seen)}
+            yield updates | self._gallery(tab)
+            async for changes in self._follow(job, tab, seen):
+                yield changes
+
+    async def _follow(self, job: Job, tab: Tab, seen: int = 0) -> AsyncIterator[Updates]:
+        """What changes until the job has ended, and then its end."""
+        words, shown = "", seen
+        async for strips in job.watch(seen=seen, owned=False):
+            changes: Updates = {}
+            now = status_html(job, self.worker.ahead(job))
+            if now != words:
+                changes[self.results.status] = words = now
+            if strips != shown:
+                changes[self.results.preview] = self._frames(job, strips)
+                shown = strips
+            if changes:
+                yield changes
+        yield self._ended(job, tab)
 
     def _frames(self, job: Job, strips: int | None = None) -> Updates:
         """What the preview's script shows: the first `strips`, by default all of them."""
@@ -236,9 +264,13 @@ class Page:
                 finished.
             QueueFull: Too many wait already.
         """
-        if visitor.busy:
-            raise ValueError("your last video is still being made: wait for it, or stop it")
         video_request = await asyncio.to_thread(form.request, self.card)
+        if visitor.busy:
+            raise ValueError(
+                "your last video is still being made, perhaps in another tab: wait for it, or "
+                "stop it"
+            )
+        self._collect(visitor)
         visitor.job = self.worker.submit(video_request, visitor.folder)
         return visitor.job
 
@@ -255,7 +287,7 @@ class Page:
             **{button: gr.Button(interactive=False) for button in fields.make.values()},
         }
 
-    def _ended(self, job: Job, visitor: Visitor) -> Updates:
+    def _ended(self, job: Job, tab: Tab) -> Updates:
         """What is shown of a job that has finished: its video, if there is one."""
         fields, results = self.fields, self.results
         updates: Updates = {
@@ -263,27 +295,33 @@ class Page:
             results.stop: gr.Button(visible=False),
             **{button: gr.Button(interactive=True) for button in fields.make.values()},
         }
-        result = self._result(job)
+        self._collect(tab.visitor)
+        result = next((r for r in tab.visitor.results if r.path == job.path), None)
+        updates |= self._gallery(tab)
         if job.error is not None:
             kept = "" if result is None else " The video is kept, but perhaps without its settings."
             updates[results.status] = failure_html(in_words(job.error) + kept)
         if result is None:  # what was seen of it stays to be seen
             return updates | {results.preview: self._frames(job) if job.strips else None}
-        visitor.results.append(result)
-        visitor.shown = result
+        tab.shown = result
         covered = self._frames(job) | {"covered": True}
-        updates |= self._showing(result) | {results.preview: covered}
-        return updates | {results.gallery: _gallery(visitor)}
+        return updates | self._showing(result) | {results.preview: covered}
 
-    def _result(self, job: Job) -> Result | None:
-        if job.path is None:
-            return None
+    def _collect(self, visitor: Visitor) -> None:
+        """Put the result of the last job among the others, if there is one that is not there."""
+        job = visitor.job
+        if job is None or not job.finished or job.path is None:
+            return
+        if all(result.path != job.path for result in visitor.results):
+            visitor.results.append(self._result(job, job.path))
+
+    def _result(self, job: Job, path: Path) -> Result:
         rate = self.card.defaults.frames_per_second
         frames = "new frames" if job.request.clip else "frames"
         note = f"{job.frames} {frames}, {job.frames / rate:.1f} s, made in {duration(job.seconds)}"
         if job.state is State.STOPPED:
             note += ", stopped"
-        return Result(job.path, job.poster, job.request.settings, note)
+        return Result(path, job.poster, job.request.settings, note)
 
     def _showing(self, result: Result) -> Updates:
         results = self.results
@@ -296,7 +334,7 @@ class Page:
         }
 
     def _stop(self, request: gr.Request) -> str | Updates:
-        job = self.visitors.of(request.session_hash).job
+        job = self.visitors.of(request.session_hash).visitor.job
         if job is None or job.finished:
             return gr.skip()
         job.stop()
@@ -305,11 +343,19 @@ class Page:
     # ---- results again --------------------------------------------------------------------
 
     def _show_again(self, request: gr.Request, event: gr.SelectData) -> Updates:
-        visitor = self.visitors.of(request.session_hash)
-        if visitor.busy or not 0 <= event.index < len(visitor.results):
+        tab = self.visitors.of(request.session_hash)
+        if tab.visitor.busy or not 0 <= event.index < len(tab.listed):
             return {self.results.status: gr.skip()}
-        visitor.shown = visitor.newest_first[event.index]
-        return self._showing(visitor.shown)
+        tab.shown = tab.listed[event.index]
+        return self._showing(tab.shown)
+
+    def _gallery(self, tab: Tab) -> Updates:
+        """All results of the visitor, if there are any."""
+        tab.listed = tab.visitor.results[::-1]
+        if not tab.listed:
+            return {}
+        items = [(str(r.poster or r.path), caption(r.settings)) for r in tab.listed]
+        return {self.results.gallery: gr.Gallery(items, visible=True, selected_index=None)}
 
     def _use_settings(self, request: gr.Request) -> Updates:
         shown = self.visitors.of(request.session_hash).shown
@@ -408,14 +454,6 @@ def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any
             raise Refusal.of(error) from error
 
     return look
-
-
-def _gallery(visitor: Visitor) -> Any:
-    items = [
-        (str(result.poster or result.path), caption(result.settings))
-        for result in visitor.newest_first
-    ]
-    return gr.Gallery(items, visible=True, selected_index=None)
 
 
 def _one_more(count: int) -> list[Any]:

@@ -188,10 +188,10 @@ def build_page(
             results=results,
             worker=worker,
             visitors=visitors,
+            token=gr.BrowserState(storage_key="pyramid-flow-visitor"),
         )
-        page.connect()
+        page.connect(blocks)
         add_endpoints(page)
-        blocks.unload(page.leave)
     return blocks
 
 

@@ -140,17 +140,21 @@ class Job:
         """Wait until it has finished, and say whether it has."""
         return self._finished.wait(timeout)
 
-    async def watch(self) -> AsyncIterator[int]:
+    async def watch(self, *, seen: int = 0, owned: bool = True) -> AsyncIterator[int]:
         """Yield how many strips are to be shown, until the job has finished.
 
         No strip is skipped, however fast they come, and each is told of at once. In between the
         number comes again when the work begins and every `STEPS_EVERY` seconds, for the rest may
-        have changed. Whoever leaves before the end stops the job.
+        have changed.
+
+        Args:
+            seen: Strips that are shown already.
+            owned: Whether it is stopped if the watcher leaves before the end.
         """
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
         wake = partial(loop.call_soon_threadsafe, woken.set)
         self._watchers.append(wake)
-        shown = 0
+        shown = seen
         try:
             while True:
                 woken.clear()
@@ -166,7 +170,7 @@ class Job:
                 timer.cancel()
         finally:
             self._watchers.remove(wake)
-            if not self.finished:
+            if owned and not self.finished:
                 self.stop()
 
     def elapsed(self) -> float:

@@ -14,6 +14,7 @@ from page_visit import PROMPT, FakeStream, Visit, expect
 from PIL import Image
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
+from pyramid_dit.page import visitors
 from pyramid_dit.page.settings import ModelCard
 
 pytest.importorskip("gradio")
@@ -212,8 +213,7 @@ def test_results_are_kept_extended_and_read_back(visit: Visit, tmp_path: Path) -
 
     (tmp_path / "kept.mp4").write_bytes(file)
     visit.page.reload()
-    visit.page.wait_for_selector("#pf-status .pf-idle")
-    expect(visit.results).to_have_count(0)
+    expect(visit.results).to_have_count(2)
     visit.page.click("#pf-restore-box button >> nth=0")
     visit.page.set_input_files("#pf-restore input[type=file]", tmp_path / "kept.mp4")
     expect(visit.page.locator("#pf-seed input")).to_have_value(seed)
@@ -224,20 +224,29 @@ def test_results_are_kept_extended_and_read_back(visit: Visit, tmp_path: Path) -
     assert visit.video_file() == file
 
 
-def test_who_leaves_makes_room_and_others_see_nothing(browser: Any, address: str) -> None:
-    leaving, staying = Visit(browser, address), Visit(browser, address)
-    leaving.begin_what_takes_long()
-    leaving.wait_for("run")
-    staying.page.fill("#pf-modes textarea >> nth=0", "a blue square")
-    staying.page.click("#pf-make-text")
-    assert "1 video is made before yours" in staying.wait_for("wait")
-    leaving.context.close()
-    staying.wait_for("done")
-    staying.video()
-    expect(staying.results).to_have_count(1)
-    expect(staying.details).to_contain_text("a blue square")
-    expect(staying.details).not_to_contain_text(PROMPT)
-    staying.context.close()
+def test_who_leaves_makes_room_and_others_see_nothing(
+    browser: Any, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visitors, "GRACE", 0.5)
+    released = threading.Semaphore(1)
+    streams = [lambda job: FakeStream(job, released), FakeStream]
+    with page_here(card, lambda job: streams.pop(0)(job), tmp_path) as address:
+        leaving, staying = Visit(browser, address), Visit(browser, address)
+        leaving.page.fill("#pf-modes textarea >> nth=0", PROMPT)
+        leaving.page.click("#pf-make-text")
+        leaving.wait_for_frames(1)
+        staying.page.fill("#pf-modes textarea >> nth=0", "a blue square")
+        staying.page.click("#pf-make-text")
+        assert "1 video is made before yours" in staying.wait_for("wait")
+        leaving.context.close()
+        expect(staying.page.locator("#pf-status")).to_contain_text("Starting")
+        released.release()  # the step that is being computed
+        staying.wait_for("done")
+        staying.video()
+        expect(staying.results).to_have_count(1)
+        expect(staying.details).to_contain_text("a blue square")
+        expect(staying.details).not_to_contain_text(PROMPT)
+        staying.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
