@@ -96,6 +96,7 @@ def _endpoint(page: Page, mode: str, names: Sequence[str]) -> Callable[..., Asyn
 async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator[Answer]:
     """How the job stands, whenever that changes, and the video in the end."""
     try:
+        await asyncio.to_thread(page.visitors.remove_old_results)
         video_request = await asyncio.to_thread(form.request, page.card)
         folder = page.visitors.of(request.session_hash).visitor.folder
         job = page.worker.submit(video_request, folder)

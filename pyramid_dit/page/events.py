@@ -264,6 +264,7 @@ class Page:
                 finished.
             QueueFull: Too many wait already.
         """
+        await asyncio.to_thread(self.visitors.remove_old_results)
         video_request = await asyncio.to_thread(form.request, self.card)
         if visitor.busy:
             raise ValueError(
@@ -296,7 +297,8 @@ class Page:
             **{button: gr.Button(interactive=True) for button in fields.make.values()},
         }
         self._collect(tab.visitor)
-        result = next((r for r in tab.visitor.results if r.path == job.path), None)
+        results_of_job = (r for r in tab.visitor.results if r.path == job.path and r.path.exists())
+        result = next(results_of_job, None)
         updates |= self._gallery(tab)
         if job.error is not None:
             kept = "" if result is None else " The video is kept, but perhaps without its settings."
@@ -313,7 +315,7 @@ class Page:
         if job is None or not job.finished or job.path is None:
             return
         if all(result.path != job.path for result in visitor.results):
-            visitor.results.append(self._result(job, job.path))
+            visitor.add(self._result(job, job.path))
 
     def _result(self, job: Job, path: Path) -> Result:
         rate = self.card.defaults.frames_per_second
@@ -346,12 +348,16 @@ class Page:
         tab = self.visitors.of(request.session_hash)
         if tab.visitor.busy or not 0 <= event.index < len(tab.listed):
             return {self.results.status: gr.skip()}
-        tab.shown = tab.listed[event.index]
-        return self._showing(tab.shown)
+        chosen = tab.listed[event.index]
+        if not chosen.path.exists():
+            gr.Info("This video is not kept any more.")
+            return self._gallery(tab) or {self.results.gallery: gr.Gallery(visible=False)}
+        tab.shown = chosen
+        return self._showing(chosen)
 
     def _gallery(self, tab: Tab) -> Updates:
         """All results of the visitor, if there are any."""
-        tab.listed = tab.visitor.results[::-1]
+        tab.listed = [r for r in tab.visitor.results[::-1] if r.path.exists()]
         if not tab.listed:
             return {}
         items = [(str(r.poster or r.path), caption(r.settings)) for r in tab.listed]
@@ -364,6 +370,9 @@ class Page:
     def _go_on(self, request: gr.Request) -> Updates:
         fields = self.fields
         shown = self.visitors.of(request.session_hash).shown
+        if shown is not None and not shown.path.exists():
+            gr.Info("This video is not kept any more.")
+            shown = None
         if shown is None:
             return {fields.video: gr.skip()}
         return {

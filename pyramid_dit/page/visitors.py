@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from .settings import (
 )
 from .worker import Job, QueueFull, VideoRequest
 
+MAX_RESULTS = 20
+"""Videos that are kept of each visitor; the oldest go."""
 GRACE = 60
 """Seconds that a video is still made for a visitor who has left, who perhaps only reloads."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -57,6 +60,12 @@ class Visitor:
     leaving: threading.Timer | None = None
     """Has the job stopped, unless he returns."""
 
+    def add(self, result: Result) -> None:
+        """Put it among the others, in the place of the oldest if there are too many."""
+        self.results.append(result)
+        while len(self.results) > MAX_RESULTS:
+            shutil.rmtree(self.results.pop(0).path.parent, ignore_errors=True)
+
     @property
     def busy(self) -> bool:
         """Whether a video of this visitor waits or is being made."""
@@ -82,7 +91,7 @@ class Visitors:
 
     Args:
         folder: Where each gets a folder of his own.
-        kept: Seconds that results are kept after the visitor last did something.
+        kept: Seconds that a result is kept, and all after the visitor last did something.
         kept_after_leaving: The same where his connections have ended; a phone that sleeps ends
             them too, and comes back.
         grace: Seconds without a connection after which his job is stopped.
@@ -140,6 +149,14 @@ class Visitors:
                 visitor.leaving.daemon = True
                 visitor.leaving.start()
             self._remove_old()
+
+    def remove_old_results(self) -> None:
+        """Remove the videos that are too old, also of clients, who have no gallery."""
+        oldest = time.time() - self._kept
+        for folder in self._folder.glob("*/*"):
+            with suppress(FileNotFoundError):
+                if folder.is_dir() and folder.stat().st_mtime < oldest:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _new(self) -> tuple[str, Visitor]:
         """A visitor with a token and a folder that others cannot guess, and that nobody chose."""

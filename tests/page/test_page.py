@@ -367,6 +367,25 @@ def test_a_visitor_is_known_by_a_token_that_the_page_gave(
     assert there.enter("e", token)[0] != token
 
 
+def test_results_have_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: ModelCard
+) -> None:
+    monkeypatch.setattr(visitors, "MAX_RESULTS", 3)
+    there = Visitors(tmp_path, kept=500)
+    visitor = there.of("a").visitor
+    paths = [visitor.folder / str(number) / "video.mp4" for number in range(5)]
+    settings = form().request(card).settings
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"video")
+        visitor.add(visitors.Result(path, None, settings, ""))
+    assert [result.path for result in visitor.results] == paths[2:]
+    assert sorted(visitor.folder.iterdir()) == [path.parent for path in paths[2:]]
+    os.utime(paths[2].parent, (time.time() - 501,) * 2)
+    there.remove_old_results()
+    assert sorted(visitor.folder.iterdir()) == [path.parent for path in paths[3:]]
+
+
 def test_who_returns_in_time_finds_the_job_going_on(tmp_path: Path, card: ModelCard) -> None:
     there = Visitors(tmp_path, grace=0.2)
     token, tab = there.enter("a", None)

@@ -10,6 +10,7 @@ import pytest
 from page_server import page_here
 from page_visit import PROMPT, FakeStream, Visit, expect
 
+from pyramid_dit.page import visitors
 from pyramid_dit.page.settings import ModelCard
 
 pytest.importorskip("gradio")
@@ -143,3 +144,28 @@ def test_two_tabs(browser: Any, card: ModelCard, tmp_path: Path) -> None:
         for visit in (first, second, idle):
             assert visit.errors == []
         first.context.close()
+
+
+def test_the_oldest_results_go(
+    browser: Any, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visitors, "MAX_RESULTS", 2)
+    with page_here(card, FakeStream, tmp_path) as address:
+        visit = Visit(browser, address)
+        begin(visit)
+        visit.wait_for("done")
+        other = Visit(browser, address, beside=visit)
+        expect(other.results).to_have_count(1)
+        visit.page.fill("#pf-modes textarea >> nth=0", PROMPT)
+        visit.make("text")
+        with visit.another_video():
+            visit.page.click("#pf-make-text")
+        visit.wait_for("done")
+        expect(visit.results).to_have_count(2)
+        assert len(list(tmp_path.rglob("*.mp4"))) == 2
+        other.results.nth(0).click()
+        other.wait_for_toast("not kept any more")
+        expect(other.results).to_have_count(2)
+        for someone in (visit, other):
+            assert someone.errors == []
+        visit.context.close()
