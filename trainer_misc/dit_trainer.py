@@ -35,7 +35,7 @@ from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
 from .toy.latent_bank import LatentBank
 from .toy.moving_shapes import NUM_COMBINATIONS, caption_of
-from .toy.text import TEXT_DIM, caption_words, write_text_encoders
+from .toy.text import CAPTION, TEXT_DIM, caption_words, write_text_encoders
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ DEFAULTS = GenerationDefaults(
     guidance_scale=3.0,
     video_guidance_scale=2.0,
     known_words=caption_words(),
+    known_sentence=CAPTION,
 )
 
 

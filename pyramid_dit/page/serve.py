@@ -171,6 +171,7 @@ def build_page(
     from .visitors import Visitors
 
     examples = shape_examples(folder / "examples") if shapes else general_examples()
+    gr.set_static_paths(folder)  # results are handed out as they lie, without a copy
     visitors = Visitors(folder)
     with Blocks(
         title="Pyramid Flow", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
@@ -188,10 +189,10 @@ def build_page(
             results=results,
             worker=worker,
             visitors=visitors,
+            token=gr.BrowserState(storage_key="pyramid-flow-visitor"),
         )
-        page.connect()
+        page.connect(blocks)
         add_endpoints(page)
-        blocks.unload(page.leave)
     return blocks
 
 
