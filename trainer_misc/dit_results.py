@@ -123,12 +123,8 @@ def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Nam
     The weights are the moving average, if there is one. With `export_pipeline` it is written as a
     pipeline of diffusers too, to `output_dir/pipeline`. All processes come here together.
     """
-    with loop.average_in_place():
-        parts: dict[str, Any] = {
-            name: get_model_state_dict(unwrapped(module), options=WHOLE)
-            for name, module in loop.modules.items()
-        }
     source = CheckpointFolder.open(options.model_path, options.model_variant)
+    parts: dict[str, Any] = {}
 
     def write(target: Path) -> None:
         _copy_rest(source, target)
@@ -153,7 +149,10 @@ def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Nam
             pipeline = PyramidFlowPipeline.from_pretrained(folder, source.variant)
             write_folder(options.output_dir / "pipeline", pipeline.save_pretrained)
 
-    loop.on_main(write_all)
+    with loop.average_in_place():
+        for name, module in loop.modules.items():
+            parts[name] = get_model_state_dict(unwrapped(module), options=WHOLE)
+        loop.on_main(write_all)
 
 
 def model_text_parts(model: PyramidDiTForVideoGeneration) -> list[str]:

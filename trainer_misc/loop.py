@@ -141,8 +141,8 @@ class TrainingLoop:
             FSDP2 where the weights of a module are divided already.
         optimizer: By default AdamW as the config says; a given one has `learning_rate` as its lr.
         accelerator: By default one as the config says.
-        place: What the draws of this process depend on; processes that share a batch have one. By
-            default its rank.
+        place: Which of how many places this process is at, on which its draws depend; processes
+            that share a batch are at one. By default its rank and the number of processes.
 
     Attributes:
         accelerator: Device, precision and processes.
@@ -162,12 +162,13 @@ class TrainingLoop:
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer | None = None,
         accelerator: Accelerator | None = None,
-        place: int | None = None,
+        place: tuple[int, int] | None = None,
     ) -> None:
         keep_freed_memory()
         self.config = config
         self.accelerator = accelerator or new_accelerator(config)
-        self._place = self.accelerator.process_index if place is None else place
+        here = self.accelerator.process_index, self.accelerator.num_processes
+        self._place, self._places = place or here
         self.on_main(self._prepare_output)
         optimizer = optimizer or torch.optim.AdamW(
             parameter_groups(modules.values(), config.weight_decay),
@@ -443,7 +444,7 @@ class TrainingLoop:
             group["lr"] = rate * peak
 
     def _seed(self, number: int) -> None:
-        draws = number * self.accelerator.num_processes + self._place
+        draws = number * self._places + self._place
         torch.manual_seed((self.config.seed << 40) + draws)
 
     # ---- what is around --------------------------------------------------------------------------

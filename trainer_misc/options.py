@@ -54,12 +54,9 @@ class Flag:
         if self.is_switch:
             if self.default:
                 text += " (on by default)"
+            on_or_off = argparse.BooleanOptionalAction if self.default else "store_true"
             parser.add_argument(
-                *names,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=text,
-                dest=self.name,
+                *names, action=on_or_off, default=argparse.SUPPRESS, help=text, dest=self.name
             )
             return
         if self.default is not None and not self.instead:

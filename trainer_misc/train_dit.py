@@ -22,8 +22,8 @@ from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
 from video_vae.checkpoint_file import read_state_dict
 
-from .data import Batches, ImageBatches, LatentBatches, TextVideoBatches, loader
-from .data.features import read_text_features
+from .data import Batches, LatentBatches, loader
+from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_options import GROUPS
 from .dit_results import export, sample_sheet, validation
@@ -44,16 +44,16 @@ class Places:
     Attributes:
         process_index: Rank.
         num_processes: Number of processes.
-        place: What the draws depend on: processes that share the tokens of a batch have one place.
+        place, places: Which of how many; processes that share the tokens of a batch have one.
         data_rank, data_world: What the data depend on: with `--sync_video_input` the places of a
             group see the same clips.
     """
 
     def __init__(self, rank: int, world: int, *, sharing: int, same_data: int) -> None:
         self.process_index, self.num_processes = rank, world
-        self.place, places = rank // sharing, math.ceil(world / sharing)
-        group = min(same_data, places)
-        self.data_rank, self.data_world = self.place // group, math.ceil(places / group)
+        self.place, self.places = rank // sharing, math.ceil(world / sharing)
+        group = min(same_data, self.places)
+        self.data_rank, self.data_world = self.place // group, math.ceil(self.places / group)
 
 
 class Trainer:
@@ -89,10 +89,12 @@ class Trainer:
             sharing=sharing.sequence,
             same_data=options.video_sync_group if options.sync_video_input else 1,
         )
-        self.batches = batches if batches is not None else open_batches(options, self.places)
+        self.batches = batches or open_batches(options, self.places, self.model.latent_channels)
         self.objectives = objectives(options, self.model)
         self.empty_text = (
-            read_text_features(options.empty_text_feature) if options.empty_text_feature else None
+            stack_text_features([read_text_features(options.empty_text_feature)])
+            if options.empty_text_feature
+            else None
         )
         modules = self._place(accelerator.device)
         self.loop = TrainingLoop(
@@ -100,7 +102,7 @@ class Trainer:
             modules,
             new_optimizer(options, modules),
             accelerator,
-            place=self.places.place,
+            place=(self.places.place, self.places.places),
         )
         for name, module in self.loop.modules.items():
             setattr(self.model, name, module)
@@ -149,6 +151,7 @@ class Trainer:
     def loss(self, numbered: tuple[int, Mapping[str, Any]]) -> tuple[Tensor, Figures]:
         """The loss of a batch, by the model itself, and figures for the log."""
         number, batch = numbered
+        seed = torch.initial_seed()  # which the loop sets for every batch
         model, units = self.model, batch.get("units")
         model.accumulate_steps = number
         model.objective = self.objectives[units == 1]
@@ -159,6 +162,7 @@ class Trainer:
             self.options.use_temporal_pyramid,
             self.places,
             empty_text=self.empty_text,
+            generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
             units=None if units is None else [units] * model.scheduler.config.stages,
         )
         return loss, {name: value.item() for name, value in log.items()}
@@ -169,7 +173,8 @@ class Trainer:
         return lambda path: sample_sheet(self.model, prompts, path, self.options.model_path)
 
     def _validation(self) -> Any:
-        held_back = open_batches(self.options, self.places, validation=True)
+        channels = self.model.latent_channels
+        held_back = open_batches(self.options, self.places, channels, validation=True)
         return lambda: validation(self.model, held_back, self.objectives[False], self.empty_text)
 
 
@@ -264,8 +269,10 @@ def objectives(
     return {True: first, False: usual}
 
 
-def open_batches(options: Namespace, places: Places, *, validation: bool = False) -> Batches:
-    """The data that the options name.
+def open_batches(
+    options: Namespace, places: Places, channels: int, *, validation: bool = False
+) -> Batches:
+    """The data that the options name; `channels` are those of latents.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -280,6 +287,7 @@ def open_batches(options: Namespace, places: Places, *, validation: bool = False
         "rank": places.data_rank,
         "world": places.data_world,
         "max_skipped": options.max_skipped,
+        "skipped_to": options.output_dir,
     }
     if options.task == "t2i":
         return ImageBatches(file, resolution=options.resolution, **common)
@@ -290,6 +298,7 @@ def open_batches(options: Namespace, places: Places, *, validation: bool = False
     return LatentBatches(
         file,
         max_frames=options.max_frames,
+        channels=channels,
         text_features=not options.load_text_encoder,
         **common,
     )
