@@ -168,6 +168,8 @@ class TrainingLoop:
         self.config = config
         self.accelerator = accelerator or new_accelerator(config)
         here = self.accelerator.process_index, self.accelerator.num_processes
+        self._place: int
+        self._places: int
         self._place, self._places = place or here
         self.on_main(self._prepare_output)
         optimizer = optimizer or torch.optim.AdamW(

@@ -22,7 +22,7 @@ from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
 from video_vae.checkpoint_file import read_state_dict
 
-from .data import Batches, LatentBatches, loader
+from .data import Batches, ImageBatches, LatentBatches, TextVideoBatches, loader
 from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_options import GROUPS

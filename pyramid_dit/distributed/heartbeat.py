@@ -95,7 +95,8 @@ class Heartbeat:
         """Say goodbye: from now on this process may end."""
         atexit.unregister(self.leave)
         self._leaving.set()
-        self._thread.join(self._interval)  # no longer, where the store does not answer
+        # Python must not end while it is in the store; no longer, where that does not answer.
+        self._thread.join(max(self._interval, 5.0))
 
     def _beat(self) -> None:
         silent = dict.fromkeys(self._others, 0.0)

@@ -123,10 +123,16 @@ def run_processes(arguments: Sequence[str], count: int) -> None:
         former = {signum: signal.getsignal(signum) for signum in AGENT_SIGNALS}
         try:
             elastic_launch(config, sys.executable)(*arguments)
-        except SignalException as stop:
-            raise Stopped(int(stop.sigval)) from None
         except ChildFailedError as error:
             raise _explained(error.failures, count) from None
+        except Exception as error:
+            # the agent may stumble while it handles a signal, which is then further down
+            reason: BaseException | None = error
+            while reason is not None and not isinstance(reason, SignalException):
+                reason = reason.__context__
+            if reason is None:
+                raise
+            raise Stopped(int(reason.sigval)) from None
         finally:
             for signum, handler in former.items():
                 signal.signal(signum, handler)

@@ -300,9 +300,6 @@ class Page:
         results_of_job = (r for r in tab.visitor.results if r.path == job.path and r.path.exists())
         result = next(results_of_job, None)
         updates |= self._gallery(tab)
-        if job.error is not None:
-            kept = "" if result is None else " The video is kept, but perhaps without its settings."
-            updates[results.status] = failure_html(in_words(job.error) + kept)
         if result is None:  # what was seen of it stays to be seen
             return updates | {results.preview: self._frames(job) if job.strips else None}
         tab.shown = result

@@ -7,6 +7,7 @@ from html import escape
 
 from ..checkpoints.defaults import GenerationDefaults
 from .settings import Settings
+from .visitors import in_words
 from .worker import Job, State
 
 MODE_NAMES = {
@@ -41,7 +42,8 @@ def status_html(job: Job | None, ahead: int = 0) -> str:
     if job.state is State.STOPPED:
         kept = "What was made so far is kept." if job.path else "Nothing was made yet."
         return _status("stopped", f"Stopped. {kept}")
-    return _status("failed", "It could not be made.")
+    kept = " The video is kept, but perhaps without its settings." if job.path else ""
+    return failure_html(in_words(job.error) + kept if job.error else "It could not be made.")
 
 
 def failure_html(words: str) -> str:

@@ -2,5 +2,15 @@
 
 from .batches import Batches, MixedBatches, loader
 from .latents import LatentBatches
+from .pixels import ImageBatches, StillBatches, TextVideoBatches, VideoBatches
 
-__all__ = ["Batches", "LatentBatches", "MixedBatches", "loader"]
+__all__ = [
+    "Batches",
+    "ImageBatches",
+    "LatentBatches",
+    "MixedBatches",
+    "StillBatches",
+    "TextVideoBatches",
+    "VideoBatches",
+    "loader",
+]
