@@ -23,7 +23,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    LoggerType,
+    broadcast_object_list,
+)
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -537,8 +541,13 @@ class TrainingLoop:
             self.accelerator.log(line, step=self.step)
 
 
-def new_accelerator(config: LoopConfig, *, cpu: bool = False) -> Accelerator:
+def new_accelerator(config: LoopConfig, *, cpu: bool = False, unused: bool = False) -> Accelerator:
     """Device, precision, processes and trackers of a run.
+
+    Args:
+        config: Of the run.
+        cpu: Leave accelerators alone.
+        unused: Not every weight is used in every step.
 
     Raises:
         ValueError: accelerate knows no such tracker.
@@ -549,6 +558,7 @@ def new_accelerator(config: LoopConfig, *, cpu: bool = False) -> Accelerator:
         gradient_accumulation_steps=config.accumulation,
         log_with=_tracker(config.report_to),
         project_dir=str(config.output / config.logging_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
     torch.manual_seed((config.seed << 40) + accelerator.process_index)
     return accelerator

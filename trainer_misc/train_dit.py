@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
 from video_vae.checkpoint_file import read_state_dict
 
-from .data import Batches, ImageBatches, LatentBatches, TextVideoBatches, loader
+from .data import Batches, ImageBatches, LatentBatches, TextVideoBatches
 from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_options import GROUPS
@@ -30,6 +29,7 @@ from .dit_results import export, sample_sheet, validation
 from .loop import Figures, LoopConfig, TrainingLoop, new_accelerator
 from .optimization import Muon, muon_groups
 from .options import parse
+from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
 from .sharding import divide_weights
 
 logger = logging.getLogger(__name__)
@@ -109,8 +109,7 @@ class Trainer:
         if options.load_ema_model is not None and self.loop.step == 0:
             self.loop.start_average(read_state_dict(options.load_ema_model), "dit")
         if self.loop.step == 0:
-            started = options.start_epoch * options.iters_per_epoch
-            self.loop.step = options.global_step or started // self.config.accumulation
+            self.loop.step = first_step(options)
 
     def _place(self, device: torch.device) -> dict[str, nn.Module]:
         """Put the models on `device`; those that are trained, by name."""
@@ -140,25 +139,19 @@ class Trainer:
             export(self.model, self.loop, self.options)
 
     def _numbered(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        coming = loader(
-            self.batches,
-            start=start,
-            workers=self.options.num_workers,
-            pin_memory=self.options.pin_mem and not self.options.no_pin_mem,
-        )
-        return zip(_from(start), coming, strict=False)
+        return numbered(self.batches, start, self.options)
 
-    def loss(self, numbered: tuple[int, Mapping[str, Any]]) -> tuple[Tensor, Figures]:
+    def loss(self, batch: tuple[int, Mapping[str, Any]]) -> tuple[Tensor, Figures]:
         """The loss of a batch, by the model itself, and figures for the log."""
-        number, batch = numbered
+        number, entries = batch
         seed = torch.initial_seed()  # which the loop sets for every batch
-        model, units = self.model, batch.get("units")
+        model, units = self.model, entries.get("units")
         model.accumulate_steps = number
         model.objective = self.objectives[units == 1]
         loss, log = model(
-            batch["video"],
-            batch["text"],
-            [batch["identifier"]],
+            entries["video"],
+            entries["text"],
+            [entries["identifier"]],
             self.options.use_temporal_pyramid,
             self.places,
             empty_text=self.empty_text,
@@ -176,12 +169,6 @@ class Trainer:
         channels = self.model.latent_channels
         held_back = open_batches(self.options, self.places, channels, validation=True)
         return lambda: validation(self.model, held_back, self.objectives[False], self.empty_text)
-
-
-def _from(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
 
 
 def check(options: Namespace) -> None:
@@ -306,18 +293,13 @@ def open_batches(
 
 def loop_config(options: Namespace) -> LoopConfig:
     """The options that the loop takes."""
-    accumulation = options.gradient_accumulation_steps
-    epoch = max(1, options.iters_per_epoch // accumulation)
     constant = options.lr_scheduler == "constant_with_warmup"
-    precision = {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}[options.model_dtype]
+    common = schedule_of(options)
+    if options.half_weights:
+        common["mixed_precision"] = "no"
     return LoopConfig(
         output=options.output_dir,
-        steps=options.steps or options.epochs * epoch,
-        learning_rate=options.lr,
         schedule="constant" if constant else options.lr_scheduler,
-        warmup=options.warmup_steps if options.warmup_steps > 0 else options.warmup_epochs * epoch,
-        warmup_rate=min(options.warmup_lr, options.lr),
-        least_rate=min(options.min_lr, options.lr),
         cooldown=options.cooldown_steps,
         betas=(options.opt_beta1, options.opt_beta2),
         eps=options.opt_eps,
@@ -328,10 +310,7 @@ def loop_config(options: Namespace) -> LoopConfig:
         ema_warmup=options.ema_warmup,
         ema_every=options.ema_every,
         ema_on_cpu=options.load_model_ema_to_cpu,
-        accumulation=accumulation,
-        mixed_precision="no" if options.half_weights else precision,
         seed=options.seed,
-        save_every=options.save_steps or options.save_ckpt_freq * epoch,
         keep=options.keep,
         resume=options.resume,
         auto_resume=options.auto_resume,
@@ -341,6 +320,7 @@ def loop_config(options: Namespace) -> LoopConfig:
         report_to=options.report_to,
         logging_dir=options.logging_dir,
         max_minutes=options.max_minutes,
+        **common,
     )
 
 
@@ -363,19 +343,9 @@ def new_optimizer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    log_to_people()
     options = parse(__doc__, GROUPS, arguments)
     run_or_say(lambda: Trainer(options).run())
-
-
-def run_or_say(action: Any) -> None:
-    """Run `action`; what people can mend ends the process with one line and status 1."""
-    try:
-        action()
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
-        logger.debug("why", exc_info=True)
-        reason = " ".join(str(error).split())
-        sys.exit(f"error: {reason}")
 
 
 if __name__ == "__main__":
