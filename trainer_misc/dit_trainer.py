@@ -33,6 +33,7 @@ from video_vae.autoencoder import CausalVideoVAE
 from .checkpoints import write_folder
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
+from .runs import run_or_say
 from .toy.latent_bank import LatentBank
 from .toy.moving_shapes import NUM_COMBINATIONS, caption_of
 from .toy.text import CAPTION, TEXT_DIM, caption_words, write_text_encoders
@@ -349,8 +350,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sheet_every=500,
         log_every=20,
     )
-    vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
-    train_dit(vae, LatentBank.load(options.bank), config, DitRecipe(per_column=options.per_column))
+
+    def train() -> None:
+        vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
+        recipe = DitRecipe(per_column=options.per_column)
+        train_dit(vae, LatentBank.load(options.bank), config, recipe)
+
+    run_or_say(train)
 
 
 if __name__ == "__main__":

@@ -67,3 +67,5 @@ def run_or_say(action: Callable[[], object]) -> None:
         logger.debug("why", exc_info=True)
         reason = " ".join(str(error).split())
         sys.exit(f"error: {reason}")
+    except KeyboardInterrupt:  # before the first step, or a second one after it
+        sys.exit(130)

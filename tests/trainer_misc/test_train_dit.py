@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from golden import PROJECT_ROOT
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_checkpoint import write_tiny_checkpoint
-from training_files import VARIANT, write_latents
+from training_files import PROMPTS, VARIANT, write_latents
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
+from pyramid_dit.video_io import export_to_video
 from trainer_misc import train_dit
 from trainer_misc.checkpoints import newest_checkpoint
 from trainer_misc.dit_options import GROUPS
@@ -266,3 +269,27 @@ def train_ranks_in_turn(given: list[str], output: Path) -> None:
         return trainer.loss((step, batches[step]))
 
     trainer.loop.run(loss)
+
+
+@pytest.mark.parametrize("task", ["t2i", "t2v"])
+def test_pictures_and_videos_are_encoded_here(
+    task: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """The reference's recipe without autoregression."""
+    records = []
+    for number in range(4):
+        color = np.full((96, 160, 3), 60 * number, np.uint8)
+        if task == "t2i":
+            Image.fromarray(color).save(tmp_path / f"{number}.png")
+            records.append({"image": f"{number}.png", "text": PROMPTS[number]})
+        else:
+            export_to_video([color] * 9, tmp_path / f"{number}.mp4", 24)
+            records.append({"video": f"{number}.mp4", "text": PROMPTS[number]})
+    path = tmp_path / "annotations.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    more = ["--task", task, "--load_vae", "--load_text_encoder", "--max_frames", "2"]
+    given = [*PLAIN, "--model_path", str(files["model"]), "--anno_file", str(path), *more]
+    given.remove("--use_temporal_pyramid")
+    train_dit.main([*given, "--output_dir", str(tmp_path / "run"), "--steps", "1"])
+    assert (tmp_path / "run/model" / VARIANT / "config.json").is_file()
+    assert len(losses(tmp_path / "run")) == 1
