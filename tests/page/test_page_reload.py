@@ -55,6 +55,7 @@ def test_a_reload_while_a_video_is_made(browser: Any, card: ModelCard, tmp_path:
         visit.page.reload()
         visit.wait_for_frames(9)
         visit.page.click("#pf-stop")
+        expect(visit.page.locator("#pf-status")).to_contain_text("Stopping")
         for _ in range(5):
             released.release()
         assert "Stopped" in visit.wait_for("stopped")
