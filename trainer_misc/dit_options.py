@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyramid_dit.checks import Number, Whole
+from pyramid_dit.checks import Number
 
+from .common_options import COUNT, DATA, POSITIVE, PROCESSES, RUN, SHARE, STEPS
 from .optimization import SCHEDULES
 from .options import Flag
 
-COUNT, POSITIVE, SHARE = Whole(0), Whole(1), Number(0, 1)
-RATE = Number(0, 1)
 VARIANTS = tuple(f"diffusion_transformer_{name}" for name in ("768p", "384p", "image"))
 
 
@@ -98,32 +97,12 @@ GROUPS: dict[str, list[Flag]] = {
             "size of pictures and of videos that are encoded here",
             choices=("384p", "768p"),
         ),
-        Flag("max_skipped", 0.05, "largest share of samples that may be unreadable", check=SHARE),
-        Flag("num_workers", 10, "processes that read", check=COUNT),
-        Flag("pin_mem", False, "put batches where a GPU fetches them sooner"),
-        Flag("no_pin_mem", False, "the opposite of pin_mem, the last word"),
-        Flag("not_add_normalize", False, instead="pixels are in [-1, 1] always"),
+        *DATA,
     ],
     "steps": [
-        Flag("epochs", 100, "epochs of iters_per_epoch batches", check=POSITIVE),
-        Flag("iters_per_epoch", 2000, "batches of an epoch, of each process", check=POSITIVE),
-        Flag("steps", None, "optimizer steps, in place of epochs", kind=int, check=POSITIVE),
-        Flag("gradient_accumulation_steps", 1, "batches of an optimizer step", check=POSITIVE),
         Flag("opt", "adamw", "optimizer", choices=("adamw", "muon")),
-        Flag("opt_eps", 1e-8, "AdamW's epsilon", check=RATE),
         Flag("opt_beta1", 0.9, "AdamW's first beta", check=SHARE),
         Flag("opt_beta2", 0.999, "AdamW's second beta", check=SHARE),
-        Flag(
-            "clip_grad",
-            None,
-            "largest norm of the gradients",
-            kind=float,
-            check=Number(0, 1e9, above=True),
-        ),
-        Flag("weight_decay", 1e-4, "AdamW's, on matrices", check=SHARE),
-        Flag("lr", 5e-5, "peak of the learning rate", check=RATE),
-        Flag("warmup_lr", 1e-6, "where the warm-up starts", check=RATE),
-        Flag("min_lr", 1e-5, "where the cosine ends", check=RATE),
         Flag(
             "lr_scheduler",
             "constant_with_warmup",
@@ -133,7 +112,6 @@ GROUPS: dict[str, list[Flag]] = {
         Flag(
             "warmup_epochs", 1, "epochs of warm-up, where warmup_steps is not above 0", check=COUNT
         ),
-        Flag("warmup_steps", -1, "optimizer steps of warm-up"),
         Flag("cooldown_steps", 1000, "steps of the trapezoid's descent", check=COUNT),
         Flag(
             "skip_loss",
@@ -141,7 +119,6 @@ GROUPS: dict[str, list[Flag]] = {
             "leave out an update whose loss is at least this",
             check=Number(0, 1e9, above=True),
         ),
-        Flag("ema_update", False, "keep a moving average of the weights"),
         Flag("ema_decay", 0.9999, "its decay", check=SHARE),
         Flag("ema_every", 100, "steps between its updates", check=POSITIVE),
         Flag("ema_warmup", False, "let it forget the start soon"),
@@ -149,38 +126,18 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("load_model_ema_to_cpu", False, "keep it in the CPU's memory"),
         Flag("gradient_checkpointing", False, "compute activations again instead of keeping them"),
         Flag("gradient_checkpointing_ratio", 0.75, "share of the blocks that do so", check=SHARE),
+        *STEPS,
     ],
     "the run": [
-        Flag("output_dir", None, "folder of the run", kind=Path),
         Flag("logging_dir", "log", "folder in it for trackers"),
         Flag("report_to", "tensorboard", "tracker of accelerate, or none"),
-        Flag("print_freq", 20, "steps between lines of the log", check=POSITIVE),
-        Flag(
-            "save_ckpt_freq",
-            20,
-            "epochs between checkpoints, where save_steps is 0",
-            check=POSITIVE,
-        ),
-        Flag("save_steps", 0, "optimizer steps between checkpoints", check=COUNT),
-        Flag("keep", 2, "checkpoints to keep, 0 all", check=COUNT),
         Flag("validate_steps", 0, "optimizer steps between validations", check=COUNT),
         Flag("sample_steps", 0, "optimizer steps between sample videos", check=COUNT),
         Flag("sample_prompts", None, "file with a prompt for a sample in each line", kind=Path),
         Flag("export_pipeline", False, "write the result as a pipeline of diffusers too"),
-        Flag("resume", None, "checkpoint of a run to go on from", kind=Path),
-        Flag("auto_resume", True, "go on from the newest checkpoint in output_dir"),
-        Flag("start_epoch", 0, "epoch to count from", check=COUNT),
-        Flag("global_step", 0, "optimizer step to count from", check=COUNT),
-        Flag(
-            "max_minutes",
-            0.0,
-            "stop after so many minutes, with a checkpoint",
-            check=Number(0, 1e6),
-        ),
-        Flag("seed", 0, "of every draw", check=Whole(0, 2**22)),
+        *RUN,
     ],
     "processes": [
-        Flag("device", "auto", "cpu, or auto: the accelerator", kind=str),
         Flag("use_fsdp", False, "divide the trained weights among the processes (FSDP2)"),
         Flag(
             "fsdp_shard_strategy",
@@ -192,9 +149,6 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("sp_group_size", 1, "how many share one", check=POSITIVE),
         Flag("sp_proc_num", -1, "how many of all processes do so, -1 all"),
         Flag("use_flash_attn", False, instead="PyTorch picks the kernel of the attention"),
-        Flag("dist_on_itp", False, "mpirun started the processes"),
-        Flag("dist_url", "env://", instead="torchrun's environment says it"),
-        Flag("world_size", 1, instead="torchrun's environment says it"),
-        Flag("local_rank", -1, instead="torchrun's environment says it"),
+        *PROCESSES,
     ],
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyramid_dit.checks import Number, Whole
+from pyramid_dit.checks import Number
 
-from .dit_options import COUNT, POSITIVE, RATE, SHARE
+from .common_options import COUNT, DATA, POSITIVE, PROCESSES, RATE, RUN, SHARE, STEPS
 from .optimization import SCHEDULES
 from .options import Flag
 
@@ -50,63 +50,29 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("resolution", 256, "height and width of a clip in pixels", check=POSITIVE),
         Flag("max_frames", 24, "frames of a clip; 8n + 1 of them are taken", check=POSITIVE),
         Flag("batch_size", 64, "clips of a batch and process", check=POSITIVE),
-        Flag("max_skipped", 0.05, "largest share of samples that may be unreadable", check=SHARE),
-        Flag("num_workers", 10, "processes that read", check=COUNT),
-        Flag("pin_mem", False, "put batches where a GPU fetches them sooner"),
-        Flag("no_pin_mem", False, "the opposite of pin_mem, the last word"),
-        Flag("not_add_normalize", False, instead="pixels are in [-1, 1] always"),
+        *DATA,
     ],
     "steps": [
-        Flag("epochs", 100, "epochs of iters_per_epoch batches", check=POSITIVE),
-        Flag("iters_per_epoch", 2000, "batches of an epoch, of each process", check=POSITIVE),
-        Flag("steps", None, "optimizer steps, in place of epochs", kind=int, check=POSITIVE),
-        Flag("gradient_accumulation_steps", 1, "batches of an optimizer step", check=POSITIVE),
         Flag("opt", "adamw", "optimizer", choices=("adamw",)),
-        Flag("opt_eps", 1e-8, "AdamW's epsilon", check=RATE),
         Flag("opt_betas", (0.9, 0.95), "AdamW's betas", kind=pair),
-        Flag("clip_grad", None, "largest norm of the gradients", kind=float),
-        Flag("weight_decay", 1e-4, "AdamW's, on matrices", check=SHARE),
         Flag("weight_decay_end", None, instead="the decay is weight_decay throughout", kind=float),
-        Flag("lr", 5e-5, "peak of the learning rate", check=RATE),
         Flag("lr_disc", 1e-5, "the discriminator's", check=RATE),
-        Flag("warmup_lr", 1e-6, "where the warm-up starts", check=RATE),
-        Flag("min_lr", 1e-5, "where the cosine ends", check=RATE),
         Flag("lr_scheduler", "cosine", "course of the learning rate", choices=SCHEDULES),
         Flag("warmup_epochs", 5, "epochs of warm-up, unless warmup_steps is above 0", check=COUNT),
-        Flag("warmup_steps", -1, "optimizer steps of warm-up"),
-        Flag("ema_update", False, "keep a moving average of the weights"),
         Flag("ema_decay", 0.99, "its decay", check=SHARE),
+        *STEPS,
     ],
     "the run": [
-        Flag("output_dir", None, "folder of the run", kind=Path),
         Flag("report_to", "none", "tracker of accelerate, or none"),
-        Flag("print_freq", 20, "steps between lines of the log", check=POSITIVE),
-        Flag(
-            "save_ckpt_freq",
-            20,
-            "epochs between checkpoints, where save_steps is 0",
-            check=POSITIVE,
-        ),
-        Flag("save_steps", 0, "optimizer steps between checkpoints", check=COUNT),
-        Flag("keep", 2, "checkpoints to keep, 0 all", check=COUNT),
         Flag("sheet_steps", 0, "optimizer steps between pictures of reconstructions", check=COUNT),
-        Flag("resume", None, "checkpoint of a run to go on from", kind=Path),
-        Flag("auto_resume", True, "go on from the newest checkpoint in output_dir"),
-        Flag("start_epoch", 0, "epoch to count from", check=COUNT),
-        Flag("global_step", 0, "optimizer step to count from", check=COUNT),
-        Flag("max_minutes", 0.0, "stop after so many minutes, with a checkpoint"),
         Flag("dist_eval", True, instead="python -m trainer_misc.evaluation measures a checkpoint"),
         Flag("disable_eval", False, instead="a training does not measure"),
         Flag("eval", False, instead="python -m trainer_misc.evaluation measures a checkpoint"),
-        Flag("seed", 0, "of every draw", check=Whole(0, 2**22)),
+        *RUN,
     ],
     "processes": [
-        Flag("device", "auto", "cpu, or auto: the accelerator", kind=str),
         Flag("use_context_parallel", False, "processes share the time of a clip"),
         Flag("context_size", 2, "how many share one", check=POSITIVE),
-        Flag("dist_on_itp", False, "mpirun started the processes"),
-        Flag("dist_url", "env://", instead="torchrun's environment says it"),
-        Flag("world_size", 1, instead="torchrun's environment says it"),
-        Flag("local_rank", -1, instead="torchrun's environment says it"),
+        *PROCESSES,
     ],
 }
