@@ -13,7 +13,12 @@ RATE = Number(0, 1)
 
 DATA = [
     Flag("max_skipped", 0.05, "largest share of samples that may be unreadable", check=SHARE),
-    Flag("num_workers", 10, "processes that read", check=COUNT),
+    Flag(
+        "num_workers",
+        10,
+        "processes that read, of which no more are started than there are cores",
+        check=COUNT,
+    ),
     Flag("pin_mem", False, "put batches where a GPU fetches them sooner"),
     Flag("no_pin_mem", False, "the opposite of pin_mem, the last word"),
     Flag("not_add_normalize", False, instead="pixels are in [-1, 1] always"),

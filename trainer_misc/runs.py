@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ def numbered(
     coming = loader(
         batches,
         start=start,
-        workers=options.num_workers,
+        workers=min(options.num_workers, os.cpu_count() or 1),
         pin_memory=options.pin_mem and not options.no_pin_mem,
     )
     return zip(count(start), coming, strict=False)
