@@ -16,7 +16,7 @@ DATA = [
     Flag(
         "num_workers",
         10,
-        "processes that read, of which no more are started than there are cores",
+        "processes that read, at most one a core",
         check=COUNT,
     ),
     Flag("pin_mem", False, "put batches where a GPU fetches them sooner"),
