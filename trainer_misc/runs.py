@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
+from pyramid_dit.distributed.launcher import launched_process
+from pyramid_dit.distributed.parallel import leave_processes
+
 from .data import Batches, loader
 
 logger = logging.getLogger(__name__)
@@ -64,9 +67,24 @@ def run_or_say(action: Callable[[], object]) -> None:
     """Run `action`; what people can mend ends the process with one line and status 1."""
     try:
         action()
+        _end_at_once()
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         logger.debug("why", exc_info=True)
         reason = " ".join(str(error).split())
         sys.exit(f"error: {reason}")
     except KeyboardInterrupt:  # before the first step, or a second one after it
         sys.exit(130)
+
+
+def _end_at_once() -> None:
+    """End a process that others worked with, once its work is done.
+
+    Threads of the communication can outlive Python's own end, which then aborts the process.
+    """
+    if launched_process() is None:
+        return
+    leave_processes()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
