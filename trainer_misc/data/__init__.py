@@ -1,0 +1,1 @@
+"""Batches that trainers take: latents, images and videos, named in a file of annotations."""

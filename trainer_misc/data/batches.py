@@ -1,0 +1,319 @@
+"""What trainers take batches from, and the loader that gets them ready ahead of time."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import pickle
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+from math import floor
+from os import PathLike
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from pyramid_dit.checks import SEED, Number, Whole
+
+from .annotations import Annotations, Record
+from .schedule import Schedule
+from .skipped import SampleError, Skip, Skipped, Tally
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 16  # that look at files at the start, which is mostly waiting
+_SHARE = Number(0, 1)
+_Found = TypeVar("_Found")
+
+
+class Batches(Protocol):
+    """Batches by number, from 0 on over all epochs; those of this process.
+
+    A batch is a pure function of its number, the seed and the process: a resumed run goes on with
+    the next one, whatever the number of workers.
+    """
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """The whole batch."""
+        ...
+
+
+def loader(
+    batches: Batches, *, start: int = 0, workers: int = 0, pin_memory: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Batches `start`, `start + 1`, ... in order and without end.
+
+    Args:
+        batches: Where they come from.
+        start: Number of the first.
+        workers: Processes that get them ready; 0 for none but this one. They end with this one.
+        pin_memory: Whether the tensors are put where an accelerator gets them faster.
+
+    Raises:
+        ValueError: Too many samples cannot be used, see `Skipped`.
+    """
+    loaded = DataLoader(
+        _Reported(batches),
+        batch_size=None,
+        sampler=_From(start),
+        num_workers=workers,
+        pin_memory=pin_memory and torch.accelerator.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals if workers else None,
+    )
+    counters = _counters(batches)
+    for batch, tallies, error in loaded:
+        for counter, tally in zip(counters, tallies, strict=True):
+            counter.count(tally)
+        if error is not None:
+            raise error
+        yield batch
+
+
+@dataclass(eq=False, repr=False)
+class BucketedBatches(ABC):
+    """Batches of samples that annotations name, in buckets of those that fit together.
+
+    A sample that cannot be used is replaced by another of its bucket, and is counted.
+
+    Args:
+        anno_file: JSON lines, see `Annotations`.
+        batch_size: Samples in a batch.
+        seed: Of the order and of every draw.
+        rank: Which process this is.
+        world: How many there are, each with batches of its own.
+        max_skipped: The share of the samples that may fail.
+        skipped_to: Folder where `skipped.jsonl` names those that fail.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: An annotation does not fit, or too many samples cannot be used.
+
+    Attributes:
+        skipped: Counts the samples that cannot be used.
+    """
+
+    anno_file: str | PathLike[str]
+    _: KW_ONLY
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    max_skipped: float = 0.05
+    skipped_to: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        Whole(1)("batch_size", self.batch_size)
+        SEED("seed", self.seed)
+        Whole(1)("world", self.world)
+        Whole(0, self.world - 1)("rank", self.rank)
+        _SHARE("max_skipped", self.max_skipped)
+        self._annotations = Annotations.read(self.anno_file, self._check)
+        count = len(self._annotations)
+        counter = Skipped(count, self.max_skipped, self.skipped_to, self.world)
+        self.skipped = [counter]
+        self._failed: set[int] = set()
+        self._news = Tally(0, [])
+        buckets: dict[Any, list[int]] = {}
+        skips = []
+        for index, found in enumerate(_in_threads(self._look, count)):
+            if isinstance(found, Skip):
+                skips.append(found)
+            else:
+                buckets.setdefault(found, []).append(index)
+        counter.count(Tally(count if skips else 0, skips), quiet=self.rank > 0)
+        if not buckets:
+            raise ValueError(f"no sample of {self.anno_file} can be used")
+        self.buckets = dict(sorted(buckets.items()))
+        self._schedule = Schedule(
+            [np.array(indices) for indices in self.buckets.values()],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=self.rank,
+            world=self.world,
+        )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of this process in which every sample of its part comes once."""
+        return self._schedule.batches_per_epoch
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """The batch of a number.
+
+        Raises:
+            ValueError: Too many samples cannot be used, or none of a bucket can.
+        """
+        Whole(0, 2**63 - 1)("the number of a batch", number)
+        epoch, which, indices = self._schedule(number)
+        bucket = list(self.buckets)[which]
+        samples = []
+        try:
+            for slot, index in enumerate(indices.tolist()):
+                samples.append(self._usable(index, bucket, epoch, slot))
+        finally:
+            if get_worker_info() is None:
+                self.skipped[0].count(*self.take())
+        return self._batch(samples, bucket)
+
+    def take(self) -> list[Tally]:
+        """What happened since the last call, for the one of `skipped`."""
+        taken, self._news = self._news, Tally(0, [])
+        return [taken]
+
+    @abstractmethod
+    def _check(self, record: Record) -> None:
+        """Raise a ValueError for a record that does not fit."""
+
+    @abstractmethod
+    def _bucket(self, record: Record) -> Hashable:
+        """What a sample has in common with those that it fits; quick. Raises SampleError."""
+
+    @abstractmethod
+    def _sample(self, record: Record, bucket: Any, source: np.random.Generator) -> Any:
+        """The sample; what is random about it comes from `source`. Raises SampleError."""
+
+    @abstractmethod
+    def _batch(self, samples: list[Any], bucket: Any) -> dict[str, Any]:
+        """Samples of a bucket as one batch."""
+
+    @abstractmethod
+    def _name(self, record: Record) -> str:
+        """What a sample is called in messages."""
+
+    def _look(self, index: int) -> Hashable | Skip:
+        record = self._annotations[index]
+        try:
+            return self._bucket(record)
+        except SampleError as error:
+            return Skip(index, self._name(record), error.kind, str(error))
+
+    def _usable(self, index: int, bucket: Any, epoch: int, slot: int) -> Any:
+        """The sample at `index`, or the first usable one of others of its bucket, shuffled."""
+        for candidate in itertools.chain([index], self._others(index, bucket, epoch)):
+            if candidate in self._failed:
+                continue
+            record = self._annotations[candidate]
+            source = np.random.default_rng([self.seed, epoch, candidate, slot])
+            self._news.tried += 1
+            try:
+                return self._sample(record, bucket, source)
+            except SampleError as error:
+                self._failed.add(candidate)
+                skip = Skip(candidate, self._name(record), error.kind, str(error))
+                self._news.skips.append(skip)
+        raise ValueError(f"none of the {len(self.buckets[bucket])} samples of {bucket} can be used")
+
+    def _others(self, index: int, bucket: Any, epoch: int) -> Iterator[int]:
+        source = np.random.default_rng([self.seed, epoch, index])
+        yield from source.permutation(self.buckets[bucket]).tolist()
+
+
+class MixedBatches:
+    """Batches of images among those of videos, at even distances.
+
+    All processes take images at the same time.
+
+    Args:
+        videos: Of these are most.
+        images: Of these is the share.
+        share: From 0 to 1, the part of the batches that are of images.
+        seed: Of where the first of images is.
+
+    Raises:
+        TypeError: `share` is no number.
+        ValueError: `share` is outside its range.
+    """
+
+    def __init__(self, videos: Batches, images: Batches, share: float, *, seed: int = 0) -> None:
+        _SHARE("share", share)
+        self._videos = videos
+        self._images = images
+        self._share = share
+        self._offset = np.random.default_rng(seed).random()
+        self.skipped: list[Skipped] = _counters(videos) + _counters(images)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """The batch of a number."""
+        before, after = self._images_before(number), self._images_before(number + 1)
+        return self._images[before] if after > before else self._videos[number - before]
+
+    def take(self) -> list[Tally]:
+        """What happened since the last call, for each of `skipped`."""
+        return _tallies(self._videos) + _tallies(self._images)
+
+    def _images_before(self, number: int) -> int:
+        return floor(number * self._share + self._offset)
+
+
+class _From:
+    """The whole numbers from `start` on."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._start)
+
+
+class _Reported(Dataset[Any]):
+    """Batches with what happened on the way: tallies, and the error that ended it or None.
+
+    An error goes to the main process as it is, and not as the text of a traceback.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, number: int) -> tuple[dict[str, Any], list[Tally], Exception | None]:
+        try:
+            batch, problem = self._batches[number], None
+        except Exception as error:
+            logger.debug("batch %d", number, exc_info=True)
+            batch, problem = {}, _sendable(error)
+        return batch, _tallies(self._batches), problem
+
+
+def _counters(batches: Batches) -> list[Skipped]:
+    return getattr(batches, "skipped", [])
+
+
+def _tallies(batches: Batches) -> list[Tally]:
+    """One for each of `batches.skipped`."""
+    take: Callable[[], list[Tally]] | None = getattr(batches, "take", None)
+    return [] if take is None else take()
+
+
+def _sendable(error: Exception) -> Exception:
+    """`error`, or its words where it does not survive the way between processes."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _leave_signals(worker: int) -> None:
+    """Have a worker go on at Ctrl-C and at the first SIGTERM, which whole process groups get.
+
+    The main process ends it, once it has taken what it still needs.
+    """
+
+    def wait(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, wait)
+
+
+def _in_threads(look: Callable[[int], _Found], count: int) -> Iterator[_Found]:
+    """`look(0)`, `look(1)`, ..., `look(count - 1)`, many at a time."""
+    parts = np.array_split(np.arange(count), min(count, 8 * _THREADS))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for found in pool.map(lambda part: [look(index) for index in part.tolist()], parts):
+            yield from found
