@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from math import floor
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -82,7 +83,7 @@ class BucketedBatches(ABC):
     A sample that cannot be used is replaced by another of its bucket, and is counted.
 
     Args:
-        anno_file: JSON lines, see `Annotations`.
+        anno_file: JSON lines, see `Annotations`; or a folder, see `folder_annotations`.
         batch_size: Samples in a batch.
         seed: Of the order and of every draw.
         rank: Which process this is.
@@ -113,7 +114,8 @@ class BucketedBatches(ABC):
         Whole(1)("world", self.world)
         Whole(0, self.world - 1)("rank", self.rank)
         _SHARE("max_skipped", self.max_skipped)
-        self._annotations = Annotations.read(self.anno_file, self._check)
+        read = Annotations.of_folder if Path(self.anno_file).is_dir() else Annotations.read
+        self._annotations = read(self.anno_file, self._check)
         count = len(self._annotations)
         counter = Skipped(count, self.max_skipped, self.skipped_to, self.world)
         self.skipped = [counter]
