@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+    from .flux_modules import FluxSingleTransformerBlock, FluxTransformerBlock
+    from .mmdit_modules import JointTransformerBlock
     from .models.flux import PyramidFluxTransformer
     from .models.mmdit import PyramidDiffusionMMDiT
     from .models.text_encoder import FluxTextEncoderWithMask, SD3TextEncoderWithMask
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "FluxSingleTransformerBlock": "flux_modules",
     "FluxTextEncoderWithMask": "models.text_encoder",
+    "FluxTransformerBlock": "flux_modules",
+    "JointTransformerBlock": "mmdit_modules",
     "PyramidDiTForVideoGeneration": "pipelines.official",
     "PyramidDiffusionMMDiT": "models.mmdit",
     "PyramidFlowMatchEulerDiscreteScheduler": "flow.scheduler",
@@ -29,7 +34,10 @@ _EXPORTS = {
     "SD3TextEncoderWithMask": "models.text_encoder",
 }
 __all__ = [
+    "FluxSingleTransformerBlock",
     "FluxTextEncoderWithMask",
+    "FluxTransformerBlock",
+    "JointTransformerBlock",
     "PyramidDiTForVideoGeneration",
     "PyramidDiffusionMMDiT",
     "PyramidFlowMatchEulerDiscreteScheduler",

@@ -79,7 +79,7 @@ class OneOrMore:
     check: Check
 
     def __call__(self, name: str, value: Any) -> None:
-        several = isinstance(value, Sequence) and not isinstance(value, str)
+        several = _is_list(value)
         if several and not value:
             raise ValueError(f"{name} is empty")
         for entry in value if several else [value]:
@@ -92,9 +92,24 @@ class Words:
 
     def __call__(self, name: str, value: Any) -> None:
         """Refuse another value."""
-        several = isinstance(value, Sequence) and not isinstance(value, str)
-        if not several or not all(isinstance(word, str) for word in value):
+        if not _is_list(value) or not all(isinstance(word, str) for word in value):
             raise TypeError(f"{name} must be a list of words, got {shown(value)}")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A list of texts and, where there is a choice, of mappings from one name to several texts."""
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Refuse another value."""
+        if not _is_list(value) or not all(isinstance(p, str) or _is_choice(p) for p in value):
+            raise TypeError(
+                f'{name} must be a list of texts and of choices such as {{"color": ["red", '
+                f'"blue"]}}, got {shown(value)}'
+            )
+        names = [key for part in value if not isinstance(part, str) for key in part]
+        if len({*names}) < len(names):
+            raise ValueError(f"{name} must name each choice differently, got {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -258,6 +273,19 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def is_repo_id(name: str) -> bool:
     """Whether `name` has the form of a repository on the hub, `owner/repository`."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_choice(part: Any) -> bool:
+    """Whether it is one name with texts to choose from."""
+    if not isinstance(part, Mapping) or len(part) != 1:
+        return False
+    ((name, texts),) = part.items()
+    said = [name, *texts] if _is_list(texts) and texts else [None]
+    return all(isinstance(text, str) for text in said)
 
 
 def _check_range(name: str, value: Any, least: float, most: float) -> None:

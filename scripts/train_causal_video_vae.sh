@@ -1,24 +1,43 @@
 #!/bin/sh
-# The video VAE of the default checkpoint, from nothing.
+# The video VAE, stage one: pictures and short clips.
 set -eu
+
+# Settings, each of which an environment variable of that name replaces.
+GPUS=${GPUS:-8}
+MODEL_PATH=${MODEL_PATH:-}                         # folder of the VAE
+LPIPS_CKPT=${LPIPS_CKPT:-}                         # vgg_lpips.pth
+IMAGE_ANNO=${IMAGE_ANNO:-annotation/image_text.jsonl}
+VIDEO_ANNO=${VIDEO_ANNO:-annotation/video_text.jsonl}
+OUTPUT_DIR=${OUTPUT_DIR:-output/causal_video_vae}
+RESOLUTION=${RESOLUTION:-256}
+NUM_FRAMES=${NUM_FRAMES:-17}
+BATCH_SIZE=${BATCH_SIZE:-2}
+PYTHON=${PYTHON:-python}
 
 usage() {
     cat <<'TEXT'
 Usage: scripts/train_causal_video_vae.sh [OPTION...]
 
-Trains the causal video VAE of the default checkpoint on the synthetic set "moving shapes", the
-only data this trainer knows: on images, on clips, then the decoder alone. The VAE is written to
-OUTPUT/causal_video_vae. Started again with the same OUTPUT it goes on where it stopped.
+Trains a causal video VAE on videos with some pictures among them, by the recipe of the reference's
+first stage: squared error, LPIPS where its weights are given, and a discriminator from step 250,000
+on. Started again with the same OUTPUT_DIR it goes on where it stopped. The result is
+OUTPUT_DIR/causal_video_vae. The second stage, in which processes share the time of a clip, is not
+there yet.
 
 Settings, as environment variables:
-  OUTPUT     folder of the run (default: output/toy/vae)
-  PROCESSES  processes, one per GPU, or that share the CPU's cores (default: 1)
-  PRECISION  no, bf16 or fp16: the mixed precision (default: no)
-  SEED       of weights and data (default: 0)
-  PYTHON     the Python to run (default: python)
+  GPUS        processes, one per GPU (default: 8; 1 does as well)
+  MODEL_PATH  folder of the VAE to train on
+  LPIPS_CKPT  file of the LPIPS weights, vgg_lpips.pth; without it that term is off
+  IMAGE_ANNO  JSON lines of image (default: annotation/image_text.jsonl)
+  VIDEO_ANNO  JSON lines of video (default: annotation/video_text.jsonl)
+  OUTPUT_DIR  folder of the run (default: output/causal_video_vae)
+  RESOLUTION  height and width of a clip in pixels (default: 256)
+  NUM_FRAMES  frames of a clip, 8n+1 (default: 17)
+  BATCH_SIZE  clips per batch and GPU (default: 2)
+  PYTHON      the Python to run (default: python)
 
-Everything else is an option of the trainer, see `python -m trainer_misc.vae_trainer --help`:
-  PROCESSES=2 scripts/train_causal_video_vae.sh --mixed-precision bf16
+Everything else is an option of the trainer, see `python -m trainer_misc.train_vae --help`:
+  GPUS=1 MODEL_PATH=models/vae scripts/train_causal_video_vae.sh --steps 500 --freeze_encoder
 TEXT
 }
 
@@ -28,21 +47,31 @@ case "${1:-}" in
     exit 0
     ;;
 esac
-
-processes=${PROCESSES:-1}
-case $processes in
+case $GPUS in
 '' | *[!0-9]* | 0)
-    echo "train_causal_video_vae.sh: PROCESSES must be a number above 0, not '$processes'" >&2
+    echo "train_causal_video_vae.sh: GPUS must be a number above 0, not '$GPUS'" >&2
     exit 2
     ;;
 esac
+if [ -z "$MODEL_PATH" ]; then
+    echo "train_causal_video_vae.sh: MODEL_PATH must name the folder of a VAE" >&2
+    exit 2
+fi
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
-set -- trainer_misc.vae_trainer --output "${OUTPUT:-output/toy/vae}" \
-    --mixed-precision "${PRECISION:-no}" --seed "${SEED:-0}" "$@"
-if [ "$processes" -gt 1 ]; then
-    set -- torch.distributed.run --standalone --nproc-per-node "$processes" -m "$@"
+if [ -n "$LPIPS_CKPT" ]; then
+    set -- --lpips_ckpt "$LPIPS_CKPT" "$@"
 fi
-exec "${PYTHON:-python}" -m "$@"
+set -- trainer_misc.train_vae --model_path "$MODEL_PATH" --model_dtype bf16 \
+    --use_image_video_mixed_training --image_mix_ratio 0.1 --image_anno "$IMAGE_ANNO" \
+    --video_anno "$VIDEO_ANNO" --output_dir "$OUTPUT_DIR" --resolution "$RESOLUTION" \
+    --max_frames "$NUM_FRAMES" --batch_size "$BATCH_SIZE" --add_discriminator --disc_start 250000 \
+    --disc_weight 0.5 --kl_weight 1e-12 --pixelloss_weight 10 --perceptual_weight 1 \
+    --opt_betas 0.9,0.95 --weight_decay 1e-3 --clip_grad 1.0 --lr 1e-4 --lr_disc 1e-4 \
+    --warmup_epochs 1 --epochs 100 --iters_per_epoch 2000 "$@"
+if [ "$GPUS" -gt 1 ]; then
+    set -- torch.distributed.run --standalone --nproc-per-node "$GPUS" -m "$@"
+fi
+exec "$PYTHON" -m "$@"

@@ -1,28 +1,46 @@
 #!/bin/sh
-# The transformer of the default checkpoint, autoregressive with the temporal pyramid.
+# The transformer, autoregressive with the temporal pyramid, on latents.
 set -eu
+
+# Settings, each of which an environment variable of that name replaces.
+GPUS=${GPUS:-8}
+MODEL_NAME=${MODEL_NAME:-pyramid_flux}             # or pyramid_mmdit
+MODEL_PATH=${MODEL_PATH:-}                         # folder of the checkpoint
+VARIANT=${VARIANT:-diffusion_transformer_384p}
+ANNO_FILE=${ANNO_FILE:-annotation/video_text.jsonl}
+OUTPUT_DIR=${OUTPUT_DIR:-output/pyramid_flow_ar}
+SHARD_STRATEGY=${SHARD_STRATEGY:-zero2}            # or zero3
+BATCH_SIZE=${BATCH_SIZE:-4}
+GRAD_ACCU_STEPS=${GRAD_ACCU_STEPS:-2}
+NUM_FRAMES=${NUM_FRAMES:-16}                       # latent frames: 16 are 121 frames
+VIDEO_SYNC_GROUP=${VIDEO_SYNC_GROUP:-8}            # GPUs that see the same clip at every length
+PYTHON=${PYTHON:-python}
 
 usage() {
     cat <<'TEXT'
 Usage: scripts/train_pyramid_flow.sh [OPTION...]
 
-Trains the transformer of the default checkpoint with its text encoders, autoregressive with the
-temporal pyramid, on the latents that extract_vae_latent.sh wrote, and writes the checkpoint in the
-released layout to OUTPUT/checkpoint. It knows one data set, the synthetic "moving shapes". Started
-again with the same OUTPUT it goes on where it stopped.
+Trains the transformer of a checkpoint, autoregressive with the temporal pyramid, by the recipe of
+the reference: latents that were encoded beforehand, prompts encoded here, AdamW at 5e-5 after 1,000
+steps of warm-up, weights in float32 and computing in bf16, divided among the GPUs. Started again
+with the same OUTPUT_DIR it goes on where it stopped. The result is OUTPUT_DIR/model, a checkpoint.
 
 Settings, as environment variables:
-  OUTPUT     folder of the run (default: output/toy/dit)
-  VAE        folder of the VAE (default: output/toy/vae/causal_video_vae)
-  BANK       file of latents (default: output/toy/bank.safetensors)
-  PROCESSES  processes (default: the number of GPUs, else of CPU cores)
-  STEPS      optimizer steps of the whole run (default: 4300)
-  PRECISION  no, bf16 or fp16: the mixed precision (default: no)
-  SEED       of weights and draws (default: 0)
-  PYTHON     the Python to run (default: python)
+  GPUS              processes, one per GPU (default: 8; 1 does as well)
+  MODEL_NAME        pyramid_flux or pyramid_mmdit (default: pyramid_flux)
+  MODEL_PATH        folder of the checkpoint to train on
+  VARIANT           folder of the transformer in it (default: diffusion_transformer_384p)
+  ANNO_FILE         JSON lines of video, text, latent (default: annotation/video_text.jsonl)
+  OUTPUT_DIR        folder of the run (default: output/pyramid_flow_ar)
+  SHARD_STRATEGY    zero2 or zero3 (default: zero2)
+  BATCH_SIZE        samples per batch and GPU, a multiple of 4 (default: 4)
+  GRAD_ACCU_STEPS   batches per step (default: 2)
+  NUM_FRAMES        latent frames of the longest clip (default: 16)
+  VIDEO_SYNC_GROUP  GPUs that see the same clips, each at another length (default: 8)
+  PYTHON            the Python to run (default: python)
 
-Everything else is an option of the trainer, see `python -m trainer_misc.dit_trainer --help`:
-  STEPS=2000 scripts/train_pyramid_flow.sh --cooldown 1000 --max-minutes 60
+Everything else is an option of the trainer, see `python -m trainer_misc.train_dit --help`:
+  GPUS=1 MODEL_PATH=models/flux scripts/train_pyramid_flow.sh --steps 500 --ema_update
 TEXT
 }
 
@@ -32,25 +50,29 @@ case "${1:-}" in
     exit 0
     ;;
 esac
-
-python=${PYTHON:-python}
-count='import os, torch; print(torch.cuda.device_count() or os.cpu_count())'
-processes=${PROCESSES:-$("$python" -c "$count")}
-case $processes in
+case $GPUS in
 '' | *[!0-9]* | 0)
-    echo "train_pyramid_flow.sh: PROCESSES must be a number above 0, not '$processes'" >&2
+    echo "train_pyramid_flow.sh: GPUS must be a number above 0, not '$GPUS'" >&2
     exit 2
     ;;
 esac
+if [ -z "$MODEL_PATH" ]; then
+    echo "train_pyramid_flow.sh: MODEL_PATH must name the folder of a checkpoint" >&2
+    exit 2
+fi
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
-set -- trainer_misc.dit_trainer --output "${OUTPUT:-output/toy/dit}" \
-    --vae "${VAE:-output/toy/vae/causal_video_vae}" \
-    --bank "${BANK:-output/toy/bank.safetensors}" --steps "${STEPS:-4300}" \
-    --mixed-precision "${PRECISION:-no}" --seed "${SEED:-0}" "$@"
-if [ "$processes" -gt 1 ]; then
-    set -- torch.distributed.run --standalone --nproc-per-node "$processes" -m "$@"
+set -- trainer_misc.train_dit --task t2v --use_fsdp --fsdp_shard_strategy "$SHARD_STRATEGY" \
+    --use_temporal_causal --use_temporal_pyramid --interp_condition_pos --sync_video_input \
+    --video_sync_group "$VIDEO_SYNC_GROUP" --load_text_encoder --model_name "$MODEL_NAME" \
+    --model_path "$MODEL_PATH" --model_variant "$VARIANT" --model_dtype bf16 \
+    --anno_file "$ANNO_FILE" --output_dir "$OUTPUT_DIR" --max_frames "$NUM_FRAMES" \
+    --batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$GRAD_ACCU_STEPS" \
+    --gradient_checkpointing --lr 5e-5 --opt_beta2 0.95 --clip_grad 1.0 --warmup_steps 1000 \
+    --lr_scheduler constant_with_warmup --epochs 20 --iters_per_epoch 2000 "$@"
+if [ "$GPUS" -gt 1 ]; then
+    set -- torch.distributed.run --standalone --nproc-per-node "$GPUS" -m "$@"
 fi
-exec "$python" -m "$@"
+exec "$PYTHON" -m "$@"

@@ -10,8 +10,8 @@ Trains the small default checkpoint on the synthetic set "moving shapes" and wri
 released layout, to OUTPUT/dit/checkpoint (default: output/toy). Started again with the same
 OUTPUT it goes on where it stopped.
 
-It runs train_causal_video_vae.sh, extract_vae_latent.sh and train_pyramid_flow.sh, then measures
-the checkpoint and writes its model card.
+It trains the VAE (trainer_misc.vae_trainer), encodes latents (extract_vae_latent.sh), trains the
+transformer (trainer_misc.dit_trainer), then measures the checkpoint and writes its model card.
 
 Settings, as environment variables:
   PROCESSES  processes of the DiT training (default: the number of GPUs, else of CPU cores)
@@ -37,6 +37,14 @@ fi
 
 output=${1:-output/toy}
 python=${PYTHON:-python}
+count='import os, torch; print(torch.cuda.device_count() or os.cpu_count())'
+processes=${PROCESSES:-$("$python" -c "$count")}
+case $processes in
+'' | *[!0-9]* | 0)
+    echo "train_toy.sh: PROCESSES must be a number above 0, not '$processes'" >&2
+    exit 2
+    ;;
+esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
@@ -44,11 +52,17 @@ export PYTHONPATH
 VAE="$output/vae/causal_video_vae"
 BANK="$output/bank.safetensors"
 export VAE BANK
-PROCESSES=1 OUTPUT="$output/vae" sh "$root/scripts/train_causal_video_vae.sh"
+"$python" -m trainer_misc.vae_trainer --output "$output/vae" \
+    --mixed-precision "${PRECISION:-no}" --seed "${SEED:-0}"
 if [ ! -f "$BANK" ]; then
     sh "$root/scripts/extract_vae_latent.sh"
 fi
-OUTPUT="$output/dit" sh "$root/scripts/train_pyramid_flow.sh"
+set -- trainer_misc.dit_trainer --output "$output/dit" --vae "$VAE" --bank "$BANK" \
+    --steps "${STEPS:-4300}" --mixed-precision "${PRECISION:-no}" --seed "${SEED:-0}"
+if [ "$processes" -gt 1 ]; then
+    set -- torch.distributed.run --standalone --nproc-per-node "$processes" -m "$@"
+fi
+"$python" -m "$@"
 "$python" -m trainer_misc.evaluation --model "$output/dit/checkpoint" --mode all \
     --output "$output/scores.json" --contact-sheet "$output/sheet.png"
 "$python" -m trainer_misc.toy.model_card --checkpoint "$output/dit/checkpoint" \

@@ -31,7 +31,16 @@ from pyramid_dit.distributed.parallel import (
 from pyramid_dit.models.flux import PyramidFluxTransformer
 from pyramid_dit.models.token_layout import clip_grid, make_layout
 from pyramid_dit.models.transformer import PyramidTransformer
-from trainer_misc import init_distributed_mode, init_sequence_parallel_group
+from trainer_misc import (
+    get_rank,
+    get_sequence_parallel_group,
+    get_sequence_parallel_group_rank,
+    get_sequence_parallel_rank,
+    get_sequence_parallel_world_size,
+    init_distributed_mode,
+    init_sequence_parallel_group,
+    is_sequence_parallel_initialized,
+)
 
 T = TypeVar("T")
 
@@ -251,6 +260,28 @@ def a_video_a_pair(pipeline: PyramidDiTForVideoGeneration) -> dict[str, float]:
     return {"a video a pair, pixels": float((together - alone).abs().mean())}
 
 
+def ways_to_ask(before: bool) -> dict[str, float]:
+    """What the reference's names say of groups of one process, of all, and of two."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    found = {"groups before they are formed": float(before)}
+    for size in {1, world, 2 if world == 4 else 1}:
+        form_groups(size)
+        answers = (
+            get_rank(),
+            is_sequence_parallel_initialized(),
+            get_sequence_parallel_rank(),
+            get_sequence_parallel_world_size(),
+            get_sequence_parallel_group_rank(),
+        )
+        expected = (rank, size > 1, rank % size, size, rank // size)
+        if size > 1:
+            answers += (dist.get_world_size(get_sequence_parallel_group()),)
+            expected += (size,)
+        found[f"groups of {size}"] = float(answers != expected)
+    form_groups()
+    return found
+
+
 def refused() -> dict[str, float]:
     """Groups that cannot be: 0 where the error says what is wrong."""
     world = dist.get_world_size()
@@ -273,6 +304,7 @@ def main(folder: Path) -> None:
     args = Namespace(sp_group_size=0, use_sequence_parallel=True, sp_proc_num=-1)
     init_distributed_mode(args)
     args.sp_group_size = args.world_size
+    before = is_sequence_parallel_initialized()
     init_sequence_parallel_group(args)
     found: dict[str, float] = {}
     parallel = processes_at_work(guided=False)
@@ -291,6 +323,7 @@ def main(folder: Path) -> None:
         else:
             results |= sharded_weights(pipeline)
         found |= {f"{name}: {case}": error for case, error in results.items()}
+    found |= ways_to_ask(before)
     found |= refused()
     (folder / f"rank{args.rank}.json").write_text(json.dumps(found))
     leave_processes()

@@ -21,6 +21,8 @@ from golden import PROJECT_ROOT
 from pyramid_dit.cli import options as cli_options
 from pyramid_dit.cli.sources import Storyboard
 from pyramid_dit.generation import memory_presets
+from trainer_misc import dit_options, vae_options
+from trainer_misc.options import parse
 
 PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((PROJECT_ROOT / "scripts").glob("*.sh"))
@@ -228,7 +230,7 @@ def test_modules_that_are_run_exist(page: Path) -> None:
 
 def options_of(page: Path) -> set[str]:
     """Options that the text of `page` names alone, as in its tables."""
-    spans = (re.match(r"--[a-z][a-z-]+(?= |$)", span) for span in code_spans(page))
+    spans = (re.match(r"--[a-z][a-z_-]+(?= |$)", span) for span in code_spans(page))
     return {match[0] for match in spans if match}
 
 
@@ -238,6 +240,8 @@ def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -
         "toy.latent_bank": ["--vae", "a", "--output", "b"],
         "dit_trainer": ["--vae", "a", "--bank", "b", "--output", "c"],
         "evaluation": [],
+        "train_dit": [],
+        "train_vae": [],
         "toy.model_card": ["--checkpoint", "a", "--scores", "b"],
     }
     known: set[str] = set()
@@ -341,13 +345,44 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
     assert options.host == "127.0.0.1" and not options.share
 
 
-@pytest.mark.parametrize("name", ["train_pyramid_flow.sh", "train_causal_video_vae.sh"])
-def test_wrong_settings_are_told_in_a_line(name: str, python: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("train_toy.sh", {"PROCESSES": "many"}, "PROCESSES must be a number above 0, not 'many'"),
+        ("train_pyramid_flow.sh", {"GPUS": "0"}, "GPUS must be a number above 0, not '0'"),
+        ("train_pyramid_flow.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
+        ("train_pyramid_flow_without_ar.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
+        ("train_causal_video_vae.sh", {}, "MODEL_PATH must name the folder of a VAE"),
+    ],
+)
+def test_wrong_settings_are_told_in_a_line(
+    name: str, settings: dict[str, str], message: str, python: Path
+) -> None:
     done = subprocess.run(
         ["sh", str(PROJECT_ROOT / "scripts" / name)],
-        env={**os.environ, "PYTHON": str(python), "PROCESSES": "many"},
+        env={**os.environ, "PYTHON": str(python), **settings},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr == f"{name}: PROCESSES must be a number above 0, not 'many'\n"
+    assert done.stderr == f"{name}: {message}\n"
+
+
+@pytest.mark.parametrize("gpus", ["1", "2"])
+@pytest.mark.parametrize(
+    ("name", "trainer", "groups"),
+    [
+        ("train_pyramid_flow.sh", "train_dit", dit_options.GROUPS),
+        ("train_pyramid_flow_without_ar.sh", "train_dit", dit_options.GROUPS),
+        ("train_causal_video_vae.sh", "train_vae", vae_options.GROUPS),
+    ],
+)
+def test_training_scripts_call_their_trainer(
+    name: str, trainer: str, groups: Any, gpus: str, python: Path
+) -> None:
+    settings = {"GPUS": gpus, "MODEL_PATH": "a model", "LPIPS_CKPT": "lpips.pth"}
+    (call,) = calls_of(python, "sh", name, "--batch_size", "12", **settings)
+    launcher, _, rest = call.partition(f"-m trainer_misc.{trainer} ")
+    assert ("torch.distributed.run" in launcher) == (gpus == "2")
+    found = parse(None, groups, rest.replace("a model", "a_model").split())
+    assert found.batch_size == 12 and found.model_path == Path("a_model")

@@ -109,10 +109,21 @@ def parameters_of_torch() -> Any:
     return nn.Linear(2, 2)._parameters
 
 
+def group_timeouts_of_torch() -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._set_pg_timeout
+
+
 def convolution_of_torch() -> Any:
     convolution = nn.Conv3d(1, 1, 1)
     result = convolution._conv_forward(torch.ones(1, 1, 1, 1, 1), convolution.weight, None)
     return result.shape == (1, 1, 1, 1, 1)
+
+
+def compiled_module_of_torch() -> Any:
+    module = nn.Linear(2, 2)
+    return torch.compile(module)._orig_mod is module
 
 
 def queue_of_gradio() -> Any:
@@ -124,6 +135,7 @@ def queue_of_gradio() -> Any:
 
 
 READ: list[tuple[str, str, str, Callable[[], Any]]] = [
+    ("_set_pg_timeout", "torch", "distributed/parallel.py", group_timeouts_of_torch),
     ("_hf_hook.execution_device", "accelerate", "devices/offload.py", with_accelerate),
     ("_diffusers_hook, config.onload_device", "diffusers", "devices/offload.py", with_diffusers),
     ("StateManager._state_cache", "diffusers", "models/transformer.py", caches_of_diffusers),
@@ -134,6 +146,7 @@ READ: list[tuple[str, str, str, Callable[[], Any]]] = [
         "generation/memory_presets.py",
         casting_patterns,
     ),
+    ("_orig_mod", "torch", "pipelines/official.py", compiled_module_of_torch),
     ("_gradient_checkpointing_func", "diffusers", "models", checkpointing_of_diffusers),
     (
         "_resolve_quant_config",

@@ -33,9 +33,10 @@ from video_vae.autoencoder import CausalVideoVAE
 from .checkpoints import write_folder
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
+from .runs import run_or_say
 from .toy.latent_bank import LatentBank
 from .toy.moving_shapes import NUM_COMBINATIONS, caption_of
-from .toy.text import TEXT_DIM, caption_words, write_text_encoders
+from .toy.text import CAPTION, TEXT_DIM, caption_words, write_text_encoders
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ DEFAULTS = GenerationDefaults(
     guidance_scale=3.0,
     video_guidance_scale=2.0,
     known_words=caption_words(),
+    known_sentence=CAPTION,
 )
 
 
@@ -348,8 +350,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sheet_every=500,
         log_every=20,
     )
-    vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
-    train_dit(vae, LatentBank.load(options.bank), config, DitRecipe(per_column=options.per_column))
+
+    def train() -> None:
+        vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
+        recipe = DitRecipe(per_column=options.per_column)
+        train_dit(vae, LatentBank.load(options.bank), config, recipe)
+
+    run_or_say(train)
 
 
 if __name__ == "__main__":

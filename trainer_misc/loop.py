@@ -1,29 +1,70 @@
-"""The loop that both trainers share: steps, EMA, checkpoints, resume, progress."""
+"""The loop that all trainers share: steps, averages, checkpoints, resume, signals, progress.
+
+Every draw is a function of the seed, the number of the batch and the rank, so that a run that was
+stopped goes on, bit for bit, as if it had not been.
+"""
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
+import math
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    LoggerType,
+    broadcast_object_list,
+)
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from tqdm import tqdm
 
 from pyramid_dit.devices.cpu import keep_freed_memory
 from pyramid_dit.files import replacing
 
-from .checkpoints import newest_checkpoint, thin_checkpoints, write_folder
-from .optimization import learning_rate_factor, parameter_groups
+from .average import MovingAverage
+from .checkpoints import (
+    Tensors,
+    join_optimizer_state,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_leftovers,
+    split_optimizer_state,
+    thin_checkpoints,
+    trim_log,
+    write_checkpoint,
+)
+from .optimization import learning_rate, parameter_groups
 
 logger = logging.getLogger(__name__)
+
+MOST_SKIPPED = 10
+"""Updates in a row that may be left out as their gradients are not finite."""
+SCALE_SEARCH = 16
+"""So many more in float16, whose scale of the loss starts at 2^16 and is found by halving."""
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+Figures: TypeAlias = dict[str, float]
+"""What goes to the log, by name."""
 
 
 @dataclass(kw_only=True)
@@ -36,18 +77,30 @@ class LoopConfig:
         learning_rate: Peak of the schedule.
         schedule: "constant", "cosine" or "trapezoid".
         warmup: Steps of linear warm-up.
+        warmup_rate: Learning rate that the warm-up starts from.
+        least_rate: Learning rate that the cosine ends at.
         cooldown: Steps of the trapezoid's descent.
         betas: AdamW's.
+        eps: AdamW's.
         weight_decay: AdamW's, on matrices only.
-        clip: Largest gradient norm.
-        ema_decay: Decay of the moving average of the weights.
+        clip: Largest gradient norm; None does not clip.
+        skip_above: An update whose loss is at least this is left out.
+        ema_decay: Decay of the moving average of the weights; None keeps none.
+        ema_warmup: Let the average soon forget its start.
+        ema_every: Steps between its updates.
+        ema_on_cpu: Keep it in the CPU's memory.
         accumulation: Batches per step.
         mixed_precision: "no", "bf16" or "fp16".
         seed: Of the weights and of every draw.
         save_every: Steps between checkpoints.
-        keep: Checkpoints to keep.
+        keep: Checkpoints to keep; 0 keeps all.
+        resume: Checkpoint to go on from.
+        auto_resume: Without one, go on from the newest in `output`.
         sheet_every: Steps between sample sheets; 0 draws none.
+        validate_every: Steps between validations; 0 does none.
         log_every: Steps between lines of the log.
+        report_to: Tracker of accelerate, or "none".
+        logging_dir: Folder in `output` for it.
         max_minutes: Stop (with a checkpoint) after so many minutes of this process; 0: never.
     """
 
@@ -56,18 +109,30 @@ class LoopConfig:
     learning_rate: float
     schedule: str = "cosine"
     warmup: int = 100
+    warmup_rate: float = 0.0
+    least_rate: float = 0.0
     cooldown: int = 1000
     betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
     weight_decay: float = 1e-4
-    clip: float = 1.0
-    ema_decay: float = 0.999
+    clip: float | None = 1.0
+    skip_above: float = math.inf
+    ema_decay: float | None = 0.999
+    ema_warmup: bool = True
+    ema_every: int = 1
+    ema_on_cpu: bool = False
     accumulation: int = 1
     mixed_precision: str = "no"
     seed: int = 0
     save_every: int = 500
     keep: int = 2
+    resume: Path | None = None
+    auto_resume: bool = True
     sheet_every: int = 1000
+    validate_every: int = 0
     log_every: int = 50
+    report_to: str = "none"
+    logging_dir: str = "log"
     max_minutes: float = 0.0
 
 
@@ -76,13 +141,23 @@ class TrainingLoop:
 
     Args:
         config: How long and how hard.
-        modules: What is trained, by name. Gradients are averaged over processes.
+        modules: What is trained, by name. Gradients are averaged over processes, by DDP, or by
+            FSDP2 where the weights of a module are divided already.
         optimizer: By default AdamW as the config says; a given one has `learning_rate` as its lr.
+        accelerator: By default one as the config says.
+        place: Which of how many places this process is at, on which its draws depend; processes
+            that share a batch are at one. By default its rank and the number of processes.
 
     Attributes:
         accelerator: Device, precision and processes.
         modules: The modules as accelerate wrapped them, to compute losses with.
         step: Steps done.
+        skipped: Updates that were left out.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint to go on from.
+        ValueError: The checkpoint is damaged, or one of another model.
+        OSError: The output folder cannot be written.
     """
 
     def __init__(
@@ -90,99 +165,182 @@ class TrainingLoop:
         config: LoopConfig,
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer | None = None,
+        accelerator: Accelerator | None = None,
+        place: tuple[int, int] | None = None,
     ) -> None:
         keep_freed_memory()
         self.config = config
-        config.output.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.accumulation,
-        )
-        set_seed(config.seed, device_specific=True)
+        self.accelerator = accelerator or new_accelerator(config)
+        here = self.accelerator.process_index, self.accelerator.num_processes
+        self._place: int
+        self._places: int
+        self._place, self._places = place or here
+        self.on_main(self._prepare_output)
         optimizer = optimizer or torch.optim.AdamW(
             parameter_groups(modules.values(), config.weight_decay),
             lr=config.learning_rate,
             betas=config.betas,
+            eps=config.eps,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            functools.partial(
-                learning_rate_factor,
-                steps=config.steps,
-                warmup=config.warmup,
-                schedule=config.schedule,
-                cooldown=config.cooldown,
-            ),
-        )
-        self._raw = dict(modules)
-        self._ema = EMAModel(self._parameters(), decay=config.ema_decay, use_ema_warmup=True)
-        self.modules = {name: self.accelerator.prepare(m) for name, m in modules.items()}
+        self._peaks = [group["lr"] / config.learning_rate for group in optimizer.param_groups]
+        self._root = nn.ModuleDict(modules)
+        self._optimizer = optimizer
+        self._average: MovingAverage | None = None
+        if config.ema_decay is not None:
+            self._average = MovingAverage(
+                {name: p for name, p in self._root.named_parameters() if p.requires_grad},
+                config.ema_decay,
+                warm_up=config.ema_warmup,
+                on_cpu=config.ema_on_cpu,
+            )
+        self.modules = {name: self._wrapped(module) for name, module in modules.items()}
         self.optimizer = self.accelerator.prepare(optimizer)
-        self.scheduler = scheduler
-        self.accelerator.register_for_checkpointing(self._ema, self.scheduler)
-        self._ema.to(self.accelerator.device)
-        self.step = 0
+        self.step = self.skipped = self._skipped_in_row = 0
+        self._waited = 0.0
+        self._received: int | None = None  # a signal, by this process
+        self._ended_by: int | None = None  # a signal, by any
+        self._saved: int | None = None
         self.resume()
 
+    def _prepare_output(self) -> None:
+        """Make the output folder, and see whether it can be written before any work."""
+        output = self.config.output
+        output.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(output)
+        with replacing(output / ".writable") as temporary:
+            temporary.touch()
+        (output / ".writable").unlink()
+
+    def _wrapped(self, module: nn.Module) -> nn.Module:
+        divided = any(hasattr(p, "full_tensor") for p in module.parameters())
+        trained = any(p.requires_grad for p in module.parameters())
+        return module if divided or not trained else self.accelerator.prepare(module)
+
     def _parameters(self) -> list[nn.Parameter]:
-        return [p for m in self._raw.values() for p in m.parameters()]
+        return [p for p in self._root.parameters() if p.requires_grad]
+
+    # ---- checkpoints ---------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the output folder, if there is one."""
-        newest = newest_checkpoint(self.config.output)
-        if newest is None:
+        """Go on from the config's checkpoint, or from the newest whole one of the output folder."""
+        config = self.config
+        newest = newest_checkpoint if config.auto_resume else lambda _: None
+        found = self.on_main(lambda: config.resume or newest(config.output))
+        if found is None:
             return
-        self.accelerator.load_state(str(newest))
-        self.step = int(newest.name.rsplit("-", 1)[1])
-        logger.info("going on from %s", newest)
+        tensors, state = read_checkpoint(found)
+        model: Any = tensors["model"]
+        optimizer = join_optimizer_state(tensors["optimizer"], state["optimizer"])
+        try:
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(self._root, model, options=options)
+            set_optimizer_state_dict(self._root, self._optimizer, optimizer, options=options)
+            if self._average is not None and "average" in tensors:
+                self._average.load(tensors["average"], state["average_updates"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{found} is a checkpoint of another model: {reason}") from error
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.skipped = state["step"], state["skipped"]
+        self._saved = self.step if found.parent == config.output else None
+        self.on_main(lambda: trim_log(config.output / "log.jsonl", self.step))
+        logger.info("going on from %s", found)
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            target = self.config.output / f"checkpoint-{self.step}"
-            write_folder(target, lambda folder: self.accelerator.save_state(str(folder)))
-            thin_checkpoints(self.config.output, self.config.keep)
-        self.accelerator.wait_for_everyone()
+        """Write a checkpoint of the current step, unless there is one.
+
+        Raises:
+            FloatingPointError: A value is not finite; nothing is written.
+            OSError: The disk is full, or the folder cannot be written.
+        """
+        if self._saved == self.step:
+            return
+        model: Any = get_model_state_dict(self._root, options=WHOLE)
+        optimizer, rest = split_optimizer_state(
+            get_optimizer_state_dict(self._root, self._optimizer, options=WHOLE)
+        )
+        scaler = self.accelerator.scaler
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "average_updates": self._average.updates if self._average else 0,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "optimizer": rest,
+        }
+        tensors = {"model": model, "optimizer": optimizer}
+        if self._average is not None:
+            tensors["average"] = self._average.state()
+
+        def write() -> None:
+            output = self.config.output
+            write_checkpoint(output / f"checkpoint-{self.step}", tensors, state)
+            thin_checkpoints(output, self.config.keep)
+
+        self.on_main(write)
+        self._saved = self.step
 
     def averaged(self, action: Callable[[], None]) -> None:
         """Run `action` with the moving average in place of the weights."""
-        parameters = self._parameters()
-        self._ema.store(parameters)
-        self._ema.copy_to(parameters)
-        try:
+        with self.average_in_place():
             action()
-        finally:
-            self._ema.restore(parameters)
+
+    def average_in_place(self) -> AbstractContextManager[None]:
+        """Have the moving average, if there is one, in place of the weights meanwhile."""
+        return nullcontext() if self._average is None else self._average.in_place()
 
     def adopt_average(self) -> None:
-        """Put the moving average in the place of the weights for good."""
-        self._ema.copy_to(self._parameters())
+        """Put the moving average, if there is one, in the place of the weights for good."""
+        if self._average is not None:
+            self._average.adopt()
+
+    def start_average(self, weights: Tensors, module: str) -> None:
+        """Have the average start from whole `weights` of the module of that name.
+
+        Raises:
+            ValueError: No average is kept, or the weights are others.
+        """
+        if self._average is None:
+            raise ValueError("no moving average is kept: --ema_update")
+        state = self._average.state()
+        given = {f"{module}.{name}": value for name, value in weights.items()}
+        self._average.load(state | {k: v for k, v in given.items() if k in state}, 0)
+
+    # ---- steps ---------------------------------------------------------------------------------
 
     def run(
         self,
-        compute_loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+        compute_loss: Callable[[Any], tuple[Tensor, Figures]],
         *,
+        batches: Callable[[int], Iterator[Any]] = count,
         draw_sheet: Callable[[Path], None] | None = None,
+        validate: Callable[[], Figures] | None = None,
     ) -> bool:
         """Train to the last step.
 
+        SIGINT and SIGTERM let the step end and a checkpoint be written, then end the process with
+        130 or 143; a second signal does so at once.
+
         Args:
-            compute_loss: From the number of the batch (over steps and accumulation) to a scalar
-                loss and figures to log. Draw from the number and the rank, so that a resumed run
-                sees what an unbroken one would.
+            compute_loss: From a batch to a scalar loss and figures to log. PyTorch's global random
+                numbers are seeded by the number of the batch and the rank before each.
+            batches: From a number to the batches of this process from that one on; by default
+                the numbers themselves, counted over steps and accumulation.
             draw_sheet: Draws a sample sheet into the given PNG, with averaged weights.
+            validate: Figures of held-back samples, measured by all processes together.
 
         Returns:
             True if all steps are done, False if the time was up.
 
         Raises:
-            FloatingPointError: If the loss is not finite.
+            FloatingPointError: The loss is not finite, or many gradients in a row are not; what
+                was reached before has been saved.
+            SystemExit: A signal came.
         """
         config, accelerator = self.config, self.accelerator
         began = time.monotonic()
         seen: dict[str, list[float]] = {}
+        coming = batches(self.step * config.accumulation)
         bar = tqdm(
             total=config.steps,
             initial=self.step,
@@ -190,60 +348,228 @@ class TrainingLoop:
             mininterval=10,
             desc=config.output.name,
         )
-        while self.step < config.steps:
-            for part in range(config.accumulation):
-                with accelerator.accumulate(*self.modules.values()):
-                    loss, figures = compute_loss(self.step * config.accumulation + part)
-                    self._check(loss)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(self._parameters(), config.clip)
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
+        with self._trackers(), self._signals(), bar:
+            over = False
+            while self.step < config.steps and not over:
+                figures = self._one_step(compute_loss, coming)
                 for name, value in figures.items():
                     seen.setdefault(name, []).append(value)
-            self.scheduler.step()
-            self._ema.step(self._parameters())
-            self.step += 1
-            bar.update()
-            if self.step % config.log_every == 0:
-                means = {name: sum(values) / len(values) for name, values in seen.items()}
-                self._log(means, time.monotonic() - began)
-                seen.clear()
-            if self.step % config.save_every == 0:
-                self.save()
-            if draw_sheet and config.sheet_every and self.step % config.sheet_every == 0:
-                self._draw(draw_sheet)
-            if self._time_is_up(began):
-                break
-        bar.close()
-        self.save()
+                bar.update()
+                if self.step % config.log_every == 0:
+                    self._log(seen, time.monotonic() - began)
+                    seen.clear()
+                if self.step % config.save_every == 0:
+                    self.save()
+                if draw_sheet and config.sheet_every and self.step % config.sheet_every == 0:
+                    self._draw(draw_sheet)
+                if validate and config.validate_every and self.step % config.validate_every == 0:
+                    self._log({k: [v] for k, v in validate().items()}, time.monotonic() - began)
+                over = self._stop_asked(began)
+            self.save()
+        if self._ended_by is not None:
+            raise SystemExit(128 + self._ended_by)
         return self.step >= config.steps
 
-    def _time_is_up(self, began: float) -> bool:
-        """Whether any process has run out of time; all processes agree."""
-        if not self.config.max_minutes:
-            return False
-        over = time.monotonic() - began > 60 * self.config.max_minutes
-        flag = torch.tensor(float(over), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+    def _one_step(
+        self, compute_loss: Callable[[Any], tuple[Tensor, Figures]], coming: Iterator[Any]
+    ) -> Figures:
+        """Go one step further; figures of it, averaged over its batches."""
+        config, accelerator = self.config, self.accelerator
+        self._set_learning_rate()
+        sums: Figures = {}
+        total = torch.zeros((), device=accelerator.device)
+        for part in range(config.accumulation):
+            with accelerator.accumulate(*self.modules.values()):
+                asked = time.monotonic()
+                batch = next(coming)
+                self._waited += time.monotonic() - asked
+                self._seed(self.step * config.accumulation + part)
+                with accelerator.autocast():
+                    loss, figures = compute_loss(batch)
+                accelerator.backward(loss)
+                total += loss.detach() / config.accumulation
+                for name, value in figures.items():
+                    sums[name] = sums.get(name, 0.0) + float(value) / config.accumulation
+                if accelerator.sync_gradients:
+                    self._update(accelerator.reduce(total, reduction="mean").item())
+        self.step += 1
+        return sums
 
-    def _check(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step + 1}")
+    def _update(self, loss: float) -> None:
+        """Change the weights by the gradients, unless these are no good."""
+        config, accelerator = self.config, self.accelerator
+        if not math.isfinite(loss):
+            self.optimizer.zero_grad()
+            self.save()
+            raise FloatingPointError(f"the loss is {loss} at step {self.step + 1}")
+        norm = accelerator.clip_grad_norm_(self._parameters(), config.clip or math.inf)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        finite = bool(torch.isfinite(norm))
+        scaler = accelerator.scaler
+        if scaler is not None and not finite:
+            self.optimizer.step()  # does not step then, but halves the scale
+        elif not finite or loss >= config.skip_above:
+            if scaler is not None:
+                scaler.update()
+        else:
+            self.optimizer.step()
+            self._skipped_in_row = 0
+            if self._average is not None and (self.step + 1) % config.ema_every == 0:
+                self._average.update()
+            self.optimizer.zero_grad()
+            return
+        self.optimizer.zero_grad()
+        self.skipped += 1
+        why = f"the loss is {loss:.4g}" if finite else "its gradients are not finite"
+        if accelerator.is_main_process:
+            logger.warning(
+                "the update of step %d is left out: %s (%d so far)",
+                *(self.step + 1, why, self.skipped),
+            )
+        self._skipped_in_row += not finite
+        if self._skipped_in_row >= MOST_SKIPPED + (SCALE_SEARCH if scaler is not None else 0):
+            self.save()
+            raise FloatingPointError(
+                f"the gradients of {self._skipped_in_row} updates in a row were not finite, "
+                f"the last at step {self.step + 1}"
+            )
+
+    def _set_learning_rate(self) -> None:
+        config = self.config
+        rate = learning_rate(
+            self.step,
+            steps=config.steps,
+            peak=config.learning_rate,
+            warmup=config.warmup,
+            start=config.warmup_rate,
+            least=config.least_rate,
+            schedule=config.schedule,
+            cooldown=config.cooldown,
+        )
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = rate * peak
+
+    def _seed(self, number: int) -> None:
+        draws = number * self._places + self._place
+        torch.manual_seed((self.config.seed << 40) + draws)
+
+    # ---- what is around --------------------------------------------------------------------------
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note the first SIGINT or SIGTERM, let the second end the process."""
+        former: dict[int, Any] = {}
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            self._received = signum
+            for one, handler in former.items():
+                signal.signal(one, handler)
+            logger.warning("ending after this step, with a checkpoint")
+
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                former[number] = signal.signal(number, note)
+        except ValueError:  # not the main thread, which alone may handle signals
+            pass
+        try:
+            yield
+        finally:
+            for one, handler in former.items():
+                signal.signal(one, handler)
+
+    def _stop_asked(self, began: float) -> bool:
+        """Whether any process has run out of time or got a signal; all processes agree."""
+        limit = self.config.max_minutes
+        over = bool(limit) and time.monotonic() - began > 60 * limit
+        flags = [float(over), float(self._received or 0)]
+        flag = torch.tensor(flags, device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        self._ended_by = int(flag[1]) or None
+        return bool(flag.any())
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """Run `action` on the main process; all get what it returns, or the exception it raises."""
+        outcome: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                outcome[0] = action()
+            except Exception as error:
+                outcome[1] = error
+        if self.accelerator.num_processes > 1:
+            outcome = broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def _draw(self, draw_sheet: Callable[[Path], None]) -> None:
-        if self.accelerator.is_main_process:
-            path = self.config.output / f"sheet-{self.step:06d}.png"
-            with replacing(path) as temporary:
-                self.averaged(lambda: draw_sheet(temporary))
-        self.accelerator.wait_for_everyone()
+        path = self.config.output / f"sheet-{self.step:06d}.png"
 
-    def _log(self, figures: dict[str, float], seconds: float) -> None:
+        def draw() -> None:
+            with replacing(path) as temporary:
+                draw_sheet(temporary)
+
+        with self.average_in_place():
+            self.on_main(draw)
+
+    @contextmanager
+    def _trackers(self) -> Iterator[None]:
+        """Have accelerate's trackers at hand, closed in the end."""
+        trackers = self.accelerator.log_with
+        if trackers:
+            settings = {k: str(v) for k, v in vars(self.config).items()}
+            self.accelerator.init_trackers(self.config.output.name, settings)
+        try:
+            yield
+        finally:
+            if trackers:
+                self.accelerator.end_training()
+
+    def _log(self, seen: Mapping[str, list[float]], seconds: float) -> None:
+        figures = {name: sum(values) / len(values) for name, values in seen.items()}
         if not self.accelerator.is_main_process:
             return
-        rate = self.scheduler.get_last_lr()[0]
+        rate = self._optimizer.param_groups[0]["lr"]
         line = {"step": self.step, "lr": rate, "seconds": round(seconds, 1), **figures}
-        with (self.config.output / "log.jsonl").open("a") as log:
+        if self.skipped:
+            line["skipped"] = self.skipped
+        line["waiting"] = round(self._waited / max(seconds, 1e-9), 4)
+        with (self.config.output / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         logger.info(" ".join(f"{k} {v:.4g}" for k, v in line.items()))
+        if self.accelerator.log_with:
+            self.accelerator.log(line, step=self.step)
+
+
+def new_accelerator(config: LoopConfig, *, cpu: bool = False, unused: bool = False) -> Accelerator:
+    """Device, precision, processes and trackers of a run.
+
+    Args:
+        config: Of the run.
+        cpu: Leave accelerators alone.
+        unused: Not every weight is used in every step.
+
+    Raises:
+        ValueError: accelerate knows no such tracker.
+    """
+    accelerator = Accelerator(
+        cpu=cpu or not torch.accelerator.is_available(),
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulation,
+        log_with=_tracker(config.report_to),
+        project_dir=str(config.output / config.logging_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+    )
+    torch.manual_seed((config.seed << 40) + accelerator.process_index)
+    return accelerator
+
+
+def _tracker(name: str) -> str | None:
+    """The tracker of that name, None where it is not wanted or not installed."""
+    known = ["none", *LoggerType.list()]
+    if name not in known:
+        raise ValueError(f"report_to must be one of {', '.join(known)}, got {name!r}")
+    if name == "none" or name in [str(tracker) for tracker in get_available_trackers()]:
+        return None if name == "none" else name
+    logger.warning("%s is not installed: the log is in log.jsonl alone", name)
+    return None

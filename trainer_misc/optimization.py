@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,28 +21,112 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     ]
 
 
-def learning_rate_factor(
-    step: int, *, steps: int, warmup: int, schedule: str, cooldown: int
-) -> float:
-    """Share of the peak learning rate at `step` (counted from 0).
+def create_optimizer(args: Namespace, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW for the trainable parameters, by the options of the reference's trainers.
 
-    Linear warm-up over `warmup` steps, then "constant"; "cosine" down to 0 at `steps`; or
-    "trapezoid", constant and then straight down to 0 over the last `cooldown` steps, so that a
-    run can be lengthened or ended without planning it from the start.
+    Args:
+        args: `lr` and `weight_decay`; where there are `opt`, `opt_eps`, and `opt_betas` or
+            `opt_beta1` and `opt_beta2`, these too.
+        model: What is trained. Biases and 1-D parameters are not decayed.
+
+    Raises:
+        ValueError: `opt` is not "adamw".
+    """
+    name = getattr(args, "opt", "adamw")
+    if name.lower() != "adamw":
+        raise ValueError(f"opt is {name!r}; 'adamw' is allowed")
+    betas = getattr(args, "opt_betas", None)
+    if betas is None:
+        betas = (getattr(args, "opt_beta1", 0.9), getattr(args, "opt_beta2", 0.999))
+    return torch.optim.AdamW(
+        parameter_groups([model], args.weight_decay),
+        lr=args.lr,
+        betas=tuple(betas),
+        eps=getattr(args, "opt_eps", 1e-8),
+    )
+
+
+def constant_scheduler(
+    base_value: float,
+    epochs: int,
+    niter_per_ep: int,
+    warmup_epochs: int = 0,
+    start_warmup_value: float = 0.0,
+    warmup_steps: int = -1,
+) -> np.ndarray:
+    """The value of every step `[epochs * niter_per_ep]`: a linear warm-up, then `base_value`.
+
+    Args:
+        base_value: After the warm-up.
+        epochs: Their number.
+        niter_per_ep: Steps of an epoch.
+        warmup_epochs: Epochs of the warm-up.
+        start_warmup_value: Where it begins.
+        warmup_steps: Steps of it, in place of epochs where it is above 0.
+    """
+    return cosine_scheduler(
+        base_value,
+        base_value,
+        epochs,
+        niter_per_ep,
+        warmup_epochs,
+        start_warmup_value,
+        warmup_steps,
+    )
+
+
+def cosine_scheduler(
+    base_value: float,
+    final_value: float,
+    epochs: int,
+    niter_per_ep: int,
+    warmup_epochs: int = 0,
+    start_warmup_value: float = 0.0,
+    warmup_steps: int = -1,
+) -> np.ndarray:
+    """As `constant_scheduler`, with a half cosine down to `final_value` after the warm-up."""
+    steps = epochs * niter_per_ep
+    warmup = warmup_steps if warmup_steps > 0 else warmup_epochs * niter_per_ep
+    warmup = min(warmup, steps)
+    rise = np.linspace(start_warmup_value, base_value, warmup)
+    progress = np.arange(steps - warmup) / max(1, steps - warmup)
+    fall = final_value + 0.5 * (base_value - final_value) * (1 + np.cos(np.pi * progress))
+    return np.concatenate([rise, fall])
+
+
+SCHEDULES = ("constant", "cosine", "trapezoid")
+
+
+def learning_rate(
+    step: int,
+    *,
+    steps: int,
+    peak: float,
+    schedule: str,
+    warmup: int = 0,
+    start: float = 0.0,
+    least: float = 0.0,
+    cooldown: int = 0,
+) -> float:
+    """Learning rate at `step`, counted from 0.
+
+    Up from `start` in a straight line over `warmup` steps, then "constant"; "cosine" down to
+    `least` at `steps`; or "trapezoid", constant and then straight down to 0 over the last
+    `cooldown` steps, so that a run can be lengthened or ended without planning it from the start.
 
     Raises:
         ValueError: If the schedule has another name.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
+        return start + (peak - start) * (step + 1) / warmup
     if schedule == "trapezoid":
-        return min(1.0, max(0.0, (steps - step) / cooldown))
+        return peak * min(1.0, max(0.0, (steps - step) / max(1, cooldown)))
     if schedule == "cosine":
         progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    raise ValueError(f"schedule is {schedule!r}; allowed are 'constant', 'cosine' and 'trapezoid'")
+        return least + (peak - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak
 
 
 UPDATE_RMS = 0.5

@@ -30,6 +30,7 @@ from video_vae.blocks import ResnetBlock, SpatialAttention, TemporalUpsample
 from .checkpoints import write_folder
 from .loop import LoopConfig, TrainingLoop
 from .optimization import Muon, muon_groups
+from .runs import run_or_say
 from .toy.moving_shapes import MAX_FRAMES, MovingShapes
 
 logger = logging.getLogger(__name__)
@@ -348,7 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train_vae(options.output, seed=options.seed, mixed_precision=options.mixed_precision)
+    run_or_say(
+        lambda: train_vae(
+            options.output, seed=options.seed, mixed_precision=options.mixed_precision
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -195,6 +195,8 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         temporal_chunk: bool = False,
         window_size: int = 16,
         tile_sample_min_size: int | None = 256,
+        *,
+        return_dict: bool = True,
     ) -> AutoencoderKLOutput:
         """Encode a video.
 
@@ -207,6 +209,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             window_size: Frames of a chunk, a multiple of 8; the first has one more.
             tile_sample_min_size: Extent of a tile in pixels, where tiling is enabled; None works
                 on whole pictures all the same.
+            return_dict: False returns a tuple of the one result.
 
         Returns:
             `.latent_dist`, the posterior over latents [b, c, n+1, h/8, w/8].
@@ -228,7 +231,8 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             moments = run(x)
         else:
             moments = map_tiles(x, run, tile=tile, out_tile=tile // self.spatial_factor)
-        return AutoencoderKLOutput(latent_dist=DiagonalGaussian(moments))
+        output = AutoencoderKLOutput(latent_dist=DiagonalGaussian(moments))
+        return output if return_dict else output.to_tuple()
 
     def decode(
         self,
@@ -237,6 +241,8 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         temporal_chunk: bool = False,
         window_size: int = 2,
         tile_sample_min_size: int | None = 256,
+        *,
+        return_dict: bool = True,
     ) -> DecoderOutput:
         """Decode latents.
 
@@ -249,6 +255,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             window_size: Latents of a chunk; the first has one more.
             tile_sample_min_size: Extent of a tile in pixels, where tiling is enabled; None works
                 on whole pictures all the same.
+            return_dict: False returns a tuple of the one result.
 
         Returns:
             `.sample`, pixels [b, 3, 8n+1, 8h, 8w] (about [-1, 1], not clamped).
@@ -267,9 +274,15 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         size = [side * self.spatial_factor for side in z.shape[-2:]]
         tile = self._tile(size, tile_sample_min_size)
         if tile is None:
-            return DecoderOutput(sample=run(z))
-        pixels = map_tiles(z, run, tile=tile // self.spatial_factor, out_tile=tile)
-        return DecoderOutput(sample=pixels)
+            pixels = run(z)
+        else:
+            pixels = map_tiles(z, run, tile=tile // self.spatial_factor, out_tile=tile)
+        output = DecoderOutput(sample=pixels)
+        return output if return_dict else output.to_tuple()
+
+    def get_last_layer(self) -> Tensor:
+        """The weight of the decoder's last convolution, where a GAN's gradients are balanced."""
+        return self.decoder.conv_out.conv.weight
 
     def _tile(self, size: Sequence[int], wanted: int | None) -> int | None:
         """Extent in pixels of the tiles for a picture whose size ends `size`, None for no tiles."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from argparse import Namespace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+MODEL_KEY = "model"
+"""Where a training checkpoint keeps the weights."""
 
-def read_state_dict(path: str | PathLike[str], *, device: str = "cpu") -> dict[str, Tensor]:
+
+def read_state_dict(
+    path: str | PathLike[str], *, model_key: str = MODEL_KEY, device: str = "cpu"
+) -> dict[str, Tensor]:
     """Read the tensors of a ``.safetensors`` file or of a file written by ``torch.save``.
 
-    A training checkpoint that keeps its weights under ``"model"`` gives those weights. Pickled
-    files are read with ``weights_only=True``, so none can run code.
+    A training checkpoint that keeps its weights under ``model_key`` gives those weights, whatever
+    else it holds. Pickled files are read with ``weights_only=True``, so none can run code; beside
+    tensors they may hold the ``argparse.Namespace`` of the command line that wrote them.
 
     Args:
         path: The file.
+        model_key: Name of the weights in a file that holds more.
         device: Where the tensors are put; with ``meta`` no weight of a pickled file is read.
 
     Raises:
@@ -33,8 +41,8 @@ def read_state_dict(path: str | PathLike[str], *, device: str = "cpu") -> dict[s
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
     content = _read(path, device)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    if isinstance(content, dict) and isinstance(content.get(model_key), dict):
+        content = content[model_key]
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no state dict")
     for key, value in content.items():
@@ -51,7 +59,8 @@ def _read(path: Path, device: str) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path, device)
         mapped = device == "meta" and zipfile.is_zipfile(path)
-        return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:  # whose advice is to run what is in the file
         found = re.search(r"GLOBAL (\S+)", str(error))
         more = f" ({found[1]})" if found else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -10,7 +12,8 @@ class PatchDiscriminator(nn.Module):
 
     ``num_layers`` convolutions of stride 2 and two of stride 1, all with kernel 4. Every layer but
     the first and the last is followed by an instance norm without parameters, so those layers
-    need no bias.
+    need no bias. Biases that a file of weights has for them had no effect, and are left out when
+    it is loaded.
 
     Args:
         in_channels: Channels of a frame.
@@ -39,6 +42,7 @@ class PatchDiscriminator(nn.Module):
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.main = nn.Sequential(*layers)
         self.apply(_init_weights)
+        self.register_load_state_dict_pre_hook(_drop_biases_before_norms)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames ``[n, c, h, w]`` in [-1, 1] to logits ``[n, 1, h', w']``, high for real.
@@ -53,6 +57,14 @@ class PatchDiscriminator(nn.Module):
                 f"needs at least {self.min_size} on either side"
             )
         return self.main(frames)
+
+
+def _drop_biases_before_norms(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is None:
+            state_dict.pop(f"{prefix}{name}.bias", None)
 
 
 def _init_weights(module: nn.Module) -> None:

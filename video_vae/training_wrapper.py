@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
 import torch
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from PIL import Image
 from torch import Tensor, nn
 
-from .autoencoder import CausalVideoVAE
-from .checkpoint_file import load_strictly, read_state_dict
+from .autoencoder import CausalVideoVAE, DecoderOutput
+from .checkpoint_file import MODEL_KEY, load_strictly, read_state_dict
 from .losses import VAELossOutput, VideoVAELoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,13 +39,13 @@ class CausalVideoVAELossWrapper(nn.Module):
         self,
         model_path: str | PathLike[str] | CausalVideoVAE,
         model_dtype: str = "fp32",
-        *,
         disc_start: int = 250_000,
         logvar_init: float = 0.0,
         kl_weight: float = 1e-12,
         pixelloss_weight: float = 10.0,
         perceptual_weight: float = 1.0,
         disc_weight: float = 0.5,
+        *,
         add_discriminator: bool = True,
         freeze_encoder: bool = False,
         load_loss_module: bool = False,
@@ -105,8 +107,30 @@ class CausalVideoVAELossWrapper(nn.Module):
         elif set(identifier) != {"video"}:
             raise ValueError(f"identifier must be ['video'] or ['image'], got {identifier!r}")
         posterior, reconstructions = self.vae(x, generator=generator)
-        last_layer = self.vae.decoder.conv_out.conv.weight
+        last_layer = self.get_last_layer()
         return self.loss(x, reconstructions, posterior, step=step, last_layer=last_layer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the VAE's weights lie."""
+        return self.vae.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the VAE's weights."""
+        return self.vae.dtype
+
+    def get_last_layer(self) -> Tensor:
+        """`CausalVideoVAE.get_last_layer`."""
+        return self.vae.get_last_layer()
+
+    def encode(self, x: Tensor, *args: Any, **kwargs: Any) -> AutoencoderKLOutput:
+        """`CausalVideoVAE.encode` of videos or images as for `forward`, with gradients."""
+        return self.vae.encode(_as_video(x).to(self.dtype), *args, **kwargs)
+
+    def decode(self, z: Tensor, *args: Any, **kwargs: Any) -> DecoderOutput:
+        """`CausalVideoVAE.decode`, with gradients."""
+        return self.vae.decode(z.to(self.dtype), *args, **kwargs)
 
     @torch.no_grad()
     def encode_latent(
@@ -114,18 +138,18 @@ class CausalVideoVAELossWrapper(nn.Module):
         x: Tensor,
         sample: bool = False,
         is_init_image: bool = True,
-        *,
         temporal_chunk: bool = False,
         window_size: int = 16,
         tile_sample_min_size: int = 256,
+        *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Encode videos or images as for `forward` to latents, not normalized.
 
         Gives the mode of the posterior, ``[b, c, n+1, h, w]``, or with ``sample`` a draw from it.
         """
-        posterior = self.vae.encode(
-            _as_video(x).to(self.vae.dtype),
+        posterior = self.encode(
+            x,
             is_init_image=is_init_image,
             temporal_chunk=temporal_chunk,
             window_size=window_size,
@@ -139,13 +163,12 @@ class CausalVideoVAELossWrapper(nn.Module):
         latent: Tensor,
         is_init_image: bool = True,
         temporal_chunk: bool = False,
-        *,
         window_size: int = 2,
         tile_sample_min_size: int = 256,
     ) -> list[Image.Image]:
         """Decode latents ``[b, c, n+1, h, w]`` to pictures, sample after sample in one list."""
-        video = self.vae.decode(
-            latent.to(self.vae.dtype),
+        video = self.decode(
+            latent,
             is_init_image=is_init_image,
             temporal_chunk=temporal_chunk,
             window_size=window_size,
@@ -160,7 +183,6 @@ class CausalVideoVAELossWrapper(nn.Module):
         x: Tensor,
         sample: bool = False,
         return_latent: bool = False,
-        *,
         is_init_image: bool = True,
         temporal_chunk: bool = False,
         window_size: int = 16,
@@ -187,17 +209,20 @@ class CausalVideoVAELossWrapper(nn.Module):
         )
         return (pictures, latent) if return_latent else pictures
 
-    def load_checkpoint(self, checkpoint_path: str | PathLike[str]) -> None:
+    def load_checkpoint(
+        self, checkpoint_path: str | PathLike[str], model_key: str = MODEL_KEY
+    ) -> None:
         """Load weights from a ``.pth`` or ``.safetensors`` file, pickles with ``weights_only``.
 
         The file holds either a VAE, or this wrapper (``vae.*``, ``loss.*``), whose discriminator
-        and ``logvar`` are then taken too if this wrapper has a loss. LPIPS stays as it is.
+        and ``logvar`` are then taken too if this wrapper has a loss. LPIPS stays as it is. Files
+        of trainers, which hold more, have the weights under ``model_key``.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: The file cannot be read safely, or its weights do not fit.
         """
-        state = read_state_dict(checkpoint_path)
+        state = read_state_dict(checkpoint_path, model_key=model_key)
         load_strictly(self.vae, _under("vae.", state) or state, source=checkpoint_path)
         if self.loss is None:
             return

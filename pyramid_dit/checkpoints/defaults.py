@@ -16,6 +16,7 @@ from ..checks import (
     TEXT,
     Check,
     OneOrMore,
+    Sentence,
     Words,
 )
 from ..flow.sizes import TEMPORAL_FACTOR
@@ -54,6 +55,9 @@ class GenerationDefaults:
     video_guidance_scale: float | None = None
     known_words: Sequence[str] | None = None
     """All words that the checkpoint has learned, where they are few."""
+    known_sentence: Sequence[str | Mapping[str, Sequence[str]]] | None = None
+    """The one form of sentence that it has learned: texts and choices, such as
+    `["a", {"color": ["red", "blue"]}, "circle"]`."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -100,6 +104,21 @@ class GenerationDefaults:
         words = [word for text in prompts for word in _WORD.findall(text.casefold())]
         return [word for word in dict.fromkeys(words) if word not in known]
 
+    def choices(self) -> dict[str, Sequence[str]]:
+        """What there is to choose in the known sentence, by name; empty where none is known."""
+        parts = self.known_sentence or ()
+        return {
+            name: texts
+            for part in parts
+            if not isinstance(part, str)
+            for name, texts in part.items()
+        }
+
+    def sentence(self, chosen: Mapping[str, str]) -> str:
+        """The known sentence with what was chosen by name."""
+        parts = self.known_sentence or ()
+        return " ".join(p if isinstance(p, str) else chosen[next(iter(p))] for p in parts)
+
     def frames(self) -> int:
         """Length of a video."""
         return self.num_frames or RELEASED_NUM_FRAMES
@@ -138,4 +157,5 @@ _CHECKS: dict[str, Check] = {
     "guidance_scale": GUIDANCE,
     "video_guidance_scale": GUIDANCE,
     "known_words": Words(),
+    "known_sentence": Sentence(),
 }

@@ -59,6 +59,12 @@ class CheckpointFolder:
     file_variant: str | None = None
     """Part of the names of files of weights that `save_pretrained(variant=...)` wrote."""
 
+    @property
+    def transformer_title(self) -> str:
+        """Which transformer it is; empty for a saved pipeline, which does not say."""
+        known = self.variant != PIPELINE_TRANSFORMER
+        return f"{self.architecture.name} {self.variant}" if known else ""
+
     @classmethod
     def open(cls, path: str | PathLike[str], variant: str | None = None) -> CheckpointFolder:
         """Look into the folder at `path`.

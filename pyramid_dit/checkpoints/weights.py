@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from video_vae import CausalVideoVAE
-from video_vae.checkpoint_file import load_strictly, read_state_dict
+from video_vae.checkpoint_file import MODEL_KEY, load_strictly, read_state_dict
 
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
@@ -107,7 +107,9 @@ def load_model(
     return model.eval()
 
 
-def load_weights(module: nn.Module, path: str | PathLike[str], *, part: str) -> None:
+def load_weights(
+    module: nn.Module, path: str | PathLike[str], *, part: str, model_key: str = MODEL_KEY
+) -> None:
     """Load a file of weights into `module`, every key matching.
 
     Args:
@@ -115,6 +117,7 @@ def load_weights(module: nn.Module, path: str | PathLike[str], *, part: str) -> 
         path: `.safetensors` or a file of `torch.save`, of the module alone or of a whole
             training wrapper in which it is called `part`.
         part: Name of the module in such a wrapper.
+        model_key: Where a file that holds more, an optimizer for example, has the weights.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -123,7 +126,7 @@ def load_weights(module: nn.Module, path: str | PathLike[str], *, part: str) -> 
     """
     if any(parameter.is_meta for parameter in module.parameters()):
         raise RuntimeError("load weights before sequential offload is enabled")
-    state = read_state_dict(path)
+    state = read_state_dict(path, model_key=model_key)
     prefix = f"{part}."
     own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
     if not own:

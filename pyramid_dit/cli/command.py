@@ -6,7 +6,6 @@ imported, the model's folder before its weights are read, and the file is writte
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 import signal
@@ -23,16 +22,19 @@ from typing import TYPE_CHECKING
 from ..distributed.launcher import (
     ProcessesFailed,
     Stopped,
+    end_with_launcher,
     ended_by_signals,
     launched_process,
     leave_reason,
     run_processes,
+    undisturbed,
 )
 from .model import (
     check_model_name,
     check_processes,
     load_model,
     open_model,
+    print_log,
 )
 from .options import UsageError, parse_options
 
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
     from ..media.progressive_video import CollectedFrames, ProgressiveVideo
     from ..pipelines.official import PyramidDiTForVideoGeneration
     from .sources import Sources
-
-logger = logging.getLogger(__name__)
 
 FAILED, BAD_INPUT = 1, 2
 _BAD_INPUT_ERRORS = (
@@ -128,11 +128,10 @@ def _run(
     started = time.perf_counter()
     here = launched_process()
     is_main = here is None or here.rank == 0
+    end_with_launcher()
     if options.shard and here is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
-    logging.basicConfig(
-        level=logging.INFO if options.verbose and is_main else logging.WARNING, format="%(message)s"
-    )
+    print_log(options, is_main=is_main)
     from ..media.progressive_video import open_video
     from ..media.video_files import check_folder, check_writable
     from .sources import Sources, check_apart
@@ -175,11 +174,15 @@ def _run(
         try:
             size = _write(model, options, sources, folder, seed, writer, kept, received)
         except BaseException:
-            if writer is not None:
-                _close(writer, kept, complete=False)
+            with nullcontext() if here is None else undisturbed():
+                if writer is not None and options.partial is not None:
+                    writer.leave()  # the process that started this one goes on from there
+                elif writer is not None:
+                    _close(writer, kept, complete=False)
             raise
         if writer is not None:
-            _close(writer, kept)
+            with nullcontext() if here is None else undisturbed():
+                _close(writer, kept)
         if here is not None:
             from ..distributed.parallel import leave_processes
 
@@ -231,7 +234,8 @@ def _write(
         finally:
             stream.close()
             if writer is not None and options.save_latents and stream.latents is not None:
-                stream.save_latents(options.save_latents)
+                with nullcontext() if launched_process() is None else undisturbed():
+                    stream.save_latents(options.save_latents)
                 kept.append(f"--resume-latents {options.save_latents} goes on from there")
     return size
 

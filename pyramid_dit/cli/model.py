@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
 logger = logging.getLogger(__name__)
+
+
+def print_log(options: Namespace, *, is_main: bool) -> None:
+    """Print what is logged, with `--verbose` more; of several processes the first one warns."""
+    level = logging.INFO if options.verbose else logging.WARNING
+    logging.basicConfig(level=level if is_main else logging.ERROR, format="%(message)s")
+    if not is_main:
+        warnings.simplefilter("ignore")
 
 
 def check_model_name(model: str | None) -> None:

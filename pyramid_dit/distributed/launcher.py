@@ -12,18 +12,23 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Environment variable of PyTorch's agents: where a process leaves the reason of its failure."""
-
+FAILED = 1
+"""Status of a process that ends because of another."""
+LOOK = 1.0  # seconds between two looks for the launcher
+_RUN_ID = "TORCHELASTIC_RUN_ID"
+_LAUNCHER_WATCH = "launcher watch"
 
 AGENT_SIGNALS = [
     getattr(signal, name)
@@ -118,10 +123,16 @@ def run_processes(arguments: Sequence[str], count: int) -> None:
         former = {signum: signal.getsignal(signum) for signum in AGENT_SIGNALS}
         try:
             elastic_launch(config, sys.executable)(*arguments)
-        except SignalException as stop:
-            raise Stopped(int(stop.sigval)) from None
         except ChildFailedError as error:
             raise _explained(error.failures, count) from None
+        except Exception as error:
+            # the agent may stumble while it handles a signal, which is then further down
+            reason: BaseException | None = error
+            while reason is not None and not isinstance(reason, SignalException):
+                reason = reason.__context__
+            if reason is None:
+                raise
+            raise Stopped(int(reason.sigval)) from None
         finally:
             for signum, handler in former.items():
                 signal.signal(signum, handler)
@@ -140,6 +151,24 @@ def leave_reason(message: str, status: int) -> bool:
     path = os.environ.get(ERROR_FILE)
     if path is None:
         return False
+    write_reason(path, message, status)
+    return True
+
+
+def fail_at_once(message: str) -> NoReturn:
+    """End this process from any of its threads, whatever the others are doing.
+
+    Args:
+        message: Why, in one line.
+    """
+    if not leave_reason(message, FAILED):
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+    os._exit(FAILED)
+
+
+def write_reason(path: str, message: str, status: int) -> None:
+    """Leave the reason of a failure in the file `path`, for whoever looks for it there."""
     now = time.time()
     reason = {
         "message": {
@@ -149,25 +178,54 @@ def leave_reason(message: str, status: int) -> bool:
         "time": now,  # to a fraction of a second, which tells cause from consequence
         "status": status,
     }
-    with open(path, "w", encoding="utf-8") as file:
+    whole = f"{path}.{os.getpid()}"  # the agent never reads a part, whoever is killed
+    with open(whole, "w", encoding="utf-8") as file:
         json.dump(reason, file)
-    return True
+    os.replace(whole, path)
 
 
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
+def end_with_launcher() -> None:
+    """End this process soon after the agent that started it is gone, whatever it is doing.
+
+    Killed, the agent cannot end the processes itself. Without one nothing is watched: a process
+    that was started by hand may outlive the shell.
+    """
+    parent = os.getppid()
+    if _RUN_ID not in os.environ or any(t.name == _LAUNCHER_WATCH for t in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        if os.environ.get("LOCAL_RANK") == "0":
+            sys.stderr.write("the launcher of the processes is gone, and they end\n")
+            sys.stderr.flush()
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, name=_LAUNCHER_WATCH, daemon=True).start()
+
+
+def ended_by_signals() -> AbstractContextManager[None]:
     """Let SIGINT and SIGTERM end this process at once, even while it waits for another one.
 
     A handler written in Python would only run when the waiting is over.
     """
-    former = {
-        signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)
-    }
+    return _handled(signal.SIG_DFL)
+
+
+def undisturbed() -> AbstractContextManager[None]:
+    """Let this process write what it has, which the agent gives it half a minute for."""
+    return _handled(signal.SIG_IGN)
+
+
+@contextmanager
+def _handled(handler: signal.Handlers) -> Iterator[None]:
+    former = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for signum, handler in former.items():
-            signal.signal(signum, handler)
+        for signum, other in former.items():
+            signal.signal(signum, other)
 
 
 @contextmanager
@@ -182,18 +240,18 @@ def _silence() -> Iterator[None]:
 
 
 def _explained(failures: dict[int, ProcessFailure], count: int) -> ProcessesFailed:
-    """The failure that the others follow from: a kill, else the earliest."""
+    """The failure that the others follow from: an unexplained kill, else the earliest."""
+    explained = {r: f.error_file_data for r, f in failures.items() if "time" in f.error_file_data}
     killed = {
         rank: failure
         for rank, failure in failures.items()
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and rank not in explained
     }
     if killed:
         rank, failure = next(iter(killed.items()))
         name = failure.signal_name()
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return ProcessesFailed(f"process {rank + 1} of {count} was ended by {name}{hint}", 1)
-    explained = {r: f.error_file_data for r, f in failures.items() if "time" in f.error_file_data}
     if not explained:
         rank, failure = next(iter(failures.items()))
         text = f"process {rank + 1} of {count} ended with status {failure.exitcode}"

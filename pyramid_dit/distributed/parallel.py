@@ -21,8 +21,11 @@ D channels of a head.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -31,12 +34,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..flow.latents import Generators
+from .heartbeat import Heartbeat
+from .launcher import end_with_launcher
 
 CFG, SEQUENCE = "cfg", "sequence"
 BRANCHES = 2
 """Negative and positive prompt."""
 START_TIMEOUT = timedelta(minutes=10)
-"""For the others to arrive, and for one collective operation."""
+"""For the others to arrive."""
+NO_LIMIT = timedelta(days=365)
+"""For a collective operation: others may compute for long, and a `Heartbeat` watches them."""
 
 
 class Serial:
@@ -288,6 +295,8 @@ def _segment_parts(lengths: Sequence[int], parts: int) -> list[list[int]]:
 SERIAL = Serial()
 
 _formed: dict[bool, Serial] = {}  # by whether there is guidance
+_heartbeat: Heartbeat | None = None
+_joined = count()  # how often this process did
 
 
 def mesh_shape(processes: int, *, guided: bool) -> tuple[int, int]:
@@ -314,22 +323,45 @@ def join_processes(device: torch.device, *, timeout: timedelta = START_TIMEOUT) 
 
     Args:
         device: What this process computes on: NCCL carries CUDA tensors, Gloo those of the CPU.
-        timeout: How long to wait for the others, here and in every collective operation.
+        timeout: How long to wait for the others to arrive.
 
     Raises:
         ValueError: The environment lacks a variable; a launcher such as torchrun sets them.
+        TimeoutError: Another process does not arrive.
     """
+    global _heartbeat
     if dist.is_initialized():
         return
+    end_with_launcher()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joined)}"
+    if size > 1:
+        _heartbeat = Heartbeat(
+            dist.PrefixStore(f"heartbeat/{attempt}", store.clone()),
+            rank,
+            size,
+            served=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        )
+        _heartbeat.start(timeout)
+    store.set_timeout(timedelta(days=1))  # in milliseconds an int of C, unlike the others
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"group/{attempt}", store),
+        rank=rank,
+        world_size=size,
+        timeout=NO_LIMIT,
+    )
 
 
 def leave_processes() -> None:
     """Forget all groups and leave the process group, if there is one."""
+    global _heartbeat
     _formed.clear()
+    if _heartbeat is not None:
+        _heartbeat.leave()
+        _heartbeat = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -347,6 +379,8 @@ def form_groups(per_video: int | None = None, processes: int | None = None) -> N
     """
     if not dist.is_initialized():
         raise RuntimeError("join a process group first, with init_distributed_mode or torchrun")
+    from torch.distributed.distributed_c10d import _set_pg_timeout  # not in every PyTorch
+
     world = dist.get_world_size()
     processes = world if processes is None else processes
     per_video = processes if per_video is None else per_video
@@ -359,7 +393,11 @@ def form_groups(per_video: int | None = None, processes: int | None = None) -> N
     kind = "cuda" if "nccl" in dist.get_backend_config() else "cpu"
     meshes = {}
     for shape in {mesh_shape(per_video, guided=guided) for guided in (False, True)}:
-        meshes[shape] = DeviceMesh(kind, ranks.view(-1, *shape), mesh_dim_names=names)
+        mesh = DeviceMesh(kind, ranks.view(-1, *shape), mesh_dim_names=names)
+        if mesh.get_coordinate() is not None:
+            for group in mesh.get_all_groups():
+                _set_pg_timeout(NO_LIMIT, group)
+        meshes[shape] = mesh
     _formed.clear()
     for guided in (False, True):
         mesh = meshes[mesh_shape(per_video, guided=guided)]
@@ -368,6 +406,21 @@ def form_groups(per_video: int | None = None, processes: int | None = None) -> N
         else:
             line = meshes[1, per_video][SEQUENCE]
             _formed[guided] = Parallel(mesh[CFG, SEQUENCE], line)
+
+
+def groups_are_formed() -> bool:
+    """Whether it was said which processes make a video together, by `form_groups` or first use."""
+    return bool(_formed)
+
+
+def scaled_gradient(x: Tensor, factor: int) -> Tensor:
+    """`x`, whose gradient is `factor` times that which comes to it."""
+    return x if factor == 1 else x.detach() + factor * (x - x.detach())  # the same bits
+
+
+def speaks(record: logging.LogRecord) -> bool:
+    """A filter of loggers: of the processes that make a video together one warns."""
+    return all(processes.is_main for processes in _formed.values())
 
 
 def processes_at_work(*, guided: bool) -> Serial:

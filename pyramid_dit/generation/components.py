@@ -39,6 +39,8 @@ class Components:
     """What is done where a caller does not say."""
     frame_per_unit: int = 1
     """Latent frames of an autoregressive unit."""
+    name: str = ""
+    """Which transformer it is, for people; empty where that is not known."""
 
     def __post_init__(self) -> None:
         if self.vae is not None and self.vae.config.decoder_in_channels != self.latent_channels:

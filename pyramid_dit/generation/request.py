@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoints.defaults import Mode
 from ..checks import FRAMES, check_shape, check_size, check_temp, steps_per_stage
+from ..distributed.parallel import processes_at_work, speaks
 from ..flow.latents import Generators
 from ..flow.sizes import (
     SPATIAL_FACTOR,
@@ -29,6 +30,7 @@ from .components import Components
 from .saved_latents import SavedLatents
 
 logger = logging.getLogger(__name__)
+logger.addFilter(speaks)
 
 T = TypeVar("T")
 
@@ -102,6 +104,8 @@ def make_request(arguments: Arguments, model: Components) -> Request:
         ValueError: An argument is outside its range, two do not fit each other, or a model that
             is needed is missing.
     """
+    if arguments.inference_multigpu:
+        processes_at_work(guided=True)  # from now on one of them warns
     make = _new if arguments.resume is None else _resumed
     request = make(arguments, model)
     _check(request, model)
@@ -317,6 +321,22 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
         raise ValueError(
             f"the saved latents have {channels} channels, the model {model.latent_channels}"
         )
+    if "" not in (saved.model, model.name) and saved.model != model.name:
+        logger.warning(
+            "the latents were made by %s, and %s goes on with them", saved.model, model.name
+        )
+    guided = any(unit.guidance_scale != 1 for unit in saved.units)
+    given = arguments.negative_prompt_embeds is not None
+    for text in saved.texts:
+        if guided and given and text.negative_prompts is not None:
+            raise ValueError(
+                "a run that is resumed has its own negative prompts, "
+                "negative_prompt_embeds were given"
+            )
+        if guided and not given and text.negative_prompts is None:
+            raise ValueError(
+                "the negative prompts of the run were negative_prompt_embeds: give them"
+            )
     texts = [
         Prompts.checked(
             text.prompts,
@@ -324,7 +344,7 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
             encoded=arguments.encoded,
             encoded_negative=arguments.encoded_negative,
             suffix="",
-            guided=any(unit.guidance_scale != 1 for unit in saved.units),
+            guided=guided,
             allow_empty=True,
         )
         for text in saved.texts

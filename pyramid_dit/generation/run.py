@@ -112,6 +112,7 @@ class Run:
             texts=[_in_words(prompts) for prompts in self.request.texts],
             samples_each=self.request.samples_each,
             kept=self.request.arguments.kept,
+            model=self.model.name,
         )
 
 

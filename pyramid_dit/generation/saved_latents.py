@@ -42,6 +42,7 @@ class SavedLatents:
         texts: Prompts that the units refer to.
         samples_each: Samples of each prompt.
         kept: Other arguments of the run that the rest of it needs, by name.
+        model: Which transformer made them, empty where that is not known.
     """
 
     latents: Tensor
@@ -52,6 +53,7 @@ class SavedLatents:
     texts: Sequence[SavedText]
     samples_each: int
     kept: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
 
     def generators(self) -> Generators:
         """Sources of random numbers that go on where those of the run were."""
@@ -74,6 +76,7 @@ class SavedLatents:
             "texts": [asdict(text) for text in self.texts],
             "samples_each": self.samples_each,
             "arguments": dict(self.kept),
+            "model": self.model,
         }
         tensors = {"latents": self.latents, "noise": self.noise}
         for index, state in enumerate(self.generator_states):
@@ -112,6 +115,7 @@ class SavedLatents:
                 texts=[SavedText(**text) for text in settings["texts"]],
                 samples_each=settings["samples_each"],
                 kept=settings.get("arguments", {}),
+                model=settings.get("model", ""),
             )
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} holds no saved latents: {error}") from error

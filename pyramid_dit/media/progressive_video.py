@@ -132,6 +132,13 @@ class ProgressiveVideo:
             self.kept = self.partial
             raise
 
+    def leave(self) -> None:
+        """Complete the partial file, and leave it to another process to close."""
+        encoder, self._encoder = self._encoder, None
+        if encoder is not None:
+            with suppress(OSError):  # what was written stays
+                encoder.finish()
+
     def rescue(self) -> None:
         """Close for a process that died with the file open, if there is one."""
         if not self.partial.exists():
@@ -228,6 +235,9 @@ class CollectedFrames:
             self._keep_part()
             if complete or not isinstance(error, OSError):
                 raise
+
+    def leave(self) -> None:
+        """Leave the frames to another process, which closes."""
 
     def rescue(self) -> None:
         """Close for a process that died, if it left frames."""

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..devices.offload import module_device, moved_to
+from ..distributed.parallel import speaks
 from .text_condition import TextCondition
 
 logger = logging.getLogger(__name__)
+logger.addFilter(speaks)
 
 T5_LENGTH = 128
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import gradio as gr
 
-from .events import REFUSALS, Page, gradio_error
+from .events import Page
+from .failures import REFUSALS, Refusal
 from .settings import ON_PAGE
-from .visitors import Form
+from .visitors import Form, in_words
 from .worker import Job
 
 Answer = tuple[Any, dict[str, Any]]
@@ -78,7 +79,7 @@ def _endpoint(page: Page, mode: str, names: Sequence[str]) -> Callable[..., Asyn
                 given["scenes"] = tuple((s["start"], s["prompt"]) for s in given["scenes"])
             except (TypeError, KeyError) as error:
                 message = 'scenes must be a list of {"start": seconds, "prompt": text}'
-                raise gradio_error(ValueError(message)) from error
+                raise Refusal.of(ValueError(message)) from error
         form = Form(mode=mode, options=options, **given)
         async for answer in _answers(page, form, request):
             yield answer
@@ -95,21 +96,27 @@ def _endpoint(page: Page, mode: str, names: Sequence[str]) -> Callable[..., Asyn
 async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator[Answer]:
     """How the job stands, whenever that changes, and the video in the end."""
     try:
+        await asyncio.to_thread(page.visitors.remove_old_results)
         video_request = await asyncio.to_thread(form.request, page.card)
-        folder = page.visitors.of(request.session_hash).folder
+        folder = page.visitors.of(request.session_hash).visitor.folder
         job = page.worker.submit(video_request, folder)
     except REFUSALS as error:
-        raise gradio_error(error) from error
+        raise Refusal.of(error) from error
+    unknown = page.card.defaults.unknown_words(video_request.settings.prompts)
     seen: dict[str, Any] = {}
     async for strips in job.watch():
         standing = {"ahead": page.worker.ahead(job)} | _standing(job, strips)
+        standing["unknown_words"] = unknown
         if standing != seen:
             yield gr.skip(), standing
         seen = standing
-    if job.error is not None:
-        raise gradio_error(job.error)
+    if job.error is not None and job.path is None:
+        raise Refusal.of(job.error)
     settings = job.request.settings.entries()
-    yield job.path and str(job.path), _standing(job) | {"settings": settings}
+    about = _standing(job) | {"unknown_words": unknown, "settings": settings}
+    if job.error is not None:
+        about["error"] = in_words(job.error)
+    yield job.path and str(job.path), about
 
 
 def _standing(job: Job, strips: int | None = None) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL.Image import Image
 
 from .examples import Examples
+from .failures import REFUSALS, Refusal
 from .layout import SCROLL_TO_RESULT, Fields, Results
 from .media_checks import has_sound, open_image, read_settings
 from .settings import (
@@ -23,6 +25,7 @@ from .settings import (
 from .visitors import (
     Form,
     Result,
+    Tab,
     Visitor,
     Visitors,
     crop_of_image,
@@ -35,15 +38,13 @@ from .words import (
     duration,
     failure_html,
     status_html,
+    unknown_html,
 )
 from .worker import (
     Job,
-    QueueFull,
     State,
     Worker,
 )
-
-REFUSALS = (ValueError, TypeError, OSError, QueueFull)
 
 Updates = dict[Any, Any]
 """New values of components."""
@@ -60,6 +61,7 @@ class Page:
         results: Where they see what was made.
         worker: Makes it.
         visitors: Who is there.
+        token: By which a browser is known again.
     """
 
     card: ModelCard
@@ -68,8 +70,9 @@ class Page:
     results: Results
     worker: Worker
     visitors: Visitors
+    token: gr.BrowserState
 
-    def connect(self) -> None:
+    def connect(self, blocks: gr.Blocks) -> None:
         """Attach all events."""
         fields, results = self.fields, self.results
         shown: list[Any] = [results.status, results.stop, results.preview, results.video]
@@ -92,6 +95,9 @@ class Page:
                 api_visibility="private",
             )
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        outputs = [self.token, *shown]
+        blocks.load(self.enter, self.token, outputs, concurrency_limit=None, **private)
+        blocks.unload(self.leave)
         results.stop.click(self._stop, None, results.status, queue=False, **private)
         results.gallery.select(self._show_again, None, shown, **private)
         everything = [*self._filled(), *shown]
@@ -116,6 +122,7 @@ class Page:
             [part for index in range(len(given)) for part in scenes.scene(index)],
             **private,
         )
+        self._connect_choices(private)
         if fields.pictures is not None:
             fields.pictures.click(
                 lambda sample: sample,
@@ -126,6 +133,43 @@ class Page:
         for mode, tab in fields.mode_tabs.items():
             guidance = fields.options["video_guidance"]
             tab.select(self._guidance_of(mode), guidance, guidance, **private)
+
+    def _connect_choices(self, private: dict[str, Any]) -> None:
+        """What is chosen of the known sentence is written into the prompt."""
+        fields, scenes = self.fields, self.fields.scenes
+        for mode, choices in fields.choices.items():
+            if mode in fields.prompts:
+                gr.on(
+                    [choice.input for choice in choices.values()],
+                    lambda *chosen: self._sentence(chosen),
+                    [*choices.values()],
+                    fields.prompts[mode],
+                    **private,
+                )
+        if (add := scenes.add_chosen) is not None:
+            chosen = [*fields.choices["storyboard"].values()]
+            shown = [scenes.count, *scenes.prompts]
+            add.click(self._add_scene, [*shown, *chosen], [*shown, *scenes.rows], **private)
+
+    def _sentence(self, chosen: Iterable[str | None]) -> str:
+        defaults = self.card.defaults
+        pairs = zip(defaults.choices().items(), chosen, strict=True)
+        return defaults.sentence({name: text or texts[0] for (name, texts), text in pairs})
+
+    def _add_scene(self, count: int, *values: str | None) -> Updates:
+        """Write the chosen sentence into the first scene without a prompt."""
+        scenes = self.fields.scenes
+        prompts, chosen = values[:MAX_SCENES], values[MAX_SCENES:]
+        empty = [index for index, prompt in enumerate(prompts) if not (prompt or "").strip()]
+        if not empty:
+            gr.Info("All scenes have a prompt already.")
+            return {scenes.count: count}
+        index = empty[0]
+        return {
+            scenes.count: max(count, index + 1),
+            scenes.prompts[index]: self._sentence(chosen),
+            scenes.rows[index]: gr.Row(visible=True),
+        }
 
     def leave(self, request: gr.Request) -> None:
         """A visitor's connection has ended."""
@@ -151,7 +195,7 @@ class Page:
         fields, results = self.fields, self.results
 
         async def make(values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
-            visitor = self.visitors.of(request.session_hash)
+            tab = self.visitors.of(request.session_hash)
             options = {key: values[field] for key, field in fields.options.items()}
             if values[fields.new_seed]:
                 options["seed"] = None
@@ -161,27 +205,48 @@ class Page:
                 pairs = zip(fields.scenes.starts, fields.scenes.prompts, strict=True)
                 form = replace(form, scenes=tuple((values[a], values[b]) for a, b in pairs))
             try:
-                job = await self._submit(form, visitor)
+                job = await self._submit(form, tab.visitor)
             except REFUSALS as error:
                 yield {results.status: failure_html(in_words(error))}
-                raise gradio_error(error) from error
+                raise Refusal.of(error) from error
             yield self._begun(job)
-            words, shown = "", 0
-            async for strips in job.watch():
-                changes: Updates = {}
-                now = status_html(job, self.worker.ahead(job))
-                if now != words:
-                    changes[results.status] = words = now
-                if strips != shown:
-                    changes[results.preview] = self._frames(job, strips)
-                    shown = strips
-                if changes:
-                    yield changes
-            yield self._ended(job, visitor)
+            async for changes in self._follow(job, tab):
+                yield changes
             if job.error is not None:
-                raise gradio_error(job.error)
+                raise Refusal.of(job.error)
 
         return make
+
+    async def enter(self, token: Any, request: gr.Request) -> AsyncIterator[Updates]:
+        """A page is opened: who is known by the token finds his videos, and the one in work."""
+        kept, tab = self.visitors.enter(request.session_hash, token)
+        job = tab.visitor.job
+        updates: Updates = {self.token: kept}
+        if job is None:
+            yield updates
+        elif job.finished:
+            yield updates | self._ended(job, tab)
+        else:
+            seen = len(job.strips)
+            updates |= self._begun(job) | {self.results.preview: self._frames(job, seen)}
+            yield updates | self._gallery(tab)
+            async for changes in self._follow(job, tab, seen):
+                yield changes
+
+    async def _follow(self, job: Job, tab: Tab, seen: int = 0) -> AsyncIterator[Updates]:
+        """What changes until the job has ended, and then its end."""
+        words, shown = "", seen
+        async for strips in job.watch(seen=seen, owned=False):
+            changes: Updates = {}
+            now = status_html(job, self.worker.ahead(job))
+            if now != words:
+                changes[self.results.status] = words = now
+            if strips != shown:
+                changes[self.results.preview] = self._frames(job, strips)
+                shown = strips
+            if changes:
+                yield changes
+        yield self._ended(job, tab)
 
     def _frames(self, job: Job, strips: int | None = None) -> Updates:
         """What the preview's script shows: the first `strips`, by default all of them."""
@@ -199,9 +264,14 @@ class Page:
                 finished.
             QueueFull: Too many wait already.
         """
-        if visitor.busy:
-            raise ValueError("your last video is still being made: wait for it, or stop it")
+        await asyncio.to_thread(self.visitors.remove_old_results)
         video_request = await asyncio.to_thread(form.request, self.card)
+        if visitor.busy:
+            raise ValueError(
+                "your last video is still being made, perhaps in another tab: wait for it, or "
+                "stop it"
+            )
+        self._collect(visitor)
         visitor.job = self.worker.submit(video_request, visitor.folder)
         return visitor.job
 
@@ -212,13 +282,13 @@ class Page:
             results.stop: gr.Button(visible=True),
             results.preview: self._frames(job, 0),
             results.video: gr.Video(None, visible=False),
-            results.details: "",
+            results.details: unknown_html(job.request.settings, self.card.defaults),
             results.actions: gr.Row(visible=False),
             fields.options["seed"]: job.request.settings.options["seed"],
             **{button: gr.Button(interactive=False) for button in fields.make.values()},
         }
 
-    def _ended(self, job: Job, visitor: Visitor) -> Updates:
+    def _ended(self, job: Job, tab: Tab) -> Updates:
         """What is shown of a job that has finished: its video, if there is one."""
         fields, results = self.fields, self.results
         updates: Updates = {
@@ -226,38 +296,44 @@ class Page:
             results.stop: gr.Button(visible=False),
             **{button: gr.Button(interactive=True) for button in fields.make.values()},
         }
-        if job.error is not None:
-            updates[results.status] = failure_html(in_words(job.error))
-        result = self._result(job)
-        if result is None:
-            return updates | {results.preview: None}
-        visitor.results.append(result)
-        visitor.shown = result
+        self._collect(tab.visitor)
+        results_of_job = (r for r in tab.visitor.results if r.path == job.path and r.path.exists())
+        result = next(results_of_job, None)
+        updates |= self._gallery(tab)
+        if result is None:  # what was seen of it stays to be seen
+            return updates | {results.preview: self._frames(job) if job.strips else None}
+        tab.shown = result
         covered = self._frames(job) | {"covered": True}
-        updates |= self._showing(result) | {results.preview: covered}
-        return updates | {results.gallery: _gallery(visitor)}
+        return updates | self._showing(result) | {results.preview: covered}
 
-    def _result(self, job: Job) -> Result | None:
-        if job.path is None or job.poster is None:
-            return None
+    def _collect(self, visitor: Visitor) -> None:
+        """Put the result of the last job among the others, if there is one that is not there."""
+        job = visitor.job
+        if job is None or not job.finished or job.path is None:
+            return
+        if all(result.path != job.path for result in visitor.results):
+            visitor.add(self._result(job, job.path))
+
+    def _result(self, job: Job, path: Path) -> Result:
         rate = self.card.defaults.frames_per_second
         frames = "new frames" if job.request.clip else "frames"
         note = f"{job.frames} {frames}, {job.frames / rate:.1f} s, made in {duration(job.seconds)}"
         if job.state is State.STOPPED:
             note += ", stopped"
-        return Result(job.path, job.poster, job.request.settings, note)
+        return Result(path, job.poster, job.request.settings, note)
 
     def _showing(self, result: Result) -> Updates:
         results = self.results
+        unknown = self.card.defaults.unknown_words(result.settings.prompts)
         return {
             results.preview: {"covered": True},
             results.video: gr.Video(str(result.path), visible=True),
-            results.details: details_html(result.settings, result.note),
+            results.details: details_html(result.settings, result.note, unknown),
             results.actions: gr.Row(visible=True),
         }
 
     def _stop(self, request: gr.Request) -> str | Updates:
-        job = self.visitors.of(request.session_hash).job
+        job = self.visitors.of(request.session_hash).visitor.job
         if job is None or job.finished:
             return gr.skip()
         job.stop()
@@ -266,11 +342,23 @@ class Page:
     # ---- results again --------------------------------------------------------------------
 
     def _show_again(self, request: gr.Request, event: gr.SelectData) -> Updates:
-        visitor = self.visitors.of(request.session_hash)
-        if visitor.busy or not 0 <= event.index < len(visitor.results):
+        tab = self.visitors.of(request.session_hash)
+        if tab.visitor.busy or not 0 <= event.index < len(tab.listed):
             return {self.results.status: gr.skip()}
-        visitor.shown = visitor.newest_first[event.index]
-        return self._showing(visitor.shown)
+        chosen = tab.listed[event.index]
+        if not chosen.path.exists():
+            gr.Info("This video is not kept any more.")
+            return self._gallery(tab) or {self.results.gallery: gr.Gallery(visible=False)}
+        tab.shown = chosen
+        return self._showing(chosen)
+
+    def _gallery(self, tab: Tab) -> Updates:
+        """All results of the visitor, if there are any."""
+        tab.listed = [r for r in tab.visitor.results[::-1] if r.path.exists()]
+        if not tab.listed:
+            return {}
+        items = [(str(r.poster or r.path), caption(r.settings)) for r in tab.listed]
+        return {self.results.gallery: gr.Gallery(items, visible=True, selected_index=None)}
 
     def _use_settings(self, request: gr.Request) -> Updates:
         shown = self.visitors.of(request.session_hash).shown
@@ -279,6 +367,9 @@ class Page:
     def _go_on(self, request: gr.Request) -> Updates:
         fields = self.fields
         shown = self.visitors.of(request.session_hash).shown
+        if shown is not None and not shown.path.exists():
+            gr.Info("This video is not kept any more.")
+            shown = None
         if shown is None:
             return {fields.video: gr.skip()}
         return {
@@ -291,7 +382,7 @@ class Page:
         try:
             settings = read_settings(path)
         except REFUSALS as error:
-            raise gradio_error(error) from error
+            raise Refusal.of(error) from error
         if settings.mode in ("image", "extend"):
             what = "picture" if settings.mode == "image" else "video"
             gr.Info(f"The {what} that it started from is not in the file: choose it again.")
@@ -354,11 +445,6 @@ class Page:
         return lambda value: usual[mode] if value in usual.values() else value
 
 
-def gradio_error(error: BaseException) -> gr.Error:
-    """The error as a visitor gets it; Gradio takes messages for HTML."""
-    return gr.Error(escape(in_words(error), quote=False), print_exception=False)
-
-
 def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any, str]]]:
     """Show what the crop of an upload looks like, or say why there is none."""
 
@@ -371,14 +457,9 @@ def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any
             yield gr.Image(crop(path, size), visible=True), ""
         except REFUSALS as error:
             yield nothing, failure_html(in_words(error))
-            raise gradio_error(error) from error
+            raise Refusal.of(error) from error
 
     return look
-
-
-def _gallery(visitor: Visitor) -> Any:
-    items = [(str(result.poster), caption(result.settings)) for result in visitor.newest_first]
-    return gr.Gallery(items, visible=True, selected_index=None)
 
 
 def _one_more(count: int) -> list[Any]:

@@ -37,6 +37,8 @@ class Scenes:
     """How many are shown."""
     more: gr.Button
     example: gr.Button
+    add_chosen: gr.Button | None
+    """Puts what was chosen of the known sentence into a scene."""
 
     def scene(self, index: int) -> tuple[gr.Number, gr.Textbox]:
         """Start and prompt of one scene."""
@@ -51,6 +53,8 @@ class Fields:
     mode_tabs: dict[str, gr.Tab]
     prompts: dict[str, gr.Textbox]
     """By mode; a storyboard has `scenes`."""
+    choices: dict[str, dict[str, gr.Dropdown]]
+    """By mode, where the model knows one form of sentence: what there is to choose."""
     make: dict[str, gr.Button]
     image: gr.File
     image_note: gr.HTML
@@ -87,11 +91,13 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
     """The left column."""
     tabs: dict[str, gr.Tab] = {}
     prompts: dict[str, gr.Textbox] = {}
+    choices: dict[str, dict[str, gr.Dropdown]] = {}
     make: dict[str, gr.Button] = {}
     with gr.Tabs(elem_id="pf-modes") as all_tabs:
         with gr.Tab("Text", id="text") as tabs["text"]:
             example = f"For example: {examples.prompts[0]}"
             prompts["text"] = _prompt("What the video should show", example)
+            choices["text"] = _choices("text", card)
             make["text"] = _make_button("text")
             gr.Examples([[p] for p in examples.prompts], prompts["text"], label="Examples")
         with gr.Tab("Picture", id="image") as tabs["image"]:
@@ -101,6 +107,7 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
             image_note = gr.HTML("", padding=False, elem_classes="pf-note")
             image_crop = _crop("The video starts with this", "pf-image-crop")
             prompts["image"] = _prompt("What happens in it", "")
+            choices["image"] = _choices("image", card)
             make["image"] = _make_button("image")
             pictures = _picture_examples(examples)
         with gr.Tab("Extend", id="extend") as tabs["extend"]:
@@ -110,9 +117,11 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
             video_note = gr.HTML("", padding=False, elem_classes="pf-note")
             video_crop = _crop("The new frames follow this one", "pf-video-crop")
             prompts["extend"] = _prompt("What happens next", "")
+            choices["extend"] = _choices("extend", card)
             make["extend"] = _make_button("extend")
         with gr.Tab("Storyboard", id="storyboard") as tabs["storyboard"]:
-            scenes = _scenes(examples)
+            choices["storyboard"] = _choices("storyboard", card)
+            scenes = _scenes(examples, chosen=bool(choices["storyboard"]))
             make["storyboard"] = _make_button("storyboard")
     with gr.Group(elem_id="pf-settings"):
         size = gr.Dropdown(
@@ -146,6 +155,7 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
         tabs=all_tabs,
         mode_tabs=tabs,
         prompts=prompts,
+        choices={mode: chosen for mode, chosen in choices.items() if chosen},
         make=make,
         image=image,
         image_note=image_note,
@@ -221,6 +231,21 @@ def _prompt(label: str, placeholder: str) -> gr.Textbox:
     )
 
 
+def _choices(mode: str, card: ModelCard) -> dict[str, gr.Dropdown]:
+    """A list for each choice in the sentence that the model knows."""
+    choices = card.defaults.choices()
+    if not choices:
+        return {}
+    gr.Markdown("The model knows one form of sentence. Choose its words:", elem_classes="pf-hint")
+    with gr.Row(elem_classes="pf-choices"):
+        return {
+            name: gr.Dropdown(
+                [*texts], label=name.capitalize(), min_width=110, elem_id=f"pf-{mode}-{name}"
+            )
+            for name, texts in choices.items()
+        }
+
+
 def _make_button(mode: str) -> gr.Button:
     words = "Extend the video" if mode == "extend" else "Make the video"
     return gr.Button(words, variant="primary", size="lg", elem_id=f"pf-make-{mode}")
@@ -250,7 +275,7 @@ def _picture_examples(examples: Examples) -> gr.Dataset | None:
     )
 
 
-def _scenes(examples: Examples) -> Scenes:
+def _scenes(examples: Examples, *, chosen: bool) -> Scenes:
     starts: list[gr.Number] = []
     prompts: list[gr.Textbox] = []
     rows: list[gr.Row] = []
@@ -291,8 +316,19 @@ def _scenes(examples: Examples) -> Scenes:
         example = gr.Button(
             "Fill in the example", size="sm", min_width=120, elem_id="pf-example-scenes"
         )
+        add_chosen = None
+        if chosen:
+            add_chosen = gr.Button(
+                "Add the chosen words", size="sm", min_width=120, elem_id="pf-add-chosen"
+            )
     return Scenes(
-        starts=starts, prompts=prompts, rows=rows, count=count, more=more, example=example
+        starts=starts,
+        prompts=prompts,
+        rows=rows,
+        count=count,
+        more=more,
+        example=example,
+        add_chosen=add_chosen,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -10,7 +9,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,12 @@ from ..cli.model import (
     check_processes,
     load_model,
     open_model,
+    print_log,
 )
 from ..cli.options import UsageError
 from ..distributed.launcher import (
     LaunchedProcess,
+    end_with_launcher,
     ended_by_signals,
     launched_process,
     run_processes,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ..generation.stream import VideoStream
     from ..pipelines.official import PyramidDiTForVideoGeneration
     from .settings import ModelCard
-    from .worker import Job, Worker
+    from .worker import Job, Starter, Worker
 
 TEMPORARY_FOLDER = "GRADIO_TEMP_DIR"
 """Environment variable: where Gradio keeps uploads, and the page its videos."""
@@ -62,6 +63,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
         Stopped: A signal came while there were several processes.
     """
     here = launched_process()
+    end_with_launcher()
     if find_spec("gradio") is None:
         raise ImportError('the page needs Gradio: pip install ".[app]"')
     if options.shard and here is None and options.gpus == 1:
@@ -80,8 +82,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
 
 def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
     is_main = here is None or here.rank == 0
-    level = logging.INFO if options.verbose and is_main else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s")
+    print_log(options, is_main=is_main)
     folder = open_model(options)
     if is_main:
         sys.stderr.write(f"Loading {options.model or 'the default checkpoint'} ...\n")
@@ -98,7 +99,7 @@ def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
     if not is_main:
         follow(model, requests, cpu_offloading=offloading)
 
-    def start(job: Job) -> VideoStream:
+    def start(job: Job) -> AbstractContextManager[VideoStream]:
         return start_together(model, requests, job, cpu_offloading=offloading)
 
     _serve(options, folder, model, start, launched=here)
@@ -118,7 +119,7 @@ def _serve(
     options: Namespace,
     folder: CheckpointFolder,
     model: PyramidDiTForVideoGeneration,
-    start: Callable[[Job], VideoStream],
+    start: Starter,
     *,
     launched: LaunchedProcess | None,
 ) -> None:
@@ -170,6 +171,7 @@ def build_page(
     from .visitors import Visitors
 
     examples = shape_examples(folder / "examples") if shapes else general_examples()
+    gr.set_static_paths(folder)  # results are handed out as they lie, without a copy
     visitors = Visitors(folder)
     with Blocks(
         title="Pyramid Flow", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
@@ -187,10 +189,10 @@ def build_page(
             results=results,
             worker=worker,
             visitors=visitors,
+            token=gr.BrowserState(storage_key="pyramid-flow-visitor"),
         )
-        page.connect()
+        page.connect(blocks)
         add_endpoints(page)
-        blocks.unload(page.leave)
     return blocks
 
 

@@ -61,6 +61,11 @@ class Settings:
     """What the record of arguments has for the page, by the name of the field. `seconds` of a
     video that goes on are how much longer it gets."""
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt, or that of each scene."""
+        return [scene.prompt for scene in self.scenes] or [self.prompt]
+
     def entries(self) -> dict[str, Any]:
         """All of it, flat, for JSON."""
         entries = asdict(self)

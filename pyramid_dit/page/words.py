@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
+from ..checkpoints.defaults import GenerationDefaults
 from .settings import Settings
+from .visitors import in_words
 from .worker import Job, State
 
 MODE_NAMES = {
@@ -39,7 +42,8 @@ def status_html(job: Job | None, ahead: int = 0) -> str:
     if job.state is State.STOPPED:
         kept = "What was made so far is kept." if job.path else "Nothing was made yet."
         return _status("stopped", f"Stopped. {kept}")
-    return _status("failed", "It could not be made.")
+    kept = " The video is kept, but perhaps without its settings." if job.path else ""
+    return failure_html(in_words(job.error) + kept if job.error else "It could not be made.")
 
 
 def failure_html(words: str) -> str:
@@ -47,8 +51,21 @@ def failure_html(words: str) -> str:
     return _status("failed", words)
 
 
-def details_html(settings: Settings, note: str) -> str:
-    """The settings of a video, under it."""
+def unknown_html(settings: Settings, defaults: GenerationDefaults) -> str:
+    """The words of a prompt that the model never learned, while the video is made."""
+    unknown = defaults.unknown_words(settings.prompts)
+    if not unknown:
+        return ""
+    words = f"The model never learned the words: {', '.join(unknown)}."
+    known = f"It knows: {', '.join(defaults.known_words or ())}."
+    return (
+        f"<div class='pf-about pf-unknown'><p class='pf-said' role='status'>{escape(words)}"
+        f"<span>{escape(known)}</span></p></div>"
+    )
+
+
+def details_html(settings: Settings, note: str, unknown: Sequence[str] = ()) -> str:
+    """The settings of a video, under it, and the words that the model never learned."""
     options = settings.options
     rows = [("Seed", str(options["seed"])), ("Length", note)]
     rows += [("Size", f"{settings.width} × {settings.height}")]
@@ -57,6 +74,8 @@ def details_html(settings: Settings, note: str) -> str:
     if options["negative_prompt"]:
         rows.append(("Negative", options["negative_prompt"]))
     rows.append(("Model", settings.model))
+    if unknown:
+        rows.append(("Never learned", ", ".join(unknown)))
     if settings.scenes:
         prompt = "<br>".join(
             f"<b>{scene.start:g} s</b> {escape(scene.prompt)}" for scene in settings.scenes

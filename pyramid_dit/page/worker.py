@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import replacing
 from ..media.embedded_settings import write_comment
 from ..media.video_files import export_to_video
 from .media_checks import video_frames
@@ -94,8 +95,8 @@ class Job:
         steps_done: Euler steps so far.
         total_steps: Euler steps altogether, 0 before the work begins.
         seconds: What the work took in the end.
-        path: The video; of a stopped job what there was.
-        poster: A small picture of its last frame.
+        path: The video; of a stopped job what there was, and of a failed one what was written.
+        poster: A small picture of its last frame, if there was room for it.
         error: Why it failed.
     """
 
@@ -139,17 +140,21 @@ class Job:
         """Wait until it has finished, and say whether it has."""
         return self._finished.wait(timeout)
 
-    async def watch(self) -> AsyncIterator[int]:
+    async def watch(self, *, seen: int = 0, owned: bool = True) -> AsyncIterator[int]:
         """Yield how many strips are to be shown, until the job has finished.
 
         No strip is skipped, however fast they come, and each is told of at once. In between the
         number comes again when the work begins and every `STEPS_EVERY` seconds, for the rest may
-        have changed. Whoever leaves before the end stops the job.
+        have changed.
+
+        Args:
+            seen: Strips that are shown already.
+            owned: Whether it is stopped if the watcher leaves before the end.
         """
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
         wake = partial(loop.call_soon_threadsafe, woken.set)
         self._watchers.append(wake)
-        shown = 0
+        shown = seen
         try:
             while True:
                 woken.clear()
@@ -165,7 +170,7 @@ class Job:
                 timer.cancel()
         finally:
             self._watchers.remove(wake)
-            if not self.finished:
+            if owned and not self.finished:
                 self.stop()
 
     def elapsed(self) -> float:
@@ -217,9 +222,11 @@ class Job:
                 path = self.folder / f"pyramid-flow-{self.request.settings.options['seed']}.mp4"
                 frames = self._frames(first, stream, frames_per_second)
                 export_to_video(frames, path, frames_per_second)
+                self.path = path  # which stays, also where there is no room for the rest
                 write_comment(path, self.request.settings.to_json())
-                self.path, self.poster = path, self.folder / "poster.jpg"
-                reduced(self._last).save(self.poster, quality=QUALITY)
+                with replacing(self.folder / "poster.jpg") as temporary:
+                    reduced(self._last).save(temporary, "JPEG", quality=QUALITY)
+                self.poster = self.folder / "poster.jpg"
         except BaseException:
             self.stop()
             raise
@@ -269,7 +276,7 @@ class Job:
                 wake()
 
 
-Starter = Callable[[Job], "VideoStream"]
+Starter = Callable[[Job], AbstractContextManager["VideoStream"]]
 
 
 class Worker:

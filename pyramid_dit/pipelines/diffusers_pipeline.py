@@ -247,13 +247,30 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
 
         What would be cast to float16 though its range is too small, becomes float32: the VAE, and
         the layers that T5 names.
+
+        Raises:
+            RuntimeError: Weights are offloaded, one part at a time; the message says what to call.
         """
+        self._check_weights_are_here()
         wide: list[nn.Module] = [] if self.vae is None else [self.vae]
         for encoder in (self.text_encoder, self.text_encoder_2, self.text_encoder_3):
             wide += [] if encoder is None else float32_layers(encoder)
         with float32_for_float16(wide):
             super().to(*args, **kwargs)
         return self
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Write the components, as of all of diffusers' pipelines; RuntimeError as for `to`."""
+        self._check_weights_are_here()
+        super().save_pretrained(*args, **kwargs)
+
+    def _check_weights_are_here(self) -> None:
+        for name, part in self.components.items():
+            if isinstance(part, nn.Module) and any(p.is_meta for p in part.parameters()):
+                raise RuntimeError(
+                    f"the weights of {name} are offloaded: call remove_all_hooks() first, or "
+                    "enable_memory_preset('max-speed')"
+                )
 
     def load_lora_weights(
         self,

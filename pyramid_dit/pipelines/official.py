@@ -9,21 +9,31 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
 
 from video_vae import CausalVideoVAE
+from video_vae.checkpoint_file import MODEL_KEY
 
 from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import GenerationDefaults
 from ..checkpoints.folder import DEFAULT_VARIANT, CheckpointFolder
 from ..checkpoints.hub import open_checkpoint
 from ..checkpoints.weights import load_weights, read_transformer, read_vae, resolve_dtype
-from ..devices.offload import accelerator_device
-from ..flow.latents import LatentStatistics
+from ..devices.offload import accelerator_device, module_device, moved_to
+from ..distributed.parallel import (
+    SERIAL,
+    groups_are_formed,
+    processes_at_work,
+    scaled_gradient,
+)
+from ..flow.latents import Generators, LatentStatistics
 from ..flow.objective import FlowObjective
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..flow.sizes import SPATIAL_FACTOR
 from ..generation.arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
 from ..generation.components import Components
+from ..generation.latent_codec import DecodeSizes, decode_latents, to_output
 from ..generation.memory_presets import apply_preset, check_preset
 from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
@@ -36,6 +46,7 @@ from .delegation import Part, delegated
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +58,7 @@ A = TypeVar("A", bound=Arguments)
 class PyramidDiTForVideoGeneration:
     """Text-to-video, image-to-video and text-to-image by pyramidal flow matching.
 
-    The reference's scripts run against this class unchanged. Weights are loaded onto the CPU;
+    Scripts that generate with the reference run unchanged. Weights are loaded onto the CPU;
     move `.dit`, `.vae` and `.text_encoder` where you want them. As there, `generate` and
     `generate_i2v` have `temp=1`, a still image, where neither caller nor checkpoint says a length.
 
@@ -64,8 +75,8 @@ class PyramidDiTForVideoGeneration:
         stage_range: Bounds of the stages on the time axis.
         sample_ratios: In training, how many columns of a batch each stage has.
         scheduler_gamma: Correlation of the noise at the jumps between stages.
-        use_mixed_training: Taken from the reference's scripts, without effect: `identifier`
-            says of each batch whether it holds images or videos.
+        use_mixed_training: The transformer's weights are float32 whatever `model_dtype` says,
+            for training under autocast: weights in half precision swallow small updates.
         use_flash_attn: Taken from the reference's scripts, without effect: PyTorch picks the
             attention kernel.
         load_text_encoder: Without it, pass encoded prompts (`prompt_embeds` etc.).
@@ -140,13 +151,14 @@ class PyramidDiTForVideoGeneration:
         )
         self.return_log = return_log
         self.accumulate_steps = 0
+        self._warnings: set[str] = set()
 
         text_encoder_class = folder.architecture.text_encoder
         text_parts = text_encoder_class.parts() if load_text_encoder else ()
         folder.check_files(text_parts, vae=load_vae)
         dit = read_transformer(
             folder,
-            dtype=dtype,
+            dtype=torch.float32 if use_mixed_training else dtype,
             use_gradient_checkpointing=use_gradient_checkpointing,
             gradient_checkpointing_ratio=gradient_checkpointing_ratio,
             use_temporal_causal=use_temporal_causal,
@@ -169,10 +181,26 @@ class PyramidDiTForVideoGeneration:
             text_encoder=text_encoder,
             defaults=folder.defaults,
             frame_per_unit=unit,
+            name=folder.transformer_title,
         )
         self.video_generator = VideoGenerator(components)
+        self._training_dit: nn.Module = dit
 
-    dit = Part[PyramidFluxTransformer | PyramidDiffusionMMDiT]()
+    @property
+    def dit(self) -> PyramidFluxTransformer | PyramidDiffusionMMDiT:
+        """The transformer, or what it was replaced by, such as `accelerator.prepare(model.dit)`.
+
+        Training calls that; attributes and generation are those of the module inside.
+        """
+        inner: Any = self.video_generator.components.dit
+        around: Any = self._training_dit
+        return around if _unwrapped(around) is inner else inner
+
+    @dit.setter
+    def dit(self, module: Any) -> None:
+        self.video_generator.components.dit = _unwrapped(module)
+        self._training_dit = module
+
     vae = Part[CausalVideoVAE | None]()
     text_encoder = Part[Any]()
     scheduler = Part[PyramidFlowMatchEulerDiscreteScheduler]()
@@ -307,11 +335,16 @@ class PyramidDiTForVideoGeneration:
                     module.to(device)
         return pipeline
 
-    def load_checkpoint(self, checkpoint_path: str | PathLike[str]) -> None:
+    def load_checkpoint(
+        self, checkpoint_path: str | PathLike[str], model_key: str = MODEL_KEY
+    ) -> None:
         """Load the transformer's weights from a file, as `weights.load_weights` does."""
-        load_weights(self.dit, checkpoint_path, part="dit")
+        transformer = self.video_generator.components.dit
+        load_weights(transformer, checkpoint_path, part="dit", model_key=model_key)
 
-    def load_vae_checkpoint(self, vae_checkpoint_path: str | PathLike[str]) -> None:
+    def load_vae_checkpoint(
+        self, vae_checkpoint_path: str | PathLike[str], model_key: str = MODEL_KEY
+    ) -> None:
         """Load the VAE's weights from a file, as `weights.load_weights` does.
 
         Raises:
@@ -319,32 +352,110 @@ class PyramidDiTForVideoGeneration:
         """
         if self.vae is None:
             raise ValueError("no VAE is loaded: construct with load_vae=True")
-        load_weights(self.vae, vae_checkpoint_path, part="vae")
+        load_weights(self.vae, vae_checkpoint_path, part="vae", model_key=model_key)
+
+    # ---- steps of generation, for those who take them by themselves -------------------------
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        temp: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """Initial noise `[batch_size, c, temp, height/8, width/8]` of videos of a size in pixels.
+
+        `generate` takes it as `latents`. It lies on `device`, by default the transformer's.
+        """
+        size = (height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
+        shape = (batch_size, num_channels_latents, temp, *size)
+        device = torch.device(device or self.device)
+        return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+
+    def sample_block_noise(
+        self,
+        bs: int,
+        ch: int,
+        temp: int,
+        height: int,
+        width: int,
+        *,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """Noise of a jump `[bs, ch, temp, height, width]`, float32, on the transformer's device."""
+        shape = (bs, ch, temp, height, width)
+        return self.scheduler.sample_block_noise(
+            shape, generator=generator, device=self.device, dtype=torch.float32
+        )
+
+    def decode_latent(
+        self, latents: Tensor, save_memory: bool = True, inference_multigpu: bool = False
+    ) -> list[Image]:
+        """Decode what `generate` gives as `output_type="latent"`.
+
+        Args:
+            latents: Normalized latents `[b, c, t, h, w]`.
+            save_memory: Decode less at a time.
+            inference_multigpu: All processes that make a video together call this.
+
+        Returns:
+            The pictures, sample after sample in one list.
+
+        Raises:
+            ValueError: No VAE is loaded.
+        """
+        if self.vae is None:
+            raise ValueError("no VAE is loaded: construct with load_vae=True")
+        with moved_to(self.vae, module_device(self.vae)) as device:
+            frames = decode_latents(
+                self.vae,
+                self.statistics,
+                latents,
+                device=device,
+                sizes=DecodeSizes.of(save_memory=save_memory),
+                parallel=processes_at_work(guided=False) if inference_multigpu else SERIAL,
+            )
+        return [image for sample in to_output(frames, "pil") for image in sample]
 
     # ---- training -------------------------------------------------------------------------
 
     def __call__(
         self,
         video: Tensor,
-        text: Sequence[str] | Mapping[str, Tensor],
+        text: Sequence[str] | Mapping[str, Tensor] | TextCondition,
         identifier: Sequence[str] = ("video",),
         use_temporal_pyramid: bool = True,
         accelerator: Accelerator | None = None,
         *,
+        empty_text: Mapping[str, Tensor] | TextCondition | None = None,
+        units: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of a batch (the objective is `flow.objective`).
 
         Args:
             video: With a VAE, pixels `[B, 3, 8n + 1, h, w]` in [-1, 1]; without, its latents
-                `[B, c, n + 1, h/8, w/8]`, not normalized. B is a multiple of the columns.
-            text: Prompts, of which a tenth is dropped for guidance; or their features
-                `prompt_embeds`, `prompt_attention_mask` and `pooled_prompt_embeds`, as they are.
+                `[B, c, n + 1, h/8, w/8]`, not normalized. B is a multiple of the columns. Images
+                may lack the axis of time: `[B, 3, h, w]`, and latents `[B, c, h/8, w/8]`.
+            text: Prompts, or their features `prompt_embeds`, `prompt_attention_mask` and
+                `pooled_prompt_embeds`. A tenth is replaced by the empty text, for guidance.
             identifier: `["video"]` or `["image"]`, the kind of the batch.
             use_temporal_pyramid: Train the last unit of clips with history; `False` noises all
                 frames alike. Images have no history.
             accelerator: Says which process this is; clip lengths differ between processes.
+            empty_text: Features of the empty prompt, one row; without it no features of `text`
+                are replaced.
+            units: Units of the clips that each stage trains on, lowest resolution first; by
+                default all lengths in turn.
             generator: Source of all random numbers.
+
+        Processes that share the tokens of a batch (`init_sequence_parallel_group`) all call this
+        with the same batch; draws are those of the group's first. The gradients are made such that
+        their mean over all processes, which DDP and FSDP take, is that of the whole batch.
 
         Returns:
             The loss, and figures for the log (none without `return_log`).
@@ -355,16 +466,27 @@ class PyramidDiTForVideoGeneration:
         kind = identifier[0] if identifier else None
         if kind not in ("video", "image"):
             raise ValueError(f"identifier must be ['video'] or ['image'], got {identifier!r}")
+        if kind == "image" and video.ndim == 4:
+            video = video.unsqueeze(2)
+        if video.ndim != 5:
+            raise ValueError(f"{identifier!r} of shape {tuple(video.shape)}: a batch has 5 axes")
+        self._warn_of_half_precision()
+        parallel = processes_at_work(guided=False) if groups_are_formed() else SERIAL
+        if parallel.size > 1:
+            common = parallel.common_generator(generator)
+            generator = common if isinstance(common, torch.Generator) else None
         latents = self._training_latents(video, generator)
-        condition = self._training_text(text, generator).to(self.device, self.dtype)
+        condition = self._training_text(text, empty_text, generator)
+        condition = condition.to(self.device, self.dtype)
         if condition.batch != latents.shape[0]:
             raise ValueError(f"{condition.batch} texts for {latents.shape[0]} videos")
         self.accumulate_steps += 1
         batch = self.objective.prepare(
             latents,
             step=self.accumulate_steps,
-            rank=accelerator.process_index if accelerator else 0,
-            world_size=accelerator.num_processes if accelerator else 1,
+            rank=accelerator.process_index // parallel.size if accelerator else 0,
+            world_size=-(-accelerator.num_processes // parallel.size) if accelerator else 1,
+            units=units,
             use_temporal_pyramid=use_temporal_pyramid and kind == "video",
             generator=generator,
         )
@@ -374,8 +496,16 @@ class PyramidDiTForVideoGeneration:
             encoder_attention_mask=condition.prompt_attention_mask,
             pooled_projections=condition.pooled_prompt_embeds,
             timestep_ratio=batch.timesteps,
+            parallel=parallel,
         )
-        loss, log = self.objective.loss(predictions, batch.targets)
+        predictions = [scaled_gradient(x, parallel.size) for x in predictions]
+        return self.calculate_loss(predictions, batch.targets)
+
+    def calculate_loss(
+        self, model_preds_list: Sequence[Tensor], targets_list: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of velocities `[b, c, t, h, w]`, one a column; the rest as of a call."""
+        loss, log = self.objective.loss(model_preds_list, targets_list)
         return loss, log if self.return_log else {}
 
     def _training_latents(self, video: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -387,21 +517,72 @@ class PyramidDiTForVideoGeneration:
         return self.statistics.normalize(latents.to(self.device, torch.float32))
 
     def _training_text(
-        self, text: Sequence[str] | Mapping[str, Tensor], generator: torch.Generator | None
+        self,
+        text: Sequence[str] | Mapping[str, Tensor] | TextCondition,
+        empty_text: Mapping[str, Tensor] | TextCondition | None,
+        generator: torch.Generator | None,
     ) -> TextCondition:
-        if isinstance(text, Mapping):
-            names = TextCondition._fields
-            condition = TextCondition.checked(*(text.get(name) for name in names))
-            if condition is None:
-                raise ValueError(f"the features of the text must have {', '.join(names)}")
-            return condition
+        """The condition `[B, ...]`, a tenth of it dropped."""
+        if isinstance(text, Mapping | TextCondition):
+            condition = _features(text)
+            if empty_text is None:
+                self._warn_once(
+                    "features of text without empty_text=: none is dropped, so that guidance is "
+                    "not learned unless some of them are the empty prompt's"
+                )
+                return condition
+            empty = _features(empty_text)
+            if empty.batch != 1:
+                raise ValueError(f"empty_text must have one row, got {empty.batch}")
+            embeds, mask, pooled = condition
+            empty = TextCondition(empty[0].to(embeds), empty[1].to(mask), empty[2].to(pooled))
+            dropped = _dropped(condition.batch, generator)
+            rows = [condition.batch if drop else row for row, drop in enumerate(dropped)]
+            return TextCondition(*(tensor[rows] for tensor in condition.followed_by(empty)))
         if self.text_encoder is None:
             raise ValueError("no text encoder is loaded: pass the features of the text")
-        source = generator.device if generator is not None else None
-        draws = torch.rand(len(text), generator=generator, device=source)
-        dropped = (draws < PROMPT_DROPOUT).tolist()
+        dropped = _dropped(len(text), generator)
         prompts = ["" if drop else entry for entry, drop in zip(text, dropped, strict=True)]
         return TextCondition(*self.text_encoder(prompts))
+
+    def _warn_of_half_precision(self) -> None:
+        dtypes = {p.dtype for p in self.dit.parameters() if p.requires_grad}
+        if self.dit.training and dtypes & {torch.bfloat16, torch.float16}:
+            self._warn_once(
+                "the transformer is trained with weights in half precision, which updates at "
+                "usual learning rates leave as they are: load it with use_mixed_training=True, "
+                "and compute under torch.autocast or with accelerate's mixed_precision"
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
+            logger.warning(message)
+
+
+def _unwrapped(module: Any) -> Any:
+    """The module inside of those that DDP, FSDP and `torch.compile` put around it."""
+    while isinstance(inner := getattr(module, "module", None), nn.Module) or isinstance(
+        inner := getattr(module, "_orig_mod", None), nn.Module
+    ):
+        module = inner
+    return module
+
+
+def _features(text: Mapping[str, Tensor] | TextCondition) -> TextCondition:
+    """The features of texts, by our names or by those of the reference's extracted files."""
+    given = text._asdict() if isinstance(text, TextCondition) else text
+    singular = {name: name.replace("embeds", "embed") for name in TextCondition._fields}
+    condition = TextCondition.checked(*(given.get(n, given.get(s)) for n, s in singular.items()))
+    if condition is None:
+        raise ValueError(f"the features of the text must have {', '.join(singular)}")
+    return condition
+
+
+def _dropped(count: int, generator: torch.Generator | None) -> list[bool]:
+    """Which of the texts are replaced by the empty one."""
+    source = generator.device if generator is not None else None
+    return (torch.rand(count, generator=generator, device=source) < PROMPT_DROPOUT).tolist()
 
 
 def _saved_arguments(folder: CheckpointFolder) -> dict[str, Any]:

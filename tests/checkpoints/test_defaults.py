@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from golden import PROJECT_ROOT
 from tiny_checkpoint import write_tiny_checkpoint
 
 from pyramid_dit.checkpoints.defaults import GenerationDefaults
 from pyramid_dit.checkpoints.folder import CheckpointFolder
+from trainer_misc.toy.moving_shapes import combination_of
 
 
 def of_variant(variant: str, **index: Any) -> GenerationDefaults:
@@ -128,3 +131,37 @@ def test_words_that_a_checkpoint_never_learned() -> None:
     for value in ("a red circle", [1], 3):
         with pytest.raises(TypeError, match="known_words must be a list of words"):
             GenerationDefaults.of({"known_words": value})
+
+
+def test_the_sentence_that_a_checkpoint_knows() -> None:
+    parts = ["a", {"color": ["red", "blue"]}, "circle", {"motion": ["grows", "moves left"]}]
+    some = GenerationDefaults.of({"known_sentence": parts})
+    assert some.choices() == {"color": ["red", "blue"], "motion": ["grows", "moves left"]}
+    assert some.sentence({"color": "red", "motion": "moves left"}) == "a red circle moves left"
+    assert GenerationDefaults().choices() == {}
+    for value in (
+        "a",
+        3,
+        [3],
+        [{}],
+        [{"a": "b"}],
+        [{"a": []}],
+        [{"a": [1]}],
+        [{"a": "b", "c": []}],
+    ):
+        with pytest.raises(TypeError, match="known_sentence must be a list of texts and of cho"):
+            GenerationDefaults.of({"known_sentence": value})
+    with pytest.raises(ValueError, match="name each choice differently, got a, a"):
+        GenerationDefaults.of({"known_sentence": [{"a": ["b"]}, {"a": ["c"]}]})
+
+
+def test_the_bundled_checkpoint_knows_the_captions_that_it_was_trained_on() -> None:
+    defaults = CheckpointFolder.open(PROJECT_ROOT / "pyramid_dit" / "toy").defaults
+    choices = defaults.choices()
+    assert list(choices) == ["color", "shape", "motion", "background"]
+    sentences = [
+        defaults.sentence(dict(zip(choices, chosen, strict=True)))
+        for chosen in product(*choices.values())
+    ]
+    assert [combination_of(sentence) for sentence in sentences] == list(range(504))
+    assert defaults.unknown_words(sentences) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,13 @@ def test_training_checkpoints(original: Path, tmp_path: Path, name: str, wrapped
         load_it(path)
         loaded = parts[part].state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in fresh[part].items())
+
+    content = {"ema": fresh["dit"], "model": pipeline.vae.state_dict(), "args": Namespace(lr=1.0)}
+    torch.save(content, tmp_path / "two.pth")
+    pipeline.load_checkpoint(tmp_path / "two.pth", model_key="ema")
+    pipeline.load_vae_checkpoint(tmp_path / "two.pth")
+    with pytest.raises(ValueError, match="two.pth does not fit"):
+        pipeline.load_checkpoint(tmp_path / "two.pth")
 
     with pytest.raises(FileNotFoundError, match="nowhere"):
         pipeline.load_checkpoint(tmp_path / "nowhere.pth")

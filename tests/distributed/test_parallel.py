@@ -21,6 +21,7 @@ from progress import STEPS_MADE, wait_for
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit.cli.command import main
+from pyramid_dit.distributed import parallel
 from pyramid_dit.distributed.launcher import (
     ProcessesFailed,
     Stopped,
@@ -29,13 +30,25 @@ from pyramid_dit.distributed.launcher import (
 )
 from pyramid_dit.distributed.parallel import (
     SERIAL,
+    Serial,
     check_heads,
     form_groups,
+    groups_are_formed,
     mesh_shape,
     processes_at_work,
     split_sizes,
 )
-from trainer_misc import init_distributed_mode, init_sequence_parallel_group
+from pyramid_dit.generation import request
+from trainer_misc import (
+    get_rank,
+    get_sequence_parallel_group,
+    get_sequence_parallel_group_rank,
+    get_sequence_parallel_rank,
+    get_sequence_parallel_world_size,
+    init_distributed_mode,
+    init_sequence_parallel_group,
+    is_sequence_parallel_initialized,
+)
 
 PROMPT = "a red circle moves left on a white background"
 HEADS = 5  # which no number of processes here divides
@@ -241,6 +254,45 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         init_sequence_parallel_group(args)
 
 
+def test_joining_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    args = Namespace()
+    init_distributed_mode(args, init_pytorch_ddp=False)
+    assert (args.distributed, args.rank, args.world_size, args.gpu) == (True, 1, 2, 0)
+    assert not torch.distributed.is_initialized()
+
+
+def test_processes_of_mpirun(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    for name in ours:
+        monkeypatch.setenv(name, "")  # so that they are put back in the end
+        monkeypatch.delenv(name)
+        monkeypatch.delenv(f"OMPI_COMM_WORLD_{name.removeprefix('WORLD_')}", raising=False)
+    args = Namespace(dist_on_itp=True, dist_url="env://")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="no OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_LOCAL_RANK$"):
+        init_distributed_mode(args)
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+    init_distributed_mode(args, init_pytorch_ddp=False)
+    assert (args.rank, args.world_size, args.gpu) == (3, 4, 0)
+    assert [os.environ[name] for name in ours] == ["3", "0", "4"]
+    assert not caplog.records
+    init_distributed_mode(Namespace(dist_url="tcp://host:1"), init_pytorch_ddp=False)
+    assert "dist_url=tcp://host:1 has no effect" in caplog.text
+
+
+def test_alone_there_are_no_groups() -> None:
+    assert not groups_are_formed()
+    assert get_rank() == get_sequence_parallel_rank() == get_sequence_parallel_group_rank() == 0
+    assert get_sequence_parallel_world_size() == 1 and not is_sequence_parallel_initialized()
+    with pytest.raises(RuntimeError, match="call init_sequence_parallel_group first"):
+        get_sequence_parallel_group()
+
+
 # ---- the command line -------------------------------------------------------------------------
 
 
@@ -283,6 +335,36 @@ def test_gpus_give_the_video_of_one_process(checkpoints: Path, tmp_path: Path) -
     alone = [PROMPT, "--model", str(checkpoints / "pyramid_flux"), "--device", "cpu"]
     assert main([*alone, "--seed", "3", "-q", "--output", f"{tmp_path / 'one'}/"]) == 0
     assert np.abs(frames(tmp_path / "two") - frames(tmp_path / "one")).mean() < 0.01
+
+
+def test_warnings_come_once(tmp_path: Path) -> None:
+    """Words that the checkpoint which comes along never learned, and more than it reads."""
+    prompt = "a red elephant moves left on a white background " * 40
+    done = subprocess.run(
+        [sys.executable, "-m", "pyramid_dit", prompt, "--device", "cpu", "--gpus", "2", "--quiet"]
+        + ["--steps", "1", "--num-frames", "1", "--output", str(tmp_path / "video.mp4")],
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "the checkpoint never learned the words",
+        "a prompt of 681 tokens is cut to 128, what T5 reads (max_sequence_length)",
+    ]
+
+
+def test_in_python_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Other(Serial):
+        rank = 1
+
+    warn = request.logger.warning
+    monkeypatch.setitem(parallel._formed, True, Other())
+    warn("from process 1")
+    monkeypatch.setitem(parallel._formed, True, SERIAL)
+    warn("from process 0")
+    assert caplog.messages == ["from process 0"]
 
 
 @pytest.mark.parametrize("end", ["a worker is killed", "SIGTERM"])

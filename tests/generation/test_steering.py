@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +445,38 @@ def test_frames_that_are_not_finite_stop_the_run(model: PyramidDiTForVideoGenera
         model.vae.decoder.conv_out.conv.bias.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="frames that the VAE decoded are not finite"):
         model.generate(**TEXT)
+
+
+def test_encoded_negative_prompts_are_given_again_and_only_then(
+    model: PyramidDiTForVideoGeneration, tmp_path: Path
+) -> None:
+    assert model.text_encoder is not None
+    names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+    values = model.text_encoder([SQUARE])
+    encoded = {f"negative_{name}": value for name, value in zip(names, values, strict=True)}
+    whole = model.generate(**{**TEXT, **encoded, "output_type": "latent"})
+    stopped_after(model, 1, **encoded).save_latents(tmp_path / "run")
+    with pytest.raises(ValueError, match="were negative_prompt_embeds: give them"):
+        model.generate_v2v(resume=tmp_path / "run", output_type="latent")
+    resumed = model.generate_v2v(resume=tmp_path / "run", output_type="latent", **encoded)
+    assert torch.equal(resumed, whole)
+    stopped_after(model, 1).save_latents(tmp_path / "words")
+    with pytest.raises(ValueError, match="has its own negative prompts"):
+        model.generate_v2v(resume=tmp_path / "words", output_type="latent", **encoded)
+
+
+def test_latents_of_another_transformer_are_said_to_be(
+    model: PyramidDiTForVideoGeneration, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> list[str]:
+        return [message for message in caplog.messages if "made by" in message]
+
+    stopped_after(model, 1).save_latents(tmp_path / "run")
+    model.generate_v2v(resume=tmp_path / "run")
+    saved = SavedLatents.load(tmp_path / "run")
+    assert saved.model.startswith("pyramid_flux diffusion_transformer") and not said()
+    model.generate_v2v(resume=replace(saved, model=""))
+    assert not said()
+    model.generate_v2v(resume=replace(saved, model="pyramid_flux other"))
+    (message,) = said()
+    assert f"made by pyramid_flux other, and {saved.model} goes on" in message

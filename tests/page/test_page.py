@@ -324,21 +324,85 @@ def test_visitors_have_folders_of_their_own(
     monkeypatch.setattr(visitors, "time", clock)
     now = 1000.0
     there = Visitors(tmp_path, kept=500, kept_after_leaving=20)
-    first, second = there.of("../../a"), there.of("b")
+    first, second = there.of("../../a").visitor, there.of("b").visitor
     assert first.folder.parent == second.folder.parent == tmp_path
     assert first.folder != second.folder
     for visitor in (first, second):
         visitor.folder.mkdir()
     there.leave("../../a")
     now += 19
-    assert there.of("../../a") is first  # was only away
+    assert there.of("../../a").visitor is first  # was only away
     there.leave("../../a")
     now += 21
-    assert there.of("b") is second
+    assert there.of("b").visitor is second
     assert list(tmp_path.iterdir()) == [second.folder]
-    assert there.of("../../a") is not first
+    assert there.of("../../a").visitor is not first
     now += 501
-    assert there.of("b") is not second
+    assert there.of("b").visitor is not second
+
+
+def test_a_visitor_is_known_by_a_token_that_the_page_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(visitors, "time", clock)
+    now = 1000.0
+    there = Visitors(tmp_path, kept=500, kept_after_leaving=20)
+    token, first = there.enter("a", None)
+    assert there.of("a") is first
+    again, second = there.enter("b", token)
+    assert again == token and second is not first and second.visitor is first.visitor
+    given = {token}
+    for guess in ("", "mine", token[:-1], ["x"], {}, 7, True, None):
+        other, stranger = there.enter("c", guess)
+        assert stranger.visitor is not first.visitor
+        assert other not in given and len(other) >= 40
+        given.add(other)
+    there.leave("a")
+    now += 21
+    assert there.enter("d", token)[1].visitor is first.visitor  # by the other tab
+    for session in "bd":
+        there.leave(session)
+    now += 21
+    assert there.enter("e", token)[0] != token
+
+
+def test_results_have_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: ModelCard
+) -> None:
+    monkeypatch.setattr(visitors, "MAX_RESULTS", 3)
+    there = Visitors(tmp_path, kept=500)
+    visitor = there.of("a").visitor
+    paths = [visitor.folder / str(number) / "video.mp4" for number in range(5)]
+    settings = form().request(card).settings
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"video")
+        visitor.add(visitors.Result(path, None, settings, ""))
+    assert [result.path for result in visitor.results] == paths[2:]
+    assert sorted(visitor.folder.iterdir()) == [path.parent for path in paths[2:]]
+    os.utime(paths[2].parent, (time.time() - 501,) * 2)
+    there.remove_old_results()
+    assert sorted(visitor.folder.iterdir()) == [path.parent for path in paths[3:]]
+
+
+def test_who_returns_in_time_finds_the_job_going_on(tmp_path: Path, card: ModelCard) -> None:
+    there = Visitors(tmp_path, grace=0.2)
+    token, tab = there.enter("a", None)
+    job = tab.visitor.job = Job(form().request(card), tmp_path)
+    for session in "bc":
+        there.leave("a" if session == "b" else "b")
+        assert there.enter(session, token)[1].visitor.job is job
+    there.enter("d", token)
+    there.leave("c")
+    time.sleep(0.5)
+    assert not job.stopping  # one tab is still there
+    there.leave("d")
+    assert not job.stopping
+    deadline = time.monotonic() + PATIENCE
+    while not job.stopping:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # ---- the queue ------------------------------------------------------------------------------
@@ -453,16 +517,17 @@ def test_every_strip_is_told_of(
     assert job.state is State.DONE
 
 
-def test_whoever_leaves_has_the_job_stopped(worker: Worker, card: ModelCard) -> None:
+@pytest.mark.parametrize("owned", [True, False])
+def test_whoever_leaves_has_his_job_stopped(worker: Worker, card: ModelCard, owned: bool) -> None:
     job = worker.submit(form().request(card))
 
     async def leave() -> None:
-        async for strips in job.watch():
+        async for strips in job.watch(owned=owned):
             assert strips == 0
             break
 
     asyncio.run(leave())
-    assert job.stopping and not job.finished
+    assert job.stopping == owned and not job.finished
 
 
 def test_the_queue_has_an_end(card: ModelCard, tmp_path: Path) -> None:

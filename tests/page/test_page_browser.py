@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from page_server import PATIENCE, page_here, running_page
+from page_server import page_here, running_page
+from page_visit import PROMPT, FakeStream, Visit, expect
 from PIL import Image
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
-from pyramid_dit.checkpoints.folder import CheckpointFolder
+from pyramid_dit.page import visitors
 from pyramid_dit.page.settings import ModelCard
-from pyramid_dit.page.worker import Job
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested in a browser")
 pytest.importorskip("gradio")
-expect = sync_api.expect
-expect.set_options(timeout=1000 * PATIENCE)
 
-PROMPT = "a red circle moves left"
 PHONE = {"width": 375, "height": 812}
-VIDEO_STATE = """() => {
-  const video = document.querySelector("#pf-result-video video");
-  return video && [video.readyState, video.duration, video.videoWidth, video.videoHeight];
-}"""
 RECORD = """() => {
   const preview = document.querySelector(".pf-preview");
   const status = document.querySelector("#pf-status");
@@ -50,12 +39,6 @@ COLOR_SEEN = """(color) => {
   const seen = canvas.getContext("2d").getImageData(5, 5, 1, 1).data;
   return color.every((value, i) => Math.abs(value - seen[i]) < 20);
 }"""
-RECORD_TOASTS = """() => {
-  window.toasts = [];
-  new MutationObserver(() => {
-    for (const toast of document.querySelectorAll(".toast-wrap")) toasts.push(toast.innerText);
-  }).observe(document.body, { childList: true, subtree: true });
-}"""
 TWO_FRAMES = """() => new Promise((done) => {
   requestAnimationFrame(() => requestAnimationFrame(done));
 })"""
@@ -71,131 +54,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with running_page("--model", str(model), "--threads", "1", log=folder / "log") as (url, _):
         yield url
     assert "Traceback" not in (folder / "log").read_text()
-
-
-class FakeStream(AbstractContextManager, Iterator[list[Image.Image]]):
-    """Units of one color each, as soon as `released` lets them through; without it at once."""
-
-    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255)]
-    counts = [1, 9, 17, 25, 33, 41]
-    total_steps = 6
-
-    def __init__(self, job: Job, released: threading.Semaphore | None = None) -> None:
-        self._units = self._made(job.callbacks(None)["callback_on_step_end"], released)
-
-    def _made(
-        self, on_step: Callable[..., None], released: threading.Semaphore | None
-    ) -> Iterator[list[Image.Image]]:
-        for step, color in enumerate([*self.colors, None]):
-            assert released is None or released.acquire(timeout=PATIENCE)
-            if color is not None:
-                on_step(None, step, 0.0, {})
-                yield [Image.new("RGB", (64, 64), color)] * (8 if step else 1)
-
-    def __next__(self) -> list[Image.Image]:
-        return next(self._units)
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
-    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), index=QUICK_INDEX)
-    return ModelCard.of(CheckpointFolder.open(folder), "tiny")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        program = shutil.which("chromium") or playwright.chromium.executable_path
-        if not Path(program).exists():
-            pytest.skip("there is no chromium: `apt-get install chromium`")
-        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        started = playwright.chromium.launch(
-            executable_path=program, args=sandbox, timeout=1000 * PATIENCE
-        )
-        yield started
-        started.close()
-
-
-class Visit:
-    """A visitor with the page open."""
-
-    def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        self.address = address
-        self.asked_for: list[str] = []
-        self.errors: list[str] = []
-        self.context = browser.new_context(**options)
-        self.context.set_default_timeout(1000 * PATIENCE)
-        self.page = self.context.new_page()
-        self.page.on("request", lambda request: self.asked_for.append(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(address)
-        self.page.wait_for_selector("#pf-make-text")
-        self.page.wait_for_selector("#pf-status .pf-idle")
-        self.page.evaluate(RECORD_TOASTS)
-        self.results = self.page.locator("#pf-gallery .thumbnail-item")
-        self.details = self.page.locator("#pf-details")
-
-    def open_tab(self, name: str) -> None:
-        self.page.click(f"button[role=tab]:has-text('{name}')")
-        self.page.wait_for_selector(f"button[role=tab][aria-selected=true]:has-text('{name}')")
-
-    def set_seconds(self, seconds: float) -> None:
-        self.page.fill("#pf-seconds input[type=number]", str(seconds))
-        self.page.keyboard.press("Tab")
-
-    def wait_for(self, state: str) -> str:
-        """Wait until the status is of this kind, and return its words."""
-        self.page.wait_for_selector(f"#pf-status [data-state={state}]")
-        return self.page.inner_text("#pf-status .pf-status")
-
-    def make(self, mode: str) -> None:
-        """Make a video, and wait until it is there."""
-        before = self.results.count()
-        with self.another_video():
-            self.page.click(f"#pf-make-{mode}")
-            self.results.nth(before).wait_for()  # the status may come and go unseen
-        self.wait_for("done")
-
-    @contextmanager
-    def another_video(self) -> Iterator[None]:
-        """Wait until another video is shown than before."""
-        source = "document.querySelector('#pf-result-video video')?.src"
-        before = self.page.evaluate(f"{source} || null")
-        yield
-        self.page.wait_for_function(f"(before) => {source} && {source} != before", arg=before)
-
-    def begin_what_takes_long(self) -> None:
-        """Have a video made that no machine finishes within a test: of 9,000 steps."""
-        self.page.fill("#pf-modes textarea >> nth=0", PROMPT)
-        self.set_seconds(10)
-        self.page.click("#pf-more button >> nth=0")
-        self.page.get_by_label("number input for Steps of later frames").fill("100")
-        self.page.keyboard.press("Tab")
-        self.page.click("#pf-make-text")
-
-    def video(self) -> list[float]:
-        """Ready state, duration, width and height of the video, once it can be played."""
-        script = f"() => ((state) => state && state[0] >= 3 ? state : null)(({VIDEO_STATE})())"
-        return self.page.wait_for_function(script).json_value()
-
-    def video_file(self) -> bytes:
-        self.video()
-        source = self.page.get_attribute("#pf-result-video video", "src")
-        return self.page.request.get(source, timeout=1000 * PATIENCE).body()
-
-    def wait_for_toast(self, words: str) -> None:
-        """Wait until there was a message with these words; it goes away by itself."""
-        self.page.wait_for_function("(words) => toasts.some(t => t.includes(words))", arg=words)
-
-    def wait_for_frames(self, count: int) -> None:
-        """Wait until the preview has so many frames."""
-        self.page.wait_for_selector(f".pf-preview[data-frames='{count}']", state="attached")
-
-    def seed(self) -> str:
-        return self.page.input_value("#pf-seed input")
 
 
 @pytest.fixture
@@ -355,8 +213,7 @@ def test_results_are_kept_extended_and_read_back(visit: Visit, tmp_path: Path) -
 
     (tmp_path / "kept.mp4").write_bytes(file)
     visit.page.reload()
-    visit.page.wait_for_selector("#pf-status .pf-idle")
-    expect(visit.results).to_have_count(0)
+    expect(visit.results).to_have_count(2)
     visit.page.click("#pf-restore-box button >> nth=0")
     visit.page.set_input_files("#pf-restore input[type=file]", tmp_path / "kept.mp4")
     expect(visit.page.locator("#pf-seed input")).to_have_value(seed)
@@ -367,20 +224,29 @@ def test_results_are_kept_extended_and_read_back(visit: Visit, tmp_path: Path) -
     assert visit.video_file() == file
 
 
-def test_who_leaves_makes_room_and_others_see_nothing(browser: Any, address: str) -> None:
-    leaving, staying = Visit(browser, address), Visit(browser, address)
-    leaving.begin_what_takes_long()
-    leaving.wait_for("run")
-    staying.page.fill("#pf-modes textarea >> nth=0", "a blue square")
-    staying.page.click("#pf-make-text")
-    assert "1 video is made before yours" in staying.wait_for("wait")
-    leaving.context.close()
-    staying.wait_for("done")
-    staying.video()
-    expect(staying.results).to_have_count(1)
-    expect(staying.details).to_contain_text("a blue square")
-    expect(staying.details).not_to_contain_text(PROMPT)
-    staying.context.close()
+def test_who_leaves_makes_room_and_others_see_nothing(
+    browser: Any, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visitors, "GRACE", 0.5)
+    released = threading.Semaphore(1)
+    streams = [lambda job: FakeStream(job, released), FakeStream]
+    with page_here(card, lambda job: streams.pop(0)(job), tmp_path) as address:
+        leaving, staying = Visit(browser, address), Visit(browser, address)
+        leaving.page.fill("#pf-modes textarea >> nth=0", PROMPT)
+        leaving.page.click("#pf-make-text")
+        leaving.wait_for_frames(1)
+        staying.page.fill("#pf-modes textarea >> nth=0", "a blue square")
+        staying.page.click("#pf-make-text")
+        assert "1 video is made before yours" in staying.wait_for("wait")
+        leaving.context.close()
+        expect(staying.page.locator("#pf-status")).to_contain_text("Starting")
+        released.release()  # the step that is being computed
+        staying.wait_for("done")
+        staying.video()
+        expect(staying.results).to_have_count(1)
+        expect(staying.details).to_contain_text("a blue square")
+        expect(staying.details).not_to_contain_text(PROMPT)
+        staying.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -544,3 +544,27 @@ def test_weights_quantized_by_torchao(flux: PyramidFlowPipeline, tmp_path: Path)
     assert 0 < error < 0.05
     small.save_pretrained(tmp_path)
     assert torch.equal(made(quiet(PyramidFlowPipeline.from_pretrained(tmp_path))), made(small))
+
+
+@pytest.mark.parametrize("undo", ["remove_all_hooks", "max-speed"])
+def test_moving_and_saving_after_offloading_says_what_to_call(
+    undo: str, flux: PyramidFlowPipeline, tmp_path: Path
+) -> None:
+    flux.enable_memory_preset("6GB")  # which rounds the weights
+    frames = made(flux)
+    for action in (
+        lambda: flux.to("cpu"),
+        lambda: flux.to(torch.bfloat16),
+        lambda: flux.save_pretrained(tmp_path),
+    ):
+        with pytest.raises(RuntimeError, match=r"offloaded.*remove_all_hooks.*max-speed"):
+            action()
+    assert torch.equal(made(flux), frames)
+    if undo == "max-speed":
+        flux.enable_memory_preset(undo)
+    else:
+        flux.remove_all_hooks()
+    flux.to("cpu")
+    flux.save_pretrained(tmp_path)
+    for pipeline in (flux, quiet(PyramidFlowPipeline.from_pretrained(tmp_path))):
+        torch.testing.assert_close(made(pipeline), frames, rtol=0, atol=1e-4)

@@ -515,24 +515,65 @@ def test_defaults_of_a_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     assert calls == [["a circle, sharp"], [""]]
 
 
+# ---- steps by themselves ----------------------------------------------------------------------
+
+
+def test_decoding_and_noise_are_those_of_a_run(flux: PyramidDiTForVideoGeneration) -> None:
+    noise = flux.prepare_latents(1, LATENT_CHANNELS, 2, 64, 128, generator=seeded(3)[0])
+    assert noise.shape == (1, LATENT_CHANNELS, 2, 8, 16) and noise.dtype == torch.float32
+    half = flux.prepare_latents(2, 4, 1, 64, 64, torch.bfloat16, torch.device("cpu"), None)
+    assert half.shape == (2, 4, 1, 8, 8) and half.dtype == torch.bfloat16
+    options = {"height": 64, "width": 128, "temp": 2, "video_num_inference_steps": 1, **QUICK}
+    options["latents"] = noise
+    runs = [
+        flux.generate(PROMPTS[0], output_type=kind, generator=seeded(3)[0], **options)
+        for kind in ("pil", "latent")
+    ]
+    for save_memory in (True, False):
+        frames = np.stack(flux.decode_latent(runs[1], save_memory)).astype(int)
+        assert frames.shape == (9, 64, 128, 3)
+        assert np.abs(frames - np.stack(runs[0])).max() <= 1  # rounding before the cut to a byte
+    assert len(flux.decode_latent(runs[1].expand(2, -1, -1, -1, -1))) == 18
+
+
+def test_noise_of_a_jump(flux: PyramidDiTForVideoGeneration) -> None:
+    noise = flux.sample_block_noise(2, LATENT_CHANNELS, 3, 16, 8, generator=seeded(0)[0])
+    expected = flux.scheduler.sample_block_noise(
+        (2, LATENT_CHANNELS, 3, 16, 8), generator=seeded(0)[0]
+    )
+    assert torch.equal(noise, expected)
+
+
+def test_loss_of_columns(flux: PyramidDiTForVideoGeneration) -> None:
+    targets = [torch.zeros(1, 4, 1, size, size) for size in (2, 4, 4, 8)]
+    loss, log = flux.calculate_loss([target + 2.0 for target in targets], targets)
+    assert loss == 4.0 and log["loss_stage_1"] == 4.0
+
+
 # ---- training ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["video", "full sequence", "image", "latents", "features"])
+TRAINING_KINDS = "video", "full sequence", "image", "latents", "image latents", "features"
+
+
+@pytest.mark.parametrize("kind", TRAINING_KINDS)
 def test_training_step(folders: dict[str, Path], kind: str) -> None:
     pipeline = PyramidDiTForVideoGeneration(
         folders["pyramid_flux"],
         "fp32",
         "pyramid_flux",
         sample_ratios=[1, 2, 1],
-        load_vae=kind != "latents",
+        load_vae="latents" not in kind,
         use_gradient_checkpointing=True,
         max_temporal_length=3,
     )
-    frames = 1 if kind == "image" else 9
-    video = torch.rand(4, 3, frames, 64, 64) * 2 - 1
+    video = torch.rand(4, 3, 9, 64, 64) * 2 - 1
+    if kind == "image":
+        video = video[:, :, 0]
     if kind == "latents":
         video = torch.randn(4, LATENT_CHANNELS, 3, 8, 8)
+    if kind == "image latents":
+        video = torch.randn(4, LATENT_CHANNELS, 8, 8)
     text: Any = [PROMPTS[0]] * 4
     if kind == "features":
         features = text_features(pipeline, batch=4)
@@ -541,7 +582,7 @@ def test_training_step(folders: dict[str, Path], kind: str) -> None:
         loss, log = pipeline(
             video,
             text,
-            ["image" if kind == "image" else "video"],
+            ["image" if kind.startswith("image") else "video"],
             use_temporal_pyramid=kind != "full sequence",
             generator=seeded(step)[0],
         )
@@ -560,17 +601,128 @@ def test_a_tenth_of_the_prompts_is_dropped(flux: PyramidDiTForVideoGeneration) -
     flux.text_encoder.forward = lambda texts, **_: seen.extend(texts) or original(texts[:1])
     try:
         for seed in range(50):
-            flux._training_text(["a circle"] * 40, seeded(seed)[0])
+            flux._training_text(["a circle"] * 40, None, seeded(seed)[0])
     finally:
         flux.text_encoder.forward = original
     assert set(seen) == {"", "a circle"}
     assert 0.08 < seen.count("") / len(seen) < 0.12
 
 
+def test_images_are_videos_of_one_frame(flux: PyramidDiTForVideoGeneration) -> None:
+    images = torch.rand(4, 3, 64, 128) * 2 - 1
+    losses = [
+        flux(batch, PROMPTS * 2, [kind], False, generator=seeded(0)[0])[0]
+        for batch, kind in (
+            (images, "image"),
+            (images.unsqueeze(2), "image"),
+            (images.unsqueeze(2), "video"),
+        )
+    ]
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+
+
+def feature_batch(count: int) -> dict[str, torch.Tensor]:
+    """Features that say in every number which row they are, counted from 1."""
+    row = torch.arange(1.0, count + 1)
+    return {
+        "prompt_embeds": row.view(-1, 1, 1).expand(-1, 5, 24),
+        "prompt_attention_mask": torch.ones(count, 5, dtype=torch.long),
+        "pooled_prompt_embeds": row.view(-1, 1).expand(-1, 16),
+    }
+
+
+@pytest.mark.parametrize("length", [3, 8])
+def test_a_tenth_of_the_features_is_dropped(
+    flux: PyramidDiTForVideoGeneration, length: int
+) -> None:
+    features = feature_batch(40)
+    empty = {  # of another length and dtype, by the names of extracted files
+        "prompt_embed": torch.zeros(1, length, 24, dtype=torch.bfloat16),
+        "prompt_attention_mask": torch.tensor([[1] + [0] * (length - 1)]),
+        "pooled_prompt_embed": torch.zeros(1, 16, dtype=torch.bfloat16),
+    }
+    total = 0
+    for seed in range(50):
+        text = flux._training_text(features, empty, seeded(seed)[0])
+        dropped = torch.rand(40, generator=seeded(seed)[0]) < 0.1  # as prompts are
+        expected = features["pooled_prompt_embeds"].masked_fill(dropped[:, None], 0)
+        assert torch.equal(text.pooled_prompt_embeds, expected)
+        assert torch.equal(text.prompt_embeds[:, 0], expected[:, :1].expand(-1, 24))
+        assert text.prompt_attention_mask.sum(1).tolist() == [1 if d else 5 for d in dropped]
+        total += int(dropped.sum())
+    assert 0.08 < total / 2000 < 0.12
+
+
+def test_features_without_the_empty_prompt_are_kept_with_a_warning(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = PyramidDiTForVideoGeneration(folders["pyramid_flux"], "fp32", "pyramid_flux")
+    features = feature_batch(40)
+    for seed in range(3):
+        text = pipeline._training_text(features, None, seeded(seed)[0])
+        assert all(torch.equal(x, features[name]) for name, x in text._asdict().items())
+    assert caplog.text.count("guidance is not learned") == 1
+    prompts = pipeline.text_encoder(["a circle"] * 3)
+    assert pipeline(torch.zeros(3, 3, 1, 64, 64), prompts)[0].isfinite()
+    with pytest.raises(ValueError, match="empty_text must have one row, got 40"):
+        pipeline._training_text(features, features, None)
+    with pytest.raises(ValueError, match="features of the text must have"):
+        pipeline._training_text(features, {}, None)
+
+
+def test_weights_in_half_precision(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def train(pipeline: PyramidDiTForVideoGeneration) -> int:
+        """Two steps; gives how often the log warns."""
+        caplog.clear()
+        pipeline.dit.train()
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss, _ = pipeline(torch.zeros(3, 3, 1, 64, 64), ["a circle"] * 3)
+            assert loss.isfinite()
+            loss.backward()
+        assert all(p.grad is not None for p in pipeline.dit.parameters())
+        return caplog.text.count("use_mixed_training=True")
+
+    place = (folders["pyramid_flux"], "bf16", "pyramid_flux")
+    pipeline = PyramidDiTForVideoGeneration(*place)
+    assert pipeline.dit.dtype == torch.bfloat16
+    assert train(pipeline) == 1
+    pipeline = PyramidDiTForVideoGeneration(*place, use_mixed_training=True)
+    assert {p.dtype for p in pipeline.dit.parameters()} == {torch.float32}
+    for frozen in (pipeline.vae, pipeline.text_encoder):
+        assert {p.dtype for p in frozen.parameters()} == {torch.bfloat16}
+    assert train(pipeline) == 0
+
+
+def test_a_wrapped_transformer(folders: dict[str, Path]) -> None:
+    class Around(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module, self.calls = module, 0
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return self.module(*args, **kwargs)
+
+    pipeline = PyramidDiTForVideoGeneration(folders["pyramid_flux"], "fp32", "pyramid_flux")
+    bare = pipeline.dit
+    pipeline.dit = around = Around(Around(bare))
+    assert pipeline.dit is around and pipeline.video_generator.components.dit is bare
+    assert pipeline.dtype == torch.float32 and pipeline.latent_channels == LATENT_CHANNELS
+    pipeline(torch.zeros(3, 3, 1, 64, 64), ["a circle"] * 3)
+    assert around.calls == around.module.calls == 1
+    pipeline.video_generator.components.dit = other = torch.nn.Linear(1, 1)
+    assert pipeline.dit is other
+
+
 def test_bad_training_input(flux: PyramidDiTForVideoGeneration) -> None:
     video = torch.zeros(4, 3, 1, 64, 64)
     with pytest.raises(ValueError, match="identifier"):
         flux(video, ["a"] * 4, ["sound"])
+    with pytest.raises(ValueError, match=r"'video'.* of shape \(4, 3, 64, 64\): a batch has 5"):
+        flux(video[:, :, 0], ["a"] * 4)
     with pytest.raises(ValueError, match="3 texts for 4 videos"):
         flux(video, ["a"] * 3)
     with pytest.raises(ValueError, match="features"):

@@ -13,12 +13,12 @@ from torch import nn
 
 from pyramid_dit import PyramidDiTForVideoGeneration
 from trainer_misc import dit_trainer, vae_trainer
-from trainer_misc.checkpoints import newest_checkpoint, thin_checkpoints, write_folder
+from trainer_misc.checkpoints import newest_checkpoint
 from trainer_misc.dit_trainer import DitRecipe, train_dit
-from trainer_misc.loop import LoopConfig, TrainingLoop
+from trainer_misc.loop import LoopConfig
 from trainer_misc.optimization import (
     Muon,
-    learning_rate_factor,
+    learning_rate,
     muon_groups,
     orthogonalize,
     parameter_groups,
@@ -53,18 +53,18 @@ SMALL_DIT = dit_trainer.TOY_DIT | {"num_layers": 1, "num_single_layers": 1}
 
 
 def test_schedules_warm_up_and_come_down():
-    def factors(schedule):
-        return [
-            learning_rate_factor(s, steps=100, warmup=10, schedule=schedule, cooldown=20)
-            for s in (0, 9, 50, 90, 100)
-        ]
+    def rates(schedule, **options):
+        options = {"steps": 100, "peak": 2.0, "warmup": 10, "cooldown": 20} | options
+        return [learning_rate(s, schedule=schedule, **options) for s in (0, 9, 50, 90, 100)]
 
-    assert factors("constant") == [0.1, 1, 1, 1, 1]
-    assert factors("trapezoid") == [0.1, 1, 1, 0.5, 0]
-    cosine = factors("cosine")
-    assert cosine[:2] == [0.1, 1] and cosine[2] > cosine[3] > cosine[4] == pytest.approx(0)
-    with pytest.raises(ValueError, match="'linear'; allowed are"):
-        learning_rate_factor(50, steps=100, warmup=0, schedule="linear", cooldown=1)
+    assert rates("constant") == [0.2, 2, 2, 2, 2]
+    assert rates("constant", start=1.0)[:3] == [1.1, 2, 2]
+    assert rates("trapezoid") == [0.2, 2, 2, 1, 0]
+    cosine = rates("cosine")
+    assert cosine[:2] == [0.2, 2] and cosine[2] > cosine[3] > cosine[4] == pytest.approx(0)
+    assert rates("cosine", least=0.5)[4] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="constant, cosine, trapezoid, got 'linear'"):
+        learning_rate(50, steps=100, peak=1.0, schedule="linear")
 
 
 def test_only_matrices_are_decayed():
@@ -93,70 +93,6 @@ def test_muon_fits_a_linear_map():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.05 * losses[0]
-
-
-# ---- checkpoints and the loop ---------------------------------------------------------------
-
-
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "checkpoint-3"
-    write_folder(target, lambda folder: (folder / "a").write_text("old"))
-
-    def fail(folder):
-        (folder / "a").write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(target, fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"]
-    assert (target / "a").read_text() == "old"
-    write_folder(target, lambda folder: (folder / "b").write_text("new"))
-    assert [p.name for p in target.iterdir()] == ["b"]
-
-
-def test_checkpoints_are_found_and_thinned(tmp_path):
-    assert newest_checkpoint(tmp_path / "absent") is None
-    for step in (5, 20, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / ".checkpoint-200.tmp").mkdir()
-    assert newest_checkpoint(tmp_path).name == "checkpoint-100"
-    thin_checkpoints(tmp_path, keep=2)
-    assert not (tmp_path / "checkpoint-5").exists() and (tmp_path / "checkpoint-20").exists()
-
-
-def run_loop(folder, steps):
-    torch.manual_seed(0)
-    model = nn.Linear(3, 1)
-    config = LoopConfig(
-        output=folder, steps=steps, learning_rate=0.1, schedule="constant", warmup=1, log_every=2
-    )
-    loop = TrainingLoop(config, {"model": model})
-
-    def loss(number):
-        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(number))
-        error = (loop.modules["model"](x) - x.sum(1, keepdim=True)).square().mean()
-        return error, {"error": error.item()}
-
-    assert loop.run(loss)
-    averaged = []
-    loop.averaged(lambda: averaged.extend(p.detach().clone() for p in model.parameters()))
-    return [*averaged, *(p.detach() for p in model.parameters())]
-
-
-def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
-    unbroken = run_loop(tmp_path / "unbroken", 12)
-    run_loop(tmp_path / "broken", 5)
-    for whole, resumed in zip(unbroken, run_loop(tmp_path / "broken", 12), strict=True):
-        torch.testing.assert_close(whole, resumed)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "broken/log.jsonl").open()]
-    assert steps == [2, 4, 6, 8, 10, 12]
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    model = nn.Linear(1, 1)
-    loop = TrainingLoop(LoopConfig(output=tmp_path, steps=3, learning_rate=0.1), {"m": model})
-    with pytest.raises(FloatingPointError, match="nan at step 1"):
-        loop.run(lambda number: (model(torch.full((1, 1), torch.nan)).sum(), {}))
 
 
 # ---- VAE ------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +96,36 @@ def test_chunks_change_nothing(wrapper):
     whole = wrapper.encode_latent(video)
     chunked = wrapper.encode_latent(video, temporal_chunk=True, window_size=8)
     torch.testing.assert_close(whole, chunked, rtol=1e-4, atol=1e-5)
+
+
+def test_encode_and_decode_are_the_vae_s(wrapper):
+    video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    posterior = wrapper.encode(video).latent_dist
+    torch.testing.assert_close(posterior.mode(), wrapper.encode_latent(video))
+    pixels = wrapper.decode(posterior.mode()).sample
+    assert pixels.shape == video.shape and pixels.requires_grad
+    (in_tuple,) = wrapper.encode(video, return_dict=False)
+    assert torch.equal(in_tuple.parameters, posterior.parameters)
+    (in_tuple,) = wrapper.decode(posterior.mode(), return_dict=False)
+    assert torch.equal(in_tuple, pixels)
+    assert wrapper.encode(video[:, :, 0]).latent_dist.mean.shape == (1, 4, 1, 2, 2)
+    assert (wrapper.device.type, wrapper.dtype) == ("cpu", torch.float32)
+    assert wrapper.get_last_layer() is wrapper.vae.decoder.conv_out.conv.weight
+
+
+def test_arguments_by_position(folder):
+    wrapper = CausalVideoVAELossWrapper(
+        folder, "fp32", 7, -1.0, 1e-6, 2.0, 0.0, 0.1, load_loss_module=True
+    )
+    assert (wrapper.loss.disc_start, wrapper.loss.logvar.item()) == (7, -1.0)
+    names = ("kl_weight", "pixelloss_weight", "perceptual_weight", "disc_weight")
+    assert [getattr(wrapper.loss, name) for name in names] == [1e-6, 2.0, 0.0, 0.1]
+    video = torch.rand(1, 3, 17, 16, 16) * 2 - 1
+    whole = wrapper.encode_latent(video)
+    chunked = wrapper.encode_latent(video, False, True, True, 8, 256)
+    torch.testing.assert_close(whole, chunked, rtol=1e-4, atol=1e-5)
+    assert len(wrapper.decode_latent(chunked, True, True, 1, 256)) == 17
+    assert len(wrapper.reconstruct(video, False, False, True, True, 8, 256)) == 17
 
 
 def test_image_makes_one_picture(wrapper):
@@ -224,6 +256,49 @@ def test_load_checkpoint_takes_the_loss_too(folder, tmp_path):
     assert same_weights(without_loss.vae, trained.vae)
 
 
+def reference_checkpoint(wrapper: CausalVideoVAELossWrapper, path: Path) -> None:
+    """What the reference's trainer saves: optimizers, its command line, and biases before norms."""
+    state = wrapper.state_dict()
+    for layer, channels in ((2, 128), (5, 256), (8, 512), (11, 512)):
+        state[f"loss.discriminator.main.{layer}.bias"] = torch.randn(channels)
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-4)
+    content = {
+        "model": state,
+        "optimizer_d": optimizer.state_dict(),
+        "optimizer_g": optimizer.state_dict(),
+        "epoch": 3,
+        "args": Namespace(lr=1e-4, output_dir="out", device="cuda", image_mix_ratio=0.1),
+    }
+    torch.save(content | {"ema": small_vae(7).state_dict()}, path)
+
+
+def test_checkpoints_of_the_reference_s_trainer(folder, tmp_path):
+    torch.manual_seed(5)
+    trained = trainable(small_vae(1), add_discriminator=True, logvar_init=-2.0)
+    path = tmp_path / "checkpoint-3.pth"
+    reference_checkpoint(trained, path)
+    fresh = trainable(folder, add_discriminator=True)
+    fresh.load_checkpoint(path)
+    assert same_weights(fresh, trained)
+    fresh.load_checkpoint(path, model_key="ema")
+    assert same_weights(fresh.vae, small_vae(7))
+
+    with torch.serialization.safe_globals([Namespace]):
+        state = torch.load(path, weights_only=True)["model"]
+    again = trainable(folder, add_discriminator=True)
+    again.load_state_dict(state)  # as strict as ever with everything else
+    assert same_weights(again, trained) and "loss.discriminator.main.2.bias" in state
+    with pytest.raises(RuntimeError, match="main.3.bias"):
+        again.load_state_dict(state | {"loss.discriminator.main.3.bias": torch.zeros(1)})
+
+
+def test_an_entry_that_is_not_there(wrapper, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": small_vae(1).state_dict(), "epoch": 3}, path)
+    with pytest.raises(ValueError, match="its entry 'model' is a"):
+        wrapper.load_checkpoint(path, "module")
+
+
 class Trap:
     def __reduce__(self):
         return (pytest.fail, ("a checkpoint ran code",))
@@ -232,6 +307,9 @@ class Trap:
 def test_load_checkpoint_runs_no_code(wrapper, tmp_path):
     path = tmp_path / "trap.pth"
     torch.save({"model": Trap()}, path)
+    with pytest.raises(ValueError, match=r"cannot read weights from .*trap\.pth"):
+        wrapper.load_checkpoint(path)
+    torch.save({"model": small_vae(1).state_dict(), "args": Namespace(lr=Trap())}, path)
     with pytest.raises(ValueError, match=r"cannot read weights from .*trap\.pth"):
         wrapper.load_checkpoint(path)
     path.write_bytes(pickle.dumps(Trap(), protocol=2))

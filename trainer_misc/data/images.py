@@ -46,11 +46,11 @@ class ImageBatches(BucketedBatches):
     Arguments and errors as for `BucketedBatches`, and:
 
     Args:
-        resolution: "768p" or "384p", see `SIZES`; or other sizes, width and height each.
+        resolution: "384p" or "768p", see `SIZES`; or other sizes, width and height each.
     """
 
     _: KW_ONLY
-    resolution: str | Sequence[Size] = "768p"
+    resolution: str | Sequence[Size] = "384p"
 
     def __post_init__(self) -> None:
         if isinstance(self.resolution, str):
@@ -77,9 +77,8 @@ class ImageBatches(BucketedBatches):
     def _sample(
         self, record: Record, bucket: Size, source: np.random.Generator
     ) -> tuple[Tensor, str]:
-        image = read_picture(self._annotations.find(record["image"]))
-        across, down = source.random(2)
-        return image_pixels(covering(image, bucket, (across, down)))[0, :, 0], record["text"]
+        path = self._annotations.find(record["image"])
+        return _crop(path, bucket, source), record["text"]
 
     def _batch(self, samples: list[tuple[Tensor, str]], bucket: Size) -> dict[str, Any]:
         return {
@@ -87,6 +86,46 @@ class ImageBatches(BucketedBatches):
             "text": [text for _, text in samples],
             "identifier": "image",
         }
+
+
+@dataclass(eq=False, repr=False)
+class StillBatches(BucketedBatches):
+    """Batches of `{"image"}` for the VAE, squares without texts. A batch has
+
+    - `video`: pixels `[b, 3, s, s]` in [-1, 1];
+    - `identifier`: "image".
+
+    An image is scaled to cover the square, and cropped at random, anew in each epoch.
+
+    Arguments and errors as for `BucketedBatches`, and:
+
+    Args:
+        resolution: Side of the square in pixels.
+    """
+
+    _: KW_ONLY
+    resolution: int = 256
+
+    def __post_init__(self) -> None:
+        SIDE("resolution", self.resolution)
+        super().__post_init__()
+
+    def _check(self, record: Record) -> None:
+        check_record(record, ["image"])
+
+    def _name(self, record: Record) -> str:
+        return str(record["image"])
+
+    def _bucket(self, record: Record) -> str:
+        find_file(self._annotations.find(record["image"]))
+        return "image"
+
+    def _sample(self, record: Record, bucket: str, source: np.random.Generator) -> Tensor:
+        path = self._annotations.find(record["image"])
+        return _crop(path, (self.resolution, self.resolution), source)
+
+    def _batch(self, samples: list[Tensor], bucket: str) -> dict[str, Any]:
+        return {"video": torch.stack(samples), "identifier": bucket}
 
 
 def closest_size(width: int, height: int, sizes: Sequence[Size]) -> Size:
@@ -140,3 +179,15 @@ def read_picture(path: Path) -> Image.Image:
         raise SampleError("missing file", f"there is no file {path}") from None
     except (OSError, ValueError) as error:
         raise SampleError("unreadable file", f"{path} {error}") from error
+
+
+def find_file(path: Path) -> None:
+    """Raise a SampleError where there is no file."""
+    if not path.is_file():
+        raise SampleError("missing file", f"there is no file {path}")
+
+
+def _crop(path: Path, size: Size, source: np.random.Generator) -> Tensor:
+    """A part of a picture drawn from `source`, pixels `[3, h, w]`."""
+    across, down = source.random(2)
+    return image_pixels(covering(read_picture(path), size, (across, down)))[0, :, 0]

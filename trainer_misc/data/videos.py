@@ -15,22 +15,21 @@ import torch
 from torch import Tensor
 
 from pyramid_dit.checks import FRAME_RATE, FRAMES, SIDE
-from pyramid_dit.media.images import image_pixels
 from pyramid_dit.media.video_files import video_frames
 from pyramid_dit.media.video_header import VideoHeader
 
 from .annotations import Record, check_record
 from .batches import BucketedBatches
-from .images import Size, covering, read_picture
+from .images import Size, find_file
 from .skipped import SampleError
 
 
 @dataclass(eq=False, repr=False)
 class VideoBatches(BucketedBatches):
-    """Batches of `{"video"}` or `{"image"}`, squares without texts. A batch has
+    """Batches of `{"video"}` for the VAE, squares without texts. A batch has
 
-    - `video`: pixels `[b, 3, t, s, s]` in [-1, 1], where images have one frame;
-    - `identifier`: "video" or "image".
+    - `video`: pixels `[b, 3, t, s, s]` in [-1, 1];
+    - `identifier`: "video".
 
     The short side is scaled to the square, and the middle taken; of the frames, at about `fps` a
     second, a window at random, anew in each epoch. A shorter video is repeated. Where an annotation
@@ -45,7 +44,7 @@ class VideoBatches(BucketedBatches):
     """
 
     _: KW_ONLY
-    max_frames: int
+    max_frames: int = 17
     resolution: int = 256
     fps: float = 24
 
@@ -56,25 +55,20 @@ class VideoBatches(BucketedBatches):
         super().__post_init__()
 
     def _check(self, record: Record) -> None:
-        check_record(record, [_kind(record)])
+        check_record(record, ["video"])
 
     def _name(self, record: Record) -> str:
-        return str(record[_kind(record)])
+        return str(record["video"])
 
     def _bucket(self, record: Record) -> str:
-        kind = _kind(record)
-        _find_file(self._annotations.find(record[kind]))
-        return kind
+        find_file(self._annotations.find(record["video"]))
+        return "video"
 
     def _sample(self, record: Record, bucket: str, source: np.random.Generator) -> Tensor:
-        path = self._annotations.find(record[bucket])
-        size = self.resolution, self.resolution
-        if bucket == "image":
-            return image_pixels(covering(read_picture(path), size, (0.5, 0.5)))[0]
         clip = read_clip(
-            path,
+            self._annotations.find(record["video"]),
             self.max_frames,
-            size=size,
+            size=(self.resolution, self.resolution),
             fps=self.fps,
             place=source.random(),
             indices=record.get("frames"),
@@ -93,8 +87,8 @@ class TextVideoBatches(BucketedBatches):
     - `text`: the texts;
     - `identifier`: "video".
 
-    A clip is a window at random, anew in each epoch, as for `VideoBatches`, scaled to cover the
-    size and cropped in the middle. A shorter video cannot be used.
+    The beginning of a video is taken, as latents are made of it, at a rate as for `VideoBatches`,
+    scaled to cover the size and cropped in the middle. A shorter video cannot be used.
 
     Arguments and errors as for `BucketedBatches`, and:
 
@@ -125,7 +119,7 @@ class TextVideoBatches(BucketedBatches):
         return str(record["video"])
 
     def _bucket(self, record: Record) -> str:
-        _find_file(self._annotations.find(record["video"]))
+        find_file(self._annotations.find(record["video"]))
         return "video"
 
     def _sample(
@@ -137,7 +131,6 @@ class TextVideoBatches(BucketedBatches):
             self.num_frames,
             size=(self.width, self.height),
             fps=self.fps,
-            place=source.random(),
             indices=record.get("frames"),
         )
         if len(clip) < self.num_frames:
@@ -238,12 +231,3 @@ def _stored_frames(path: Path, indices: Sequence[int], size: Size) -> np.ndarray
     if missing := wanted - found.keys():
         raise SampleError("too short", f"{path} has no frame {min(missing)}")
     return np.stack([found[index] for index in indices])
-
-
-def _kind(record: Record) -> str:
-    return "image" if "image" in record and "video" not in record else "video"
-
-
-def _find_file(path: Path) -> None:
-    if not path.is_file():
-        raise SampleError("missing file", f"there is no file {path}")

@@ -23,6 +23,18 @@ MAX_TOKENS = 32
 _OTHERS = string.ascii_lowercase + string.digits + ",.-'"
 
 
+CAPTION: list[str | dict[str, list[str]]] = [
+    "a",
+    {"color": [*COLORS]},
+    {"shape": [*SHAPES]},
+    {"motion": [*MOTIONS]},
+    "on a",
+    {"background": [*BACKGROUNDS]},
+    "background",
+]
+"""The form of all captions, as `GenerationDefaults.known_sentence` has it."""
+
+
 def caption_words() -> list[str]:
     """All words of the captions, sorted."""
     phrases = [*COLORS, *SHAPES, *MOTIONS, *BACKGROUNDS, "a on background"]

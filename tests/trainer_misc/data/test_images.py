@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from trainer_misc.data.batches import loader
-from trainer_misc.data.images import SIZES, ImageBatches, closest_size, covering
+from trainer_misc.data.images import SIZES, ImageBatches, StillBatches, closest_size, covering
 
 SMALL = [(32, 32), (24, 40), (40, 24)]
 PICTURES = [(64, 64), (64, 60), (50, 90), (30, 50), (30, 80), (90, 50), (200, 60)]
@@ -133,3 +133,13 @@ def test_wrong_arguments(annotations: Path) -> None:
         batches_of(annotations, resolution=[(0, 4)])
     with pytest.raises(ValueError, match="resolution has no sizes"):
         batches_of(annotations, resolution=[])
+
+
+def test_no_other_program_is_run_for_a_picture(tmp_path: Path) -> None:
+    """Pillow has Ghostscript run PostScript."""
+    gradient(20, 20).save(tmp_path / "a.eps")
+    (tmp_path / "anno.jsonl").write_text(json.dumps({"image": "a.eps"}))
+    batches = StillBatches(tmp_path / "anno.jsonl", batch_size=1, resolution=16, max_skipped=1)
+    with pytest.raises(ValueError, match="none of the 1 samples"):
+        batches[0]
+    assert batches.skipped[0].kinds == {"unreadable file": 1}

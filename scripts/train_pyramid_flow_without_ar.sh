@@ -1,0 +1,79 @@
+#!/bin/sh
+# The transformer on pictures, or on whole videos at once: no history, all frames noised alike.
+set -eu
+
+# Settings, each of which an environment variable of that name replaces.
+GPUS=${GPUS:-8}
+TASK=${TASK:-t2i}                                  # or t2v
+MODEL_NAME=${MODEL_NAME:-pyramid_flux}             # or pyramid_mmdit
+MODEL_PATH=${MODEL_PATH:-}                         # folder of the checkpoint
+VARIANT=${VARIANT:-diffusion_transformer_image}
+ANNO_FILE=${ANNO_FILE:-annotation/image_text.jsonl}
+OUTPUT_DIR=${OUTPUT_DIR:-output/pyramid_flow_without_ar}
+SHARD_STRATEGY=${SHARD_STRATEGY:-zero2}            # or zero3
+BATCH_SIZE=${BATCH_SIZE:-4}
+GRAD_ACCU_STEPS=${GRAD_ACCU_STEPS:-2}
+NUM_FRAMES=${NUM_FRAMES:-8}                        # latent frames of a video
+RESOLUTION=${RESOLUTION:-768p}                     # or 384p
+PYTHON=${PYTHON:-python}
+
+usage() {
+    cat <<'TEXT'
+Usage: scripts/train_pyramid_flow_without_ar.sh [OPTION...]
+
+Trains the transformer of a checkpoint on pictures, or on whole videos at once without history, by
+the recipe of the reference: pixels and prompts are encoded here, AdamW at 1e-4, weights in float32
+and computing in bf16, divided among the GPUs. Started again with the same OUTPUT_DIR it goes on
+where it stopped. The result is OUTPUT_DIR/model, a checkpoint.
+
+Settings, as environment variables:
+  GPUS             processes, one per GPU (default: 8; 1 does as well)
+  TASK             t2i, pictures, or t2v, videos (default: t2i)
+  MODEL_NAME       pyramid_flux or pyramid_mmdit (default: pyramid_flux)
+  MODEL_PATH       folder of the checkpoint to train on
+  VARIANT          folder of the transformer in it (default: diffusion_transformer_image)
+  ANNO_FILE        JSON lines of image or video, and text (default: annotation/image_text.jsonl)
+  OUTPUT_DIR       folder of the run (default: output/pyramid_flow_without_ar)
+  SHARD_STRATEGY   zero2 or zero3 (default: zero2)
+  BATCH_SIZE       samples per batch and GPU, a multiple of 4 (default: 4)
+  GRAD_ACCU_STEPS  batches per step (default: 2)
+  NUM_FRAMES       latent frames of a video (default: 8)
+  RESOLUTION       768p or 384p (default: 768p)
+  PYTHON           the Python to run (default: python)
+
+Everything else is an option of the trainer, see `python -m trainer_misc.train_dit --help`:
+  GPUS=1 MODEL_PATH=models/flux scripts/train_pyramid_flow_without_ar.sh --resolution 384p
+TEXT
+}
+
+case "${1:-}" in
+-h | --help)
+    usage
+    exit 0
+    ;;
+esac
+case $GPUS in
+'' | *[!0-9]* | 0)
+    echo "train_pyramid_flow_without_ar.sh: GPUS must be a number above 0, not '$GPUS'" >&2
+    exit 2
+    ;;
+esac
+if [ -z "$MODEL_PATH" ]; then
+    echo "train_pyramid_flow_without_ar.sh: MODEL_PATH must name the folder of a checkpoint" >&2
+    exit 2
+fi
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH
+set -- trainer_misc.train_dit --task "$TASK" --use_fsdp --fsdp_shard_strategy "$SHARD_STRATEGY" \
+    --load_text_encoder --load_vae --model_name "$MODEL_NAME" --model_path "$MODEL_PATH" \
+    --model_variant "$VARIANT" --model_dtype bf16 --anno_file "$ANNO_FILE" \
+    --output_dir "$OUTPUT_DIR" --max_frames "$NUM_FRAMES" --resolution "$RESOLUTION" \
+    --batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$GRAD_ACCU_STEPS" \
+    --gradient_checkpointing --lr 1e-4 --opt_beta2 0.95 --clip_grad 1.0 --warmup_steps 1000 \
+    --lr_scheduler constant_with_warmup --epochs 20 --iters_per_epoch 2000 "$@"
+if [ "$GPUS" -gt 1 ]; then
+    set -- torch.distributed.run --standalone --nproc-per-node "$GPUS" -m "$@"
+fi
+exec "$PYTHON" -m "$@"

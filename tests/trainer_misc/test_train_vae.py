@@ -1,0 +1,163 @@
+"""`train_vae`: the reference's command line, on videos and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from golden import PROJECT_ROOT
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_checkpoint import VAE_CONFIG
+
+from pyramid_dit.video_io import export_to_video
+from trainer_misc import train_vae
+from trainer_misc.options import parse
+from trainer_misc.vae_options import GROUPS
+from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Any:
+    """accelerate keeps the precision of a process' first run for all."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    CausalVideoVAE(**VAE_CONFIG).save_pretrained(folder / "vae")
+    rng = np.random.default_rng(0)
+    videos, images = [], []
+    for number in range(4):
+        still = rng.integers(0, 256, (1, 3), np.uint8).repeat(40 * 48, 0).reshape(40, 48, 3)
+        export_to_video([still] * 20, folder / f"{number}.mp4", 24)
+        Image.fromarray(still).save(folder / f"{number}.png")
+        videos.append({"video": f"{number}.mp4"})
+        images.append({"image": f"{number}.png"})
+    for name, records in (("videos", videos), ("images", images)):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(text)
+    return folder
+
+
+def arguments(files: Path, output: Path, *more: str) -> list[str]:
+    given = {
+        "model_path": files / "vae",
+        "video_anno": files / "videos.jsonl",
+        "image_anno": files / "images.jsonl",
+        "output_dir": output,
+        "batch_size": 2,
+        "resolution": 48,
+        "max_frames": 9,
+        "model_dtype": "fp32",
+        "lr": 3e-3,
+        "warmup_steps": 1,
+        "num_workers": 0,
+        "print_freq": 1,
+    }
+    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    return [*flags, *more]
+
+
+def trained(output: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(output / f"checkpoint-{step}/model.safetensors")
+
+
+def figures(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "log.jsonl").open()]
+
+
+def test_stage_one_learns_on_pictures_and_clips(files: Path, tmp_path: Path) -> None:
+    mixed = ("--use_image_video_mixed_training", "--image_mix_ratio", "0.5")
+    train_vae.main(arguments(files, tmp_path, "--steps", "40", *mixed, "--sheet_steps", "40"))
+    errors = [line["mse"] for line in figures(tmp_path)]
+    assert np.mean(errors[-6:]) < 0.8 * np.mean(errors[:6])
+    assert (tmp_path / "sheet-000040.png").stat().st_size > 1000
+    vae = CausalVideoVAE.from_pretrained(tmp_path / "causal_video_vae")
+    weights = trained(tmp_path, 40)
+    for name, value in vae.state_dict().items():
+        assert torch.equal(value, weights[f"vae.vae.{name}"])
+
+
+def test_a_resumed_run_is_the_unbroken_one(files: Path, tmp_path: Path) -> None:
+    constant = ("--lr_scheduler", "constant", "--add_discriminator", "--disc_start", "1")
+    for steps in ("2", "4"):
+        train_vae.main(arguments(files, tmp_path / "broken", "--steps", steps, *constant))
+    train_vae.main(arguments(files, tmp_path / "whole", "--steps", "4", *constant))
+    one, other = (trained(tmp_path / name, 4) for name in ("whole", "broken"))
+    assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+    assert "discriminator" not in figures(tmp_path / "whole")[0]
+    assert figures(tmp_path / "whole")[-1]["discriminator"] > 0
+
+
+def test_the_loss_is_that_of_the_wrapper(files: Path, tmp_path: Path) -> None:
+    trainer = train_vae.Trainer(parse(None, GROUPS, arguments(files, tmp_path)))
+    batch = trainer.batches[0]
+    torch.manual_seed(1)
+    loss, _ = trainer.loss((0, batch))
+    vae = CausalVideoVAE.from_pretrained(files / "vae")
+    wrapper = CausalVideoVAELossWrapper(
+        vae,
+        kl_weight=1e-6,
+        pixelloss_weight=1.0,
+        add_discriminator=False,
+        load_loss_module=True,
+    ).train()
+    torch.manual_seed(1)
+    assert loss.item() == wrapper(batch["video"], 0).loss.item()
+
+
+def test_the_encoder_can_be_left_as_it_is(files: Path, tmp_path: Path) -> None:
+    train_vae.main(arguments(files, tmp_path, "--steps", "2", "--freeze_encoder"))
+    before = CausalVideoVAE.from_pretrained(files / "vae").state_dict()
+    after = CausalVideoVAE.from_pretrained(tmp_path / "causal_video_vae").state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"} or changed == {"decoder"}
+
+
+@pytest.mark.parametrize("discriminator", [False, True])
+def test_two_processes_train_one_model(discriminator: bool, files: Path, tmp_path: Path) -> None:
+    more = ("--add_discriminator", "--disc_start", "1") if discriminator else ()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "trainer_misc.train_vae"]
+    done = subprocess.run(
+        [*command, *arguments(files, tmp_path, "--steps", "2", *more)],
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "causal_video_vae/config.json").is_file()
+    assert len(figures(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--model_path", "nowhere"], "no folder at nowhere"),
+        (["--video_anno", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--use_context_parallel"], "gradients do not cross processes"),
+        (["--resolution", "33"], "multiple of 8, got 33"),
+        (["--pretrained_vae_weight", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(
+    given: list[str], message: str, files: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train_vae.main(arguments(files, tmp_path / "run", "--steps", "1", *given))
+    text = str(caught.value.code)
+    assert message in text and text.startswith("error: ") and "\n" not in text

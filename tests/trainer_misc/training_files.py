@@ -1,0 +1,47 @@
+"""Files that trainings of the tests read: a tiny checkpoint, latents, features of text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_checkpoint import LATENT_CHANNELS, write_tiny_checkpoint
+
+from pyramid_dit import PyramidDiTForVideoGeneration
+
+PROMPTS = ["a red circle", "a blue square", "black", "white on white"]
+VARIANT = "diffusion_transformer_384p"
+
+
+def write_latents(folder: Path, count: int = 8, *, frames: int = 3, size: int = 8) -> Path:
+    """Annotations in the reference's form, of latents and features as its tools write them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model_folder = write_tiny_checkpoint(folder / "encoder", variant=VARIANT)
+    model = PyramidDiTForVideoGeneration.from_pretrained(model_folder, load_vae=False)
+    rng = torch.Generator().manual_seed(0)
+    lines = []
+    for number in range(count):
+        latent, features = folder / f"{number}.pt", folder / f"{number}_text.pt"
+        shape = (1, LATENT_CHANNELS, frames + number % 2, size, size)
+        torch.save(torch.randn(shape, generator=rng), latent)
+        prompt = PROMPTS[number % len(PROMPTS)]
+        torch.save(text_features(model, prompt), features)
+        record = {"video": f"{number}.mp4", "text": prompt}
+        lines.append(record | {"latent": str(latent), "text_fea": str(features)})
+    torch.save(text_features(model, ""), folder / "empty.pt")
+    path = folder / "annotations.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@torch.no_grad()
+def text_features(model: PyramidDiTForVideoGeneration, prompt: str) -> dict[str, Any]:
+    """Features of a prompt by the reference's names."""
+    condition = model.text_encoder([prompt])
+    return {
+        "prompt_embed": condition.prompt_embeds,
+        "prompt_attention_mask": condition.prompt_attention_mask,
+        "pooled_prompt_embed": condition.pooled_prompt_embeds,
+    }

@@ -1,0 +1,211 @@
+"""What a training of the transformer gives beside its loss: validation, samples, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
+from pyramid_dit.checkpoints.folder import VARIANT_PREFIX, CheckpointFolder
+from pyramid_dit.checkpoints.weights import read_vae
+from pyramid_dit.flow.objective import FlowObjective
+from pyramid_dit.generation.video_generator import VideoGenerator
+from pyramid_dit.media.figures import evenly_spaced, picture_grid
+
+from .checkpoints import write_folder
+from .data import Batches
+from .loop import WHOLE, Figures, TrainingLoop
+
+VALIDATION_BATCHES = 4
+CARD = """---
+pipeline_tag: text-to-video
+library_name: diffusers
+---
+# {name}
+
+Trained by `python -m trainer_misc.train_dit` for {steps} optimizer steps from `{source}`.
+{average}
+
+| setting | value |
+|---|---|
+{settings}
+"""
+
+
+def unwrapped(module: Any) -> Any:
+    """The module inside of what DDP or `torch.compile` put around it."""
+    while isinstance(inner := getattr(module, "module", None), nn.Module):
+        module = inner
+    return getattr(module, "_orig_mod", module)
+
+
+@torch.no_grad()
+def validation(
+    model: PyramidDiTForVideoGeneration,
+    batches: Batches,
+    objective: FlowObjective,
+    empty_text: Any,
+) -> Figures:
+    """Losses of held-back samples, always with the same draws: by stage, and by units of the clip.
+
+    All processes measure together, each its own samples; what a text encoder drops, it drops here
+    too.
+    """
+    sums: dict[str, list[float]] = {}
+    former = model.objective, model.accumulate_steps
+    model.objective = objective
+    for number in range(VALIDATION_BATCHES):
+        batch = batches[number]
+        kind = batch["identifier"]
+        lengths = range(1, objective.max_units + 1) if kind == "video" else (1,)
+        for units in lengths:
+            seed = torch.Generator().manual_seed(number * 1000 + units)
+            _, log = model(
+                batch["video"],
+                batch["text"],
+                [kind],
+                empty_text=empty_text,
+                units=[units] * model.scheduler.config.stages,
+                generator=seed,
+            )
+            log[f"loss_units_{units}"] = log["loss"]
+            for name, value in log.items():
+                sums.setdefault(f"validation_{name}", []).append(float(value))
+    model.objective, model.accumulate_steps = former
+    return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def sample_sheet(
+    model: PyramidDiTForVideoGeneration, prompts: Sequence[str], path: Path, source: Path
+) -> None:
+    """Short videos of `prompts` with the weights as they are, in one PNG at `path`.
+
+    The VAE is that of the folder `source`, where the model has none.
+    """
+    components = model.video_generator.components
+    vae = components.vae
+    if vae is None:
+        folder = CheckpointFolder.open(source, model_variant(source))
+        vae = read_vae(folder, dtype=torch.float32).to(components.device)
+    own = dataclasses.replace(
+        components,
+        dit=unwrapped(components.dit),
+        text_encoder=unwrapped(components.text_encoder),
+        vae=vae,
+    )
+    generator = VideoGenerator(own)
+    generator.set_progress_bar_config(disable=True)
+    seeds = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
+    videos = generator.generate(list(prompts), temp=min(3, 1 + own.frame_per_unit), generator=seeds)
+    rows = [evenly_spaced(video, 4) for video in videos]
+    picture_grid(rows, row_labels=list(prompts)).save(path, "PNG")
+
+
+def model_variant(source: Path) -> str | None:
+    """The only variant in a folder, else None for the folder's own default."""
+    names = [path.name for path in source.glob(f"{VARIANT_PREFIX}*") if path.is_dir()]
+    return names[0] if len(names) == 1 else None
+
+
+def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Namespace) -> None:
+    """Write `output_dir/model`, the checkpoint in the released layout with a model card.
+
+    The weights are the moving average, if there is one. With `export_pipeline` it is written as a
+    pipeline of diffusers too, to `output_dir/pipeline`. All processes come here together.
+    """
+    source = CheckpointFolder.open(options.model_path, options.model_variant)
+    parts: dict[str, Any] = {}
+
+    def write(target: Path) -> None:
+        _copy_rest(source, target)
+        own = model.video_generator.components
+        dit = _filled(unwrapped(own.dit), parts["dit"])
+        dit.register_to_config(
+            generation_defaults=dataclasses.asdict(own.defaults),
+            frame_per_unit=own.frame_per_unit,
+            use_gradient_checkpointing=False,
+        )
+        dit.save_pretrained(target / source.variant)
+        for part in model_text_parts(model) if "text_encoder" in parts else ():
+            encoder = unwrapped(own.text_encoder).get_submodule(part)
+            inside = _under(f"{part}.", parts["text_encoder"])
+            encoder.save_pretrained(target / part, state_dict=inside)
+        (target / "README.md").write_text(_card(loop, options), encoding="utf-8")
+
+    def write_all() -> None:
+        folder = options.output_dir / "model"
+        write_folder(folder, write)
+        if options.export_pipeline:
+            pipeline = PyramidFlowPipeline.from_pretrained(folder, source.variant)
+            write_folder(options.output_dir / "pipeline", pipeline.save_pretrained)
+
+    with loop.average_in_place():
+        for name, module in loop.modules.items():
+            parts[name] = get_model_state_dict(unwrapped(module), options=WHOLE)
+        loop.on_main(write_all)
+
+
+def model_text_parts(model: PyramidDiTForVideoGeneration) -> list[str]:
+    """Names of the text encoders."""
+    return [part.encoder for part in unwrapped(model.text_encoder).parts()]
+
+
+def _copy_rest(source: CheckpointFolder, target: Path) -> None:
+    """What is not trained, by links where the file system has them: it can be many gigabytes."""
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        if Path(folder) != source.path:
+            return []
+        return [n for n in names if n.startswith((VARIANT_PREFIX, ".")) or n == "README.md"]
+
+    def link(path: str, copy: str) -> None:
+        try:
+            os.link(os.path.realpath(path), copy)
+        except OSError:
+            shutil.copy2(path, copy)
+
+    shutil.copytree(source.path, target, ignore=left_out, copy_function=link, dirs_exist_ok=True)
+    index = target / "model_index.json"
+    if index.exists():
+        content = json.loads(index.read_text(encoding="utf-8-sig")) | {
+            "model_variant": source.variant
+        }
+        index.unlink()  # a link: the other end stays as it is
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _filled(module: Any, weights: Mapping[str, torch.Tensor]) -> Any:
+    """A module like `module` with whole `weights`, without a copy of them."""
+    with torch.device("meta"):
+        copy = type(module).from_config(module.config)
+    copy.load_state_dict(weights, assign=True)
+    return copy
+
+
+def _under(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _card(loop: TrainingLoop, options: Namespace) -> str:
+    shown = {name: value for name, value in vars(options).items() if value is not None}
+    average = f"The weights are their moving average (decay {options.ema_decay})."
+    return CARD.format(
+        name=options.output_dir.name,
+        steps=f"{loop.step:,}",
+        source=Path(options.model_path).name,
+        average=average if options.ema_update else "The weights are those of the last step.",
+        settings="\n".join(
+            f"| `{name}` | {value.name if isinstance(value, Path) else value} |"
+            for name, value in sorted(shown.items())
+        ),
+    )

@@ -1,0 +1,352 @@
+"""Train a transformer of Pyramid Flow: `python -m trainer_misc.train_dit`, alone or by torchrun.
+
+The flags are those of the reference's `train/train_pyramid_flow.py`. The loss is that of
+`PyramidDiTForVideoGeneration`; weights are trained in float32 and computed with in `--model_dtype`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.distributed.launcher import launched_process
+from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
+from pyramid_dit.flow.objective import FlowObjective
+from video_vae.checkpoint_file import read_state_dict
+
+from .data import Batches, ImageBatches, LatentBatches, TextVideoBatches
+from .data.latents import read_text_features, stack_text_features
+from .distributed import init_distributed_mode, init_sequence_parallel_group
+from .dit_options import GROUPS
+from .dit_results import export, sample_sheet, validation
+from .loop import Figures, LoopConfig, TrainingLoop, new_accelerator
+from .optimization import Muon, muon_groups
+from .options import parse
+from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
+from .sharding import divide_weights
+
+logger = logging.getLogger(__name__)
+
+SIZES = {"384p": (640, 384), "768p": (1280, 768)}
+FRAMES_OF_LATENT = 8
+
+
+class Places:
+    """Which process this is, as accelerate has it, and what that means for draws and data.
+
+    Attributes:
+        process_index: Rank.
+        num_processes: Number of processes.
+        place, places: Which of how many; processes that share the tokens of a batch have one.
+        data_rank, data_world: What the data depend on: with `--sync_video_input` the places of a
+            group see the same clips.
+    """
+
+    def __init__(self, rank: int, world: int, *, sharing: int, same_data: int) -> None:
+        self.process_index, self.num_processes = rank, world
+        self.place, self.places = rank // sharing, math.ceil(world / sharing)
+        group = min(same_data, self.places)
+        self.data_rank, self.data_world = self.place // group, math.ceil(self.places / group)
+
+
+class Trainer:
+    """A model, its data and the loop that trains it.
+
+    Args:
+        options: As `parse` gives them.
+        batches: The data, by default those of `options.anno_file`.
+
+    Attributes:
+        model: What is trained.
+        loop: How.
+
+    Raises:
+        FileNotFoundError: A file or a folder is missing.
+        ValueError: Settings do not fit each other, or a file is damaged.
+    """
+
+    def __init__(self, options: Namespace, batches: Batches | None = None) -> None:
+        check(options)
+        self.options = options
+        if options.dist_on_itp or launched_process() is not None:
+            init_distributed_mode(options)
+        if options.use_sequence_parallel:
+            init_sequence_parallel_group(options)
+        self.model = load_model(options)
+        self.config = loop_config(options)
+        accelerator = new_accelerator(self.config, cpu=options.device == "cpu")
+        sharing = processes_at_work(guided=False) if options.use_sequence_parallel else SERIAL
+        self.places = Places(
+            accelerator.process_index,
+            accelerator.num_processes,
+            sharing=sharing.sequence,
+            same_data=options.video_sync_group if options.sync_video_input else 1,
+        )
+        self.batches = batches or open_batches(options, self.places, self.model.latent_channels)
+        self.objectives = objectives(options, self.model)
+        self.empty_text = (
+            stack_text_features([read_text_features(options.empty_text_feature)])
+            if options.empty_text_feature
+            else None
+        )
+        modules = self._place(accelerator.device)
+        self.loop = TrainingLoop(
+            self.config,
+            modules,
+            new_optimizer(options, modules),
+            accelerator,
+            place=(self.places.place, self.places.places),
+        )
+        for name, module in self.loop.modules.items():
+            setattr(self.model, name, module)
+        if options.load_ema_model is not None and self.loop.step == 0:
+            self.loop.start_average(read_state_dict(options.load_ema_model), "dit")
+        if self.loop.step == 0:
+            self.loop.step = first_step(options)
+
+    def _place(self, device: torch.device) -> dict[str, nn.Module]:
+        """Put the models on `device`; those that are trained, by name."""
+        options, model = self.options, self.model
+        modules: dict[str, nn.Module] = {"dit": model.dit}
+        if options.train_text_encoder:
+            modules["text_encoder"] = model.text_encoder.float().requires_grad_(True)
+        for module in (model.dit, model.vae, model.text_encoder):
+            if module is not None:
+                module.to(device)
+        if options.use_fsdp and launched_process() is not None:
+            for module in modules.values():
+                divide_weights(module, device, gather_again=options.fsdp_shard_strategy == "zero3")
+        for module in modules.values():
+            module.train()
+        return modules
+
+    def run(self) -> None:
+        """Train, and write what came out into `output_dir`."""
+        finished = self.loop.run(
+            self.loss,
+            batches=self._numbered,
+            draw_sheet=self._sheet() if self.options.sample_steps else None,
+            validate=self._validation() if self.options.validate_steps else None,
+        )
+        if finished:
+            export(self.model, self.loop, self.options)
+
+    def _numbered(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        return numbered(self.batches, start, self.options)
+
+    def loss(self, batch: tuple[int, Mapping[str, Any]]) -> tuple[Tensor, Figures]:
+        """The loss of a batch, by the model itself, and figures for the log."""
+        number, entries = batch
+        seed = torch.initial_seed()  # which the loop sets for every batch
+        model, units = self.model, entries.get("units")
+        model.accumulate_steps = number
+        model.objective = self.objectives[units == 1]
+        loss, log = model(
+            entries["video"],
+            entries["text"],
+            [entries["identifier"]],
+            self.options.use_temporal_pyramid,
+            self.places,
+            empty_text=self.empty_text,
+            generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
+            units=None if units is None else [units] * model.scheduler.config.stages,
+        )
+        return loss, {name: value.item() for name, value in log.items()}
+
+    def _sheet(self) -> Any:
+        lines = self.options.sample_prompts.read_text(encoding="utf-8").splitlines()
+        prompts = [line for line in lines if line.strip()]
+        return lambda path: sample_sheet(self.model, prompts, path, self.options.model_path)
+
+    def _validation(self) -> Any:
+        channels = self.model.latent_channels
+        held_back = open_batches(self.options, self.places, channels, validation=True)
+        return lambda: validation(self.model, held_back, self.objectives[False], self.empty_text)
+
+
+def check(options: Namespace) -> None:
+    """Refuse settings that do not fit each other, before anything is loaded (ValueError)."""
+    for name in ("model_path", "output_dir"):
+        if getattr(options, name) is None:
+            raise ValueError(f"--{name} is needed")
+    options.load_text_encoder |= options.train_text_encoder
+    if options.task == "t2i" and not options.load_vae:
+        raise ValueError("--task t2i reads pictures: --load_vae is needed")
+    if options.device not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"--device must be auto, cuda or cpu, got {options.device!r}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        options.device = "auto"
+        logger.warning("--device cuda: there is none, the CPU does the work")
+    if options.half_weights and options.model_dtype == "fp16":
+        raise ValueError("--half_weights with fp16 overflows: bf16 or fp32")
+    if options.sample_steps:
+        if not options.load_text_encoder or options.sample_prompts is None:
+            raise ValueError("--sample_steps needs --sample_prompts and --load_text_encoder")
+        if options.use_fsdp:
+            raise ValueError("--sample_steps does not go with --use_fsdp: one process draws them")
+    for name in ("sample_ratios", "first_sample_ratios"):
+        ratios = getattr(options, name)
+        if ratios is not None and options.batch_size % sum(ratios) and options.anno_file:
+            raise ValueError(
+                f"--batch_size {options.batch_size} cannot be dealt to the {sum(ratios)} columns "
+                f"of --{name} {','.join(map(str, ratios))}"
+            )
+    sharing = options.sp_group_size if options.use_sequence_parallel else 1
+    if sharing > 1 and launched_process() is None and not options.dist_on_itp:
+        raise ValueError(f"--sp_group_size {sharing} takes so many processes: start by torchrun")
+
+
+def load_model(options: Namespace) -> PyramidDiTForVideoGeneration:
+    """The model, with trained weights in float32 unless asked for otherwise.
+
+    Raises:
+        FileNotFoundError: A file or a folder is missing.
+        ValueError: The folder holds another model, or a file is damaged.
+    """
+    model = PyramidDiTForVideoGeneration(
+        options.model_path,
+        options.model_dtype,
+        options.model_name,
+        use_gradient_checkpointing=options.gradient_checkpointing,
+        gradient_checkpointing_ratio=options.gradient_checkpointing_ratio,
+        model_variant=options.model_variant,
+        timestep_shift=options.schedule_shift,
+        sample_ratios=options.sample_ratios,
+        use_mixed_training=not options.half_weights,
+        load_text_encoder=options.load_text_encoder,
+        load_vae=options.load_vae,
+        max_temporal_length=options.max_frames,
+        frame_per_unit=options.frame_per_unit,
+        use_temporal_causal=options.use_temporal_causal,
+        corrupt_ratio=options.corrupt_ratio,
+        interp_condition_pos=options.interp_condition_pos,
+        video_sync_group=options.video_sync_group,
+    )
+    if options.dit_pretrained_weight is not None:
+        model.load_checkpoint(options.dit_pretrained_weight)
+    if options.vae_pretrained_weight is not None:
+        model.load_vae_checkpoint(options.vae_pretrained_weight)
+    if not options.half_weights and model.dtype != torch.float32:
+        raise ValueError(f"the transformer is in {model.dtype}: --half_weights trains it so")
+    return model
+
+
+def objectives(
+    options: Namespace, model: PyramidDiTForVideoGeneration
+) -> dict[bool, FlowObjective]:
+    """The objective of batches of the first unit alone (True), and of all others."""
+    usual = model.objective
+    if options.first_sample_ratios is None:
+        return {True: usual, False: usual}
+    first = FlowObjective(
+        model.scheduler,
+        sample_ratios=options.first_sample_ratios,
+        frame_per_unit=usual.frame_per_unit,
+        max_temporal_length=options.max_frames,
+        video_sync_group=usual.video_sync_group,
+        corrupt_ratio=usual.corrupt_ratio,
+    )
+    return {True: first, False: usual}
+
+
+def open_batches(
+    options: Namespace, places: Places, channels: int, *, validation: bool = False
+) -> Batches:
+    """The data that the options name; `channels` are those of latents.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line cannot be understood.
+    """
+    file = options.validation_file if validation else options.anno_file
+    if file is None:
+        raise ValueError(f"--{'validation' if validation else 'anno'}_file is needed")
+    common: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "rank": places.data_rank,
+        "world": places.data_world,
+        "max_skipped": options.max_skipped,
+        "skipped_to": options.output_dir,
+    }
+    if options.task == "t2i":
+        return ImageBatches(file, resolution=options.resolution, **common)
+    if options.load_vae:
+        width, height = SIZES[options.resolution]
+        frames = 1 + FRAMES_OF_LATENT * (options.max_frames - 1)
+        return TextVideoBatches(file, width=width, height=height, num_frames=frames, **common)
+    return LatentBatches(
+        file,
+        max_frames=options.max_frames,
+        channels=channels,
+        text_features=not options.load_text_encoder,
+        **common,
+    )
+
+
+def loop_config(options: Namespace) -> LoopConfig:
+    """The options that the loop takes."""
+    constant = options.lr_scheduler == "constant_with_warmup"
+    common = schedule_of(options)
+    if options.half_weights:
+        common["mixed_precision"] = "no"
+    return LoopConfig(
+        output=options.output_dir,
+        schedule="constant" if constant else options.lr_scheduler,
+        cooldown=options.cooldown_steps,
+        betas=(options.opt_beta1, options.opt_beta2),
+        eps=options.opt_eps,
+        weight_decay=options.weight_decay,
+        clip=options.clip_grad,
+        skip_above=options.skip_loss,
+        ema_decay=options.ema_decay if options.ema_update else None,
+        ema_warmup=options.ema_warmup,
+        ema_every=options.ema_every,
+        ema_on_cpu=options.load_model_ema_to_cpu,
+        seed=options.seed,
+        keep=options.keep,
+        resume=options.resume,
+        auto_resume=options.auto_resume,
+        sheet_every=options.sample_steps,
+        validate_every=options.validate_steps,
+        log_every=options.print_freq,
+        report_to=options.report_to,
+        logging_dir=options.logging_dir,
+        max_minutes=options.max_minutes,
+        **common,
+    )
+
+
+def new_optimizer(
+    options: Namespace, modules: Mapping[str, nn.Module]
+) -> torch.optim.Optimizer | None:
+    """Muon where it is asked for, for the matrices inside the blocks; None is AdamW."""
+    if options.opt != "muon":
+        return None
+    hidden = [
+        parameter
+        for part in modules["dit"].modules()
+        if isinstance(part, nn.ModuleList)
+        for name, parameter in part.named_parameters()
+        if parameter.ndim == 2 and "norm" not in name
+    ]
+    groups = muon_groups(hidden, modules.values(), options.weight_decay)
+    return Muon(groups, options.lr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and train."""
+    log_to_people()
+    options = parse(__doc__, GROUPS, arguments)
+    run_or_say(lambda: Trainer(options).run())
+
+
+if __name__ == "__main__":
+    main()

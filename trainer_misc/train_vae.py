@@ -1,0 +1,228 @@
+"""Train a causal video VAE: `python -m trainer_misc.train_vae`, alone or by torchrun.
+
+The flags are those of the reference's `train/train_video_vae.py`. The loss is that of
+`CausalVideoVAELossWrapper`; weights are trained in float32 and computed with in `--model_dtype`.
+"""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyramid_dit.distributed.launcher import launched_process
+from pyramid_dit.generation.latent_codec import to_bytes, to_output
+from pyramid_dit.media.figures import evenly_spaced, picture_grid
+from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
+
+from .checkpoints import write_folder
+from .data import Batches, MixedBatches, StillBatches, VideoBatches
+from .distributed import init_distributed_mode
+from .loop import Figures, LoopConfig, TrainingLoop, new_accelerator
+from .optimization import parameter_groups
+from .options import parse
+from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
+from .vae_options import GROUPS
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """A VAE with its loss, its data and the loop that trains it.
+
+    Args:
+        options: As `parse` gives them.
+        batches: The data, by default those of the annotations.
+
+    Attributes:
+        wrapper: What is trained, with the loss.
+        loop: How.
+
+    Raises:
+        FileNotFoundError: A file or a folder is missing.
+        ValueError: Settings do not fit each other, or a file is damaged.
+    """
+
+    def __init__(self, options: Namespace, batches: Batches | None = None) -> None:
+        check(options)
+        self.options = options
+        if options.dist_on_itp or launched_process() is not None:
+            init_distributed_mode(options)
+        torch.manual_seed(options.seed)  # of the discriminator's weights
+        self.wrapper = load_wrapper(options)
+        config = loop_config(options)
+        accelerator = new_accelerator(
+            config, cpu=options.device == "cpu", unused=options.add_discriminator
+        )
+        place = accelerator.process_index, accelerator.num_processes
+        self.batches = batches or open_batches(options, *place)
+        self.wrapper.to(accelerator.device).train()
+        self.loop = TrainingLoop(
+            config, {"vae": self.wrapper}, new_optimizer(options, self.wrapper), accelerator
+        )
+        if self.loop.step == 0:
+            self.loop.step = first_step(options)
+
+    def run(self) -> None:
+        """Train, and write the VAE to `output_dir/causal_video_vae`."""
+        sheet = self._sheet if self.options.sheet_steps else None
+        finished = self.loop.run(self.loss, batches=self._numbered, draw_sheet=sheet)
+        if finished:
+            self.export()
+
+    def _numbered(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        return numbered(self.batches, start, self.options)
+
+    def loss(self, batch: tuple[int, Mapping[str, Any]]) -> tuple[Tensor, Figures]:
+        """The loss of a batch, the VAE's and the discriminator's together, and figures."""
+        _, entries = batch
+        pixels = entries["video"].to(self.loop.accelerator.device)
+        output = self.loop.modules["vae"](pixels, self.loop.step, [entries["identifier"]])
+        loss = output.loss
+        if output.discriminator_loss is not None:
+            loss = loss + output.discriminator_loss
+        return loss, {name: value.item() for name, value in output.log.items()}
+
+    @torch.no_grad()
+    def _sheet(self, path: Path) -> None:
+        """Clips of the first batches above their reconstructions."""
+        vae, rows = self.wrapper.vae, []
+        for number in range(2):
+            pixels = self.batches[number]["video"][:2].to(vae.device)
+            pixels = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels
+            for shown in (pixels, vae.decode(vae.encode(pixels).latent_dist.mode()).sample):
+                rows += [evenly_spaced(images, 7) for images in to_output(to_bytes(shown), "pil")]
+        picture_grid(rows).save(path, "PNG")
+
+    def export(self) -> None:
+        """Write the VAE, the moving average of its weights if there is one."""
+        target = self.options.output_dir / "causal_video_vae"
+        vae = self.wrapper.vae
+        vae.register_to_config(_name_or_path="")
+        with self.loop.average_in_place():
+            self.loop.on_main(lambda: write_folder(target, vae.save_pretrained))
+
+
+def check(options: Namespace) -> None:
+    """Refuse settings that do not fit each other, before anything is loaded (ValueError)."""
+    for name in ("model_path", "output_dir"):
+        if getattr(options, name) is None:
+            raise ValueError(f"--{name} is needed")
+    if options.video_anno is None and options.image_anno is None:
+        raise ValueError("--video_anno or --image_anno is needed")
+    if options.use_image_video_mixed_training and None in (options.video_anno, options.image_anno):
+        raise ValueError("--use_image_video_mixed_training needs --video_anno and --image_anno")
+    if options.use_context_parallel and options.context_size > 1:
+        raise ValueError(
+            "--use_context_parallel is not there yet: gradients do not cross processes; "
+            "--context_size 1, and shorter clips or smaller pictures"
+        )
+    if options.resolution % 8:
+        raise ValueError(f"--resolution must be a multiple of 8, got {options.resolution}")
+    if not Path(options.model_path).is_dir():
+        raise FileNotFoundError(f"no folder at {options.model_path}")
+
+
+def load_wrapper(options: Namespace) -> CausalVideoVAELossWrapper:
+    """The VAE in float32 with its loss.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The folder holds no VAE, or a file is damaged.
+    """
+    wrapper = CausalVideoVAELossWrapper(
+        CausalVideoVAE.from_pretrained(options.model_path),
+        "fp32",
+        disc_start=options.disc_start,
+        logvar_init=options.logvar_init,
+        kl_weight=options.kl_weight,
+        pixelloss_weight=options.pixelloss_weight,
+        perceptual_weight=options.perceptual_weight,
+        disc_weight=options.disc_weight,
+        add_discriminator=options.add_discriminator,
+        freeze_encoder=options.freeze_encoder,
+        load_loss_module=True,
+        lpips_ckpt=options.lpips_ckpt,
+    )
+    if options.pretrained_vae_weight is not None:
+        wrapper.load_checkpoint(options.pretrained_vae_weight)
+    return wrapper
+
+
+def open_batches(options: Namespace, rank: int, world: int) -> Batches:
+    """The data that the options name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line cannot be understood.
+    """
+    common: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "resolution": options.resolution,
+        "seed": options.seed,
+        "rank": rank,
+        "world": world,
+        "max_skipped": options.max_skipped,
+        "skipped_to": options.output_dir,
+    }
+    frames = 1 + (options.max_frames - 1) // 8 * 8
+    if options.video_anno is None:
+        return StillBatches(options.image_anno, **common)
+    videos = VideoBatches(options.video_anno, max_frames=frames, **common)
+    if not options.use_image_video_mixed_training:
+        return videos
+    images = StillBatches(options.image_anno, **common)
+    return MixedBatches(videos, images, options.image_mix_ratio, seed=options.seed)
+
+
+def new_optimizer(options: Namespace, wrapper: CausalVideoVAELossWrapper) -> torch.optim.AdamW:
+    """AdamW, with a learning rate of its own for the discriminator."""
+    loss = wrapper.loss
+    assert loss is not None
+    groups = parameter_groups([wrapper.vae], options.weight_decay)
+    groups.append({"params": [loss.logvar], "weight_decay": 0.0})
+    if loss.discriminator is not None:
+        for group in parameter_groups([loss.discriminator], options.weight_decay):
+            groups.append(group | {"lr": options.lr_disc})
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(
+        groups, lr=options.lr, betas=tuple(options.opt_betas or (0.9, 0.95)), eps=options.opt_eps
+    )
+
+
+def loop_config(options: Namespace) -> LoopConfig:
+    """The options that the loop takes."""
+    return LoopConfig(
+        output=options.output_dir,
+        schedule=options.lr_scheduler,
+        betas=options.opt_betas,
+        eps=options.opt_eps,
+        weight_decay=options.weight_decay,
+        clip=options.clip_grad,
+        ema_decay=options.ema_decay if options.ema_update else None,
+        seed=options.seed,
+        keep=options.keep,
+        resume=options.resume,
+        auto_resume=options.auto_resume,
+        sheet_every=options.sheet_steps,
+        log_every=options.print_freq,
+        report_to=options.report_to,
+        max_minutes=options.max_minutes,
+        **schedule_of(options),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and train."""
+    log_to_people()
+    options = parse(__doc__, GROUPS, arguments)
+    run_or_say(lambda: Trainer(options).run())
+
+
+if __name__ == "__main__":
+    main()
