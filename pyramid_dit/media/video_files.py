@@ -9,6 +9,7 @@ or Ctrl-C the temporary file is removed.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -196,6 +197,8 @@ def video_frames(
     """
     from imageio_ffmpeg import read_frames
 
+    # which warns of any size but the stored one
+    logging.getLogger("imageio_ffmpeg").addFilter(_is_of_no_size)
     header = VideoHeader.read(path, input_options)
     options = ["-map", "0:V:0", "-vf", ",".join(header.filters(size, fps))]
     if fps is None:
@@ -256,6 +259,10 @@ def video_size(path: str | Path) -> tuple[int, int]:
     finally:
         frames.close()
     return width, height
+
+
+def _is_of_no_size(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("The frame size for reading")
 
 
 def _encode(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:

@@ -16,6 +16,7 @@ _STREAM = re.compile(
     re.MULTILINE,
 )
 _DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
+_FRAME_RATE = re.compile(r", (\d+(?:\.\d+)?) fps\b")
 _SOUND = re.compile(r"^  Stream #\S+.*?: Audio: ", re.MULTILINE)
 _COLORS = re.compile(r"([\w-]+)/([\w-]+)/([\w-]+)")
 _ONE_NAME = re.compile(r"\b(bt709|smpte170m|smpte240m)\b")  # of all three, where they agree
@@ -45,6 +46,8 @@ class VideoHeader:
     seconds: float | None
     """Length of the file, None where it does not say."""
     has_sound: bool
+    frame_rate: float | None = None
+    """Frames a second on the average, None where the file does not say."""
 
     @classmethod
     def read(cls, path: str | Path, input_options: Sequence[str] = ()) -> VideoHeader:
@@ -82,6 +85,7 @@ class VideoHeader:
             transfer=names[2],
             seconds=seconds,
             has_sound=_SOUND.search(said) is not None,
+            frame_rate=_frame_rate(said[stream.start() :].partition("\n")[0]),
         )
 
     def filters(self, size: tuple[int, int] | None, fps: float | None) -> list[str]:
@@ -141,6 +145,11 @@ class VideoHeader:
             "zscale=t=iec61966-2-1",
             "format=gbrp",
         ]
+
+
+def _frame_rate(stream: str) -> float | None:
+    found = _FRAME_RATE.search(stream)
+    return float(found[1]) or None if found else None
 
 
 @functools.cache

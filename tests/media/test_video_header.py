@@ -151,3 +151,18 @@ def test_the_end_of_the_picture_counts_where_the_sound_goes_on(tmp_path: Path) -
     assert header.has_sound and header.seconds is not None and header.seconds > 11
     whole = np.stack(list(video_frames(path, fps=24)))
     np.testing.assert_array_equal(last_frames(path, 9, fps=24), whole[-9:])
+
+
+@pytest.mark.parametrize("rate", ["24", "30000/1001", "12.5", "120"])
+def test_the_header_says_how_many_frames_a_second(rate: str, tmp_path: Path) -> None:
+    path = lavfi(tmp_path / "a.mp4", f"testsrc=size=64x64:rate={rate}:duration=1")
+    expected = 30000 / 1001 if "/" in rate else float(rate)
+    assert VideoHeader.read(path).frame_rate == pytest.approx(expected, abs=0.01)
+
+
+def test_another_size_is_nothing_to_warn_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = lavfi(tmp_path / "a.mp4", "testsrc=size=64x64:rate=24:duration=0.2")
+    assert next(video_frames(path, size=(32, 16))).shape == (16, 32, 3)
+    assert not caplog.records

@@ -1,8 +1,9 @@
 """Batches that trainers take: latents, images and videos, named in a file of annotations."""
 
 from .batches import Batches, MixedBatches, loader
+from .images import ImageBatches, StillBatches
 from .latents import LatentBatches
-from .pixels import ImageBatches, StillBatches, TextVideoBatches, VideoBatches
+from .videos import TextVideoBatches, VideoBatches
 
 __all__ = [
     "Batches",

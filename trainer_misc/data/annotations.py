@@ -1,4 +1,4 @@
-"""Annotations: JSON lines that name the files of a sample and say what they show."""
+"""Annotations name the files of a sample and say what they show: JSON lines, or folders."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from pyramid_dit.checks import shown
 
-Record: TypeAlias = dict[str, Any]
-"""One annotation."""
+from .folders import Record, folder_annotations
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +54,28 @@ class Annotations:
             return cls._of(_checked(lines, str(path), check), file.absolute().parent, str(path))
 
     @classmethod
-    def of(cls, records: Iterable[Record], folder: str | PathLike[str]) -> Annotations:
-        """Annotations from records, whose paths may be relative to `folder`.
+    def of_folder(
+        cls, path: str | PathLike[str], check: Callable[[Record], None] | None = None
+    ) -> Annotations:
+        """The videos and pictures of a folder, see `folder_annotations`.
+
+        Args:
+            path: The folder.
+            check: Raises a ValueError for a record that does not fit.
 
         Raises:
-            ValueError: There is none.
+            FileNotFoundError: There is no such folder.
+            ValueError: There is none, or one does not fit.
         """
-        lines = (json.dumps(record).encode() + b"\n" for record in records)
-        return cls._of(lines, Path(folder).absolute(), str(folder))
+        lines = []
+        for record in folder_annotations(path):
+            try:
+                if check is not None:
+                    check(record)
+            except ValueError as error:
+                raise ValueError(f"{next(iter(record.values()))}: {error}") from error
+            lines.append(json.dumps(record).encode() + b"\n")
+        return cls._of(lines, Path(path).absolute(), str(path))
 
     @classmethod
     def _of(cls, lines: Iterable[bytes], folder: Path, name: str) -> Annotations:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from math import floor
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -66,7 +67,7 @@ def loader(
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals if workers else None,
     )
-    counters: list[Skipped] = getattr(batches, "skipped", [])
+    counters = _counters(batches)
     for batch, tallies, error in loaded:
         for counter, tally in zip(counters, tallies, strict=True):
             counter.count(tally)
@@ -82,7 +83,7 @@ class BucketedBatches(ABC):
     A sample that cannot be used is replaced by another of its bucket, and is counted.
 
     Args:
-        anno_file: JSON lines, see `Annotations`.
+        anno_file: JSON lines, see `Annotations`; or a folder, see `folder_annotations`.
         batch_size: Samples in a batch.
         seed: Of the order and of every draw.
         rank: Which process this is.
@@ -113,7 +114,8 @@ class BucketedBatches(ABC):
         Whole(1)("world", self.world)
         Whole(0, self.world - 1)("rank", self.rank)
         _SHARE("max_skipped", self.max_skipped)
-        self._annotations = Annotations.read(self.anno_file, self._check)
+        read = Annotations.of_folder if Path(self.anno_file).is_dir() else Annotations.read
+        self._annotations = read(self.anno_file, self._check)
         count = len(self._annotations)
         counter = Skipped(count, self.max_skipped, self.skipped_to, self.world)
         self.skipped = [counter]
@@ -158,13 +160,13 @@ class BucketedBatches(ABC):
                 samples.append(self._usable(index, bucket, epoch, slot))
         finally:
             if get_worker_info() is None:
-                self.skipped[0].count(self.take())
+                self.skipped[0].count(*self.take())
         return self._batch(samples, bucket)
 
-    def take(self) -> Tally:
-        """What happened since the last call."""
+    def take(self) -> list[Tally]:
+        """What happened since the last call, for the one of `skipped`."""
         taken, self._news = self._news, Tally(0, [])
-        return taken
+        return [taken]
 
     @abstractmethod
     def _check(self, record: Record) -> None:
@@ -244,7 +246,7 @@ class MixedBatches:
         return self._images[before] if after > before else self._videos[number - before]
 
     def take(self) -> list[Tally]:
-        """What happened since the last call."""
+        """What happened since the last call, for each of `skipped`."""
         return _tallies(self._videos) + _tallies(self._images)
 
     def _images_before(self, number: int) -> int:
@@ -285,9 +287,8 @@ def _counters(batches: Batches) -> list[Skipped]:
 
 def _tallies(batches: Batches) -> list[Tally]:
     """One for each of `batches.skipped`."""
-    take: Callable[[], Tally | list[Tally]] | None = getattr(batches, "take", None)
-    taken = [] if take is None else take()
-    return taken if isinstance(taken, list) else [taken]
+    take: Callable[[], list[Tally]] | None = getattr(batches, "take", None)
+    return [] if take is None else take()
 
 
 def _sendable(error: Exception) -> Exception:

@@ -100,7 +100,7 @@ class LatentBatches(BucketedBatches):
 
 
 def read_text_features(path: Path) -> Features:
-    """The features of one text: `STORED`, of shapes `[l, d]`, `[l]` and `[p]`.
+    """The features of one text, `STORED`: float32 `[l, d]`, the mask as it is `[l]`, `[p]`.
 
     Raises:
         SampleError: The file is not there, is damaged, lacks one, or has others.
@@ -114,7 +114,7 @@ def read_text_features(path: Path) -> Features:
             raise SampleError("wrong shape", f"{name} of {path} has shape {list(value.shape)}")
         if not single.isfinite().all():
             raise SampleError("not finite", f"{name} of {path} has NaN or infinity in it")
-        found[name] = single
+        found[name] = single if name == "prompt_attention_mask" else single.float()
     if len(found["prompt_attention_mask"]) != len(found["prompt_embed"]):
         raise SampleError(
             "wrong shape",

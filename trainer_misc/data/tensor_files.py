@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,17 @@ def read_tensor(path: Path, name: str, most: int | None = None) -> Tensor:
         most: So many at the beginning of the third axis from the end are enough.
 
     Raises:
-        SampleError: The file is not there, holds something else or is damaged.
+        SampleError: The file is not there, holds something else or is damaged, or the tensor has
+            less than three axes.
     """
     if path.suffix == ".safetensors":
         with _Opened(path), safe_open(path, "pt") as file:
             part = file.get_slice(_only(path, list(file.keys()), name))
-            axes = len(part.get_shape())
-            # all of the axes before the third from the end, of which there may be none
-            return part[(slice(None),) * max(axes - 3, 0) + (slice(most),)] if axes else part[...]
-    return _tensor(path, _load(path, "cpu"), name)[..., :most, :, :].clone()
+            before = _axes_before(path, part.get_shape())
+            return part[(slice(None),) * before + (slice(most),)]
+    stored = _tensor(path, _load(path, "cpu"), name)
+    before = _axes_before(path, stored.shape)
+    return stored[(slice(None),) * before + (slice(most),)].clone()
 
 
 def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -116,3 +119,10 @@ def _only(path: Path, keys: list[Any], name: str) -> Any:
     if name not in keys:
         raise SampleError("missing key", f"{path} has no tensor {name!r}")
     return name
+
+
+def _axes_before(path: Path, shape: Sequence[int]) -> int:
+    """The number of axes before the third from the end."""
+    if len(shape) < 3:
+        raise SampleError("wrong shape", f"{path} has shape {list(shape)}")
+    return len(shape) - 3
