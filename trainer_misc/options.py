@@ -58,6 +58,14 @@ class Flag:
             parser.add_argument(
                 *names, action=on_or_off, default=argparse.SUPPRESS, help=text, dest=self.name
             )
+            if self.default:  # argparse knows `--no-` alone
+                parser.add_argument(
+                    f"--no_{self.name}",
+                    action="store_false",
+                    default=argparse.SUPPRESS,
+                    help=argparse.SUPPRESS,
+                    dest=self.name,
+                )
             return
         if self.default is not None and not self.instead:
             text += f" (default: {self.default})"

@@ -58,19 +58,35 @@ def _read(path: Path, device: str) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device)
-        mapped = device == "meta" and zipfile.is_zipfile(path)
+        return read_pickled(path, device, mapped=device == "meta")
+    except (ValueError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"cannot read weights from {path}: {reason}") from error
+
+
+def read_pickled(path: Path, device: str = "cpu", *, mapped: bool = False) -> Any:
+    """What ``torch.save`` wrote to a file, of which no code is run.
+
+    Args:
+        path: The file.
+        device: Where tensors are put; with ``meta``, and mapped, none of their values is read.
+        mapped: Leave values in the file until they are used, where its format allows that.
+
+    Raises:
+        ValueError: The file is damaged, or holds more than tensors and an ``argparse.Namespace``.
+    """
+    mapped = mapped and zipfile.is_zipfile(path)
+    try:
         with torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:  # whose advice is to run what is in the file
         found = re.search(r"GLOBAL (\S+)", str(error))
         more = f" ({found[1]})" if found else ""
         raise ValueError(
-            f"cannot read weights from {path}: it holds more than tensors{more}, or is damaged; "
-            "code in it is not run"
+            f"it holds more than tensors{more}, or is damaged; code in it is not run"
         ) from None
-    except (RuntimeError, EOFError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"cannot read weights from {path}: {reason}") from error
+    except (RuntimeError, EOFError, KeyError, AttributeError) as error:
+        raise ValueError(str(error).strip().split("\n")[0]) from error
 
 
 def load_strictly(

@@ -119,6 +119,12 @@ def test_the_loss_is_that_of_the_wrapper(files: Path, tmp_path: Path) -> None:
     assert loss.item() == wrapper(batch["video"], 0).loss.item()
 
 
+def test_every_spelling_of_a_switch_that_is_on() -> None:
+    for flag in ("--no_auto_resume", "--no-auto-resume"):
+        assert not parse(None, GROUPS, [flag]).auto_resume
+    assert parse(None, GROUPS, []).auto_resume
+
+
 def test_the_encoder_can_be_left_as_it_is(files: Path, tmp_path: Path) -> None:
     train_vae.main(arguments(files, tmp_path, "--steps", "2", "--freeze_encoder"))
     before = CausalVideoVAE.from_pretrained(files / "vae").state_dict()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from video_vae.checkpoint_file import read_pickled
 
 from .skipped import SampleError
 
@@ -89,20 +87,9 @@ def _load(path: Path, device: str) -> Any:
     if not path.is_file():
         raise SampleError("missing file", f"there is no file {path}")
     try:
-        return torch.load(
-            path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except pickle.UnpicklingError as error:  # whose advice is to run what is in the file
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        more = f" ({found[1]})" if found else ""
-        raise SampleError(
-            "unreadable file",
-            f"cannot read {path}: it holds more than tensors{more}, or is damaged; code in it is "
-            "not run",
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SampleError("unreadable file", f"cannot read {path}: {reason}") from error
+        return read_pickled(path, device, mapped=True)
+    except (OSError, ValueError) as error:
+        raise SampleError("unreadable file", f"cannot read {path}: {error}") from error
 
 
 def _tensor(path: Path, content: Any, name: str) -> Tensor:
