@@ -28,7 +28,8 @@ from video_vae.autoencoder import CausalVideoVAE
 from video_vae.blocks import ResnetBlock, SpatialAttention, TemporalUpsample
 
 from .checkpoints import write_folder
-from .loop import LoopConfig, TrainingLoop
+from .loop import TrainingLoop
+from .loop_config import LoopConfig
 from .optimization import Muon, muon_groups
 from .runs import run_or_say
 from .toy.moving_shapes import MAX_FRAMES, MovingShapes

@@ -18,7 +18,8 @@ from torch import nn
 from trainer_misc import checkpoints
 from trainer_misc.average import MovingAverage
 from trainer_misc.checkpoints import newest_checkpoint, read_checkpoint
-from trainer_misc.loop import MOST_SKIPPED, LoopConfig, TrainingLoop
+from trainer_misc.loop import MOST_SKIPPED, TrainingLoop
+from trainer_misc.loop_config import LoopConfig
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_what_was_reached(tmp_path: Path) -> None:
