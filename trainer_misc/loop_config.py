@@ -103,6 +103,10 @@ def new_accelerator(config: LoopConfig, *, cpu: bool = False, unused: bool = Fal
         project_dir=str(config.output / config.logging_dir),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
+    if config.mixed_precision == "fp16" and accelerator.scaler is None:
+        # accelerate scales the loss on accelerators alone, and would compute in float32 here.
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
     torch.manual_seed((config.seed << 40) + accelerator.process_index)
     return accelerator
 
