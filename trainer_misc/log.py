@@ -62,8 +62,8 @@ class Log:
         try:
             yield
         finally:
-            if trackers:
-                self._accelerator.end_training()
+            for tracker in self._accelerator.trackers if trackers else ():
+                tracker.finish()  # as `end_training` does, which ends the processes' group too
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -20,17 +20,18 @@ from trainer_misc.loop_config import LoopConfig
 RANKS = """
 import sys
 from pathlib import Path
-from accelerate import Accelerator
 from trainer_misc.log import SAMPLES, Log
-from trainer_misc.loop_config import LoopConfig
+from trainer_misc.loop_config import LoopConfig, new_accelerator
 
-accelerator = Accelerator(cpu=True)
+config = LoopConfig(output=Path(sys.argv[1]), steps=1, learning_rate=1.0, report_to="tensorboard")
+accelerator = new_accelerator(config, cpu=True)
 rank = accelerator.process_index
-log = Log(LoopConfig(output=Path(sys.argv[1]), steps=1, learning_rate=1.0), accelerator)
+log = Log(config, accelerator)
 with log.open():
     log.add({"loss": 1.0 + rank, f"stage_{rank}": 5.0 + rank, SAMPLES: 4})
     log.write(1)
     log.note(1, {"validation_loss": 3.0 * rank})
+log.note(2, {"afterwards": 4.0 * rank})  # as what is exported then is gathered from all
 accelerator.end_training()
 """
 
@@ -44,9 +45,10 @@ def test_figures_are_means_over_steps_and_processes(tmp_path: Path) -> None:
     script.write_text(RANKS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     subprocess.run([*command, "2", str(script), str(tmp_path)], check=True, timeout=300)
-    step, validation = lines(tmp_path)
+    step, validation, afterwards = lines(tmp_path)
     assert (step["loss"], step["stage_0"], step["stage_1"]) == (1.5, 5, 6)
     assert step["samples_per_second"] > 0 and validation["validation_loss"] == 1.5
+    assert afterwards["afterwards"] == 2
 
 
 def test_samples_and_waiting_are_those_since_the_last_line(
