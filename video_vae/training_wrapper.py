@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .autoencoder import CausalVideoVAE, DecoderOutput
 from .checkpoint_file import MODEL_KEY, load_strictly, read_state_dict
 from .losses import VAELossOutput, VideoVAELoss
+from .training_latents import coarsen, latent_distance
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,6 +84,10 @@ class CausalVideoVAELossWrapper(nn.Module):
         identifier: Sequence[str] = ("video",),
         *,
         generator: torch.Generator | None = None,
+        coarse: tuple[float, float] = (0.0, 0.0),
+        former: Tensor | None = None,
+        kept: Tensor | None = None,
+        former_weight: float = 1.0,
     ) -> VAELossOutput:
         """Encode, draw latents, decode, and compare.
 
@@ -91,6 +96,11 @@ class CausalVideoVAELossWrapper(nn.Module):
             step: Global step; the discriminator starts at ``disc_start``.
             identifier: ``["video"]``, or ``["image"]`` to take every frame as an image of its own.
             generator: Source of the posterior's noise.
+            coarse: Shares of the samples that are decoded from latents halved once, twice.
+            former: Latents of a former VAE, ``[b, c, n+1, h, w]``, that the posterior's means
+                stay near: their mean square distance is added to the loss.
+            kept: ``[b]``, the samples for which they do; by default all.
+            former_weight: Weight of that distance.
 
         Returns:
             The loss of the VAE, that of the discriminator (None before it starts), and a log.
@@ -106,9 +116,19 @@ class CausalVideoVAELossWrapper(nn.Module):
             x = x.transpose(1, 2).flatten(0, 1).unsqueeze(2)
         elif set(identifier) != {"video"}:
             raise ValueError(f"identifier must be ['video'] or ['image'], got {identifier!r}")
-        posterior, reconstructions = self.vae(x, generator=generator)
+        posterior = self.vae.encode(x).latent_dist
+        latents = posterior.sample(generator)
+        if any(coarse):
+            latents = coarsen(latents, coarse, generator)
+        reconstructions = self.vae.decode(latents).sample
         last_layer = self.get_last_layer()
-        return self.loss(x, reconstructions, posterior, step=step, last_layer=last_layer)
+        output = self.loss(x, reconstructions, posterior, step=step, last_layer=last_layer)
+        if former is None:
+            return output
+        distance = latent_distance(posterior.mean, former, kept)
+        loss = output.loss + former_weight * distance
+        log = output.log | {"latent_distance": distance.detach(), "loss": loss.detach()}
+        return output._replace(loss=loss, log=log)
 
     @property
     def device(self) -> torch.device:
