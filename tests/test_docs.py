@@ -159,8 +159,8 @@ def test_the_table_of_memory_presets_is_what_is_computed() -> None:
 # ---- command lines ----------------------------------------------------------------------------
 
 
-class Parsed(BaseException):
-    """A parser has understood its arguments; no command's own handling of errors catches it."""
+class Parsed(SystemExit):
+    """A parser has understood its arguments; commands leave this one alone, as after --help."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         super().__init__()

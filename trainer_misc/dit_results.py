@@ -24,7 +24,8 @@ from pyramid_dit.media.figures import evenly_spaced, picture_grid
 
 from .checkpoints import write_folder
 from .data import Batches
-from .loop import WHOLE, Figures, TrainingLoop
+from .log import Figures
+from .loop import WHOLE, TrainingLoop
 
 VALIDATION_BATCHES = 4
 CARD = """---

@@ -31,7 +31,8 @@ from pyramid_dit.models.text_encoder import FluxTextEncoderWithMask
 from video_vae.autoencoder import CausalVideoVAE
 
 from .checkpoints import write_folder
-from .loop import LoopConfig, TrainingLoop
+from .loop import TrainingLoop
+from .loop_config import LoopConfig
 from .optimization import Muon, muon_groups
 from .runs import run_or_say
 from .toy.latent_bank import LatentBank

@@ -26,7 +26,9 @@ from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_options import GROUPS
 from .dit_results import export, sample_sheet, validation
-from .loop import Figures, LoopConfig, TrainingLoop, new_accelerator
+from .log import SAMPLES, Figures
+from .loop import TrainingLoop
+from .loop_config import LoopConfig, new_accelerator
 from .optimization import Muon, muon_groups
 from .options import parse
 from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
@@ -45,13 +47,14 @@ class Places:
         process_index: Rank.
         num_processes: Number of processes.
         place, places: Which of how many; processes that share the tokens of a batch have one.
+        sharing: How many share one.
         data_rank, data_world: What the data depend on: with `--sync_video_input` the places of a
             group see the same clips.
     """
 
     def __init__(self, rank: int, world: int, *, sharing: int, same_data: int) -> None:
         self.process_index, self.num_processes = rank, world
-        self.place, self.places = rank // sharing, math.ceil(world / sharing)
+        self.place, self.places, self.sharing = rank // sharing, math.ceil(world / sharing), sharing
         group = min(same_data, self.places)
         self.data_rank, self.data_world = self.place // group, math.ceil(self.places / group)
 
@@ -158,7 +161,8 @@ class Trainer:
             generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
             units=None if units is None else [units] * model.scheduler.config.stages,
         )
-        return loss, {name: value.item() for name, value in log.items()}
+        samples = len(entries["video"]) / self.places.sharing
+        return loss, {name: value.item() for name, value in log.items()} | {SAMPLES: samples}
 
     def _sheet(self) -> Any:
         lines = self.options.sample_prompts.read_text(encoding="utf-8").splitlines()

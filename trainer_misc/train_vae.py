@@ -24,7 +24,9 @@ from video_vae.training_latents import fix_posterior
 from .checkpoints import write_folder
 from .data import Batches, MixedBatches, StillBatches, VideoBatches
 from .distributed import init_distributed_mode
-from .loop import Figures, LoopConfig, TrainingLoop, new_accelerator
+from .log import SAMPLES, Figures
+from .loop import TrainingLoop
+from .loop_config import LoopConfig, new_accelerator
 from .optimization import Muon, muon_groups, parameter_groups
 from .options import parse
 from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
@@ -104,7 +106,8 @@ class Trainer:
         loss = output.loss
         if output.discriminator_loss is not None:
             loss = loss + output.discriminator_loss
-        return loss, {name: value.item() for name, value in output.log.items()}
+        samples = {SAMPLES: float(len(pixels))}
+        return loss, {name: value.item() for name, value in output.log.items()} | samples
 
     @torch.no_grad()
     def _sheet(self, path: Path) -> None:

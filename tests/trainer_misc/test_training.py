@@ -15,7 +15,7 @@ from pyramid_dit import PyramidDiTForVideoGeneration
 from trainer_misc import dit_trainer
 from trainer_misc.checkpoints import newest_checkpoint
 from trainer_misc.dit_trainer import DitRecipe, train_dit
-from trainer_misc.loop import LoopConfig
+from trainer_misc.loop_config import LoopConfig
 from trainer_misc.optimization import (
     Muon,
     learning_rate,
@@ -47,14 +47,16 @@ SMALL_DIT = dit_trainer.TOY_DIT | {"num_layers": 1, "num_single_layers": 1}
 def test_schedules_warm_up_and_come_down():
     def rates(schedule, **options):
         options = {"steps": 100, "peak": 2.0, "warmup": 10, "cooldown": 20} | options
-        return [learning_rate(s, schedule=schedule, **options) for s in (0, 9, 50, 90, 100)]
+        return [learning_rate(s, schedule=schedule, **options) for s in (0, 3, 9, 50, 90, 100)]
 
-    assert rates("constant") == [0.2, 2, 2, 2, 2]
-    assert rates("constant", start=1.0)[:3] == [1.1, 2, 2]
-    assert rates("trapezoid") == [0.2, 2, 2, 1, 0]
+    third = pytest.approx(2 / 3)
+    assert rates("constant") == [0, third, 2, 2, 2, 2]
+    assert rates("constant", start=1.0)[:3] == [1, pytest.approx(4 / 3), 2]
+    assert rates("constant", warmup=1)[0] == 2
+    assert rates("trapezoid") == [0, third, 2, 2, 1, 0]
     cosine = rates("cosine")
-    assert cosine[:2] == [0.2, 2] and cosine[2] > cosine[3] > cosine[4] == pytest.approx(0)
-    assert rates("cosine", least=0.5)[4] == pytest.approx(0.5)
+    assert cosine[:3] == [0, third, 2] and cosine[3] > cosine[4] > cosine[5] == pytest.approx(0)
+    assert rates("cosine", least=0.5)[5] == pytest.approx(0.5)
     with pytest.raises(ValueError, match="constant, cosine, trapezoid, got 'linear'"):
         learning_rate(50, steps=100, peak=1.0, schedule="linear")
 
