@@ -67,10 +67,7 @@ class Trainer:
         place = accelerator.process_index, accelerator.num_processes
         self.batches = batches or open_batches(options, *place)
         self.wrapper.to(accelerator.device).train()
-        self.former: CausalVideoVAELossWrapper | None = None
-        if options.former_vae is not None:
-            self.former = CausalVideoVAELossWrapper(options.former_vae)
-            self.former.to(accelerator.device).eval().requires_grad_(False)
+        self.former = load_former(options, self.wrapper.vae)
         self.loop = TrainingLoop(
             config, {"vae": self.wrapper}, new_optimizer(options, self.wrapper), accelerator
         )
@@ -150,6 +147,10 @@ def check(options: Namespace) -> None:
         )
     if options.resolution % 8:
         raise ValueError(f"--resolution must be a multiple of 8, got {options.resolution}")
+    if any(options.coarse) and options.resolution % 32:
+        raise ValueError(
+            f"--resolution must be a multiple of 32 with --coarse, got {options.resolution}"
+        )
     for folder in (options.model_path, options.former_vae):
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder at {folder}")
@@ -190,6 +191,28 @@ def load_wrapper(options: Namespace) -> CausalVideoVAELossWrapper:
     assert wrapper.loss is not None
     wrapper.loss.logvar.requires_grad_(options.learn_logvar)
     return wrapper
+
+
+def load_former(options: Namespace, vae: CausalVideoVAE) -> CausalVideoVAELossWrapper | None:
+    """The VAE whose latents stay where they are, if there is one, where `vae` is.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: Its latents are of another shape than those of `vae`.
+    """
+    if options.former_vae is None:
+        return None
+    former = CausalVideoVAELossWrapper(options.former_vae)
+    shape, wanted = (
+        (one.config["encoder_out_channels"], one.spatial_factor, one.temporal_factor)
+        for one in (former.vae, vae)
+    )
+    if shape != wanted:
+        raise ValueError(
+            f"the latents of {options.former_vae} do not fit: their channels, and the pixels and "
+            f"frames that one stands for, are {shape}, not {wanted}"
+        )
+    return former.to(vae.device).eval().requires_grad_(False)
 
 
 def open_batches(options: Namespace, rank: int, world: int) -> Batches:

@@ -133,7 +133,8 @@ def test_only_kept_samples_stay_near_a_former_vae() -> None:
     ("given", "message"),
     [
         (["--video_anno", "a.jsonl"], "--drawn_shapes takes the place of --video_anno"),
-        (["--resolution", "136"], "crop must be at most 128, got 136"),
+        (["--resolution", "40"], "a multiple of 32 with --coarse, got 40"),
+        (["--resolution", "160"], "crop must be at most 128, got 160"),
         (["--max_frames", "105"], "frames must be at most 97, got 105"),
         (["--former_vae", "nowhere"], "no folder at nowhere"),
     ],
@@ -145,6 +146,14 @@ def test_what_does_not_fit_is_said_in_one_line(
         train_vae.main(arguments("1-pictures", sizes, tmp_path / "run", *given))
     text = str(caught.value.code)
     assert message in text and text.startswith("error: ") and "\n" not in text
+
+
+def test_a_former_vae_has_latents_of_the_same_shape(sizes: Path, tmp_path: Path) -> None:
+    other = VAE_CONFIG | {"encoder_out_channels": 6, "decoder_in_channels": 6}
+    CausalVideoVAE(**other).save_pretrained(tmp_path / "other")
+    more = ["--former_vae", str(tmp_path / "other")]
+    with pytest.raises(SystemExit, match=r"other do not fit: .* are \(6, 8, 8\), not \("):
+        train_vae.main(arguments("1-pictures", sizes, tmp_path / "run", *more))
 
 
 def test_shares_of_coarse_latents_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
