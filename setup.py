@@ -27,6 +27,7 @@ setup(
     package_data={
         "pyramid_dit": ["py.typed", "toy/*", "toy/**/*"],
         "pyramid_dit.page": ["*.css", "*.html", "*.js"],
+        "trainer_misc.toy": ["*.toml"],
     },
     install_requires=[
         "accelerate>=1.10,<2",

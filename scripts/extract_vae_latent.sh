@@ -10,7 +10,7 @@ Encodes images and clips of the synthetic set "moving shapes", the only data thi
 a trained VAE and writes all latents to one safetensors file, which train_pyramid_flow.sh reads.
 
 Settings, as environment variables:
-  VAE      folder of the VAE (default: output/toy/vae/causal_video_vae)
+  VAE      folder of the VAE (default: output/toy/vae/3-decoder/causal_video_vae)
   BANK     file to write (default: output/toy/bank.safetensors)
   IMAGES   first frames (default: 16000)
   CLIPS    clips of 97 frames (default: 1000)
@@ -32,6 +32,6 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
 exec "${PYTHON:-python}" -m trainer_misc.toy.latent_bank \
-    --vae "${VAE:-output/toy/vae/causal_video_vae}" \
+    --vae "${VAE:-output/toy/vae/3-decoder/causal_video_vae}" \
     --output "${BANK:-output/toy/bank.safetensors}" \
     --images "${IMAGES:-16000}" --clips "${CLIPS:-1000}" "$@"

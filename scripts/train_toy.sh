@@ -10,7 +10,7 @@ Trains the small default checkpoint on the synthetic set "moving shapes" and wri
 released layout, to OUTPUT/dit/checkpoint (default: output/toy). Started again with the same
 OUTPUT it goes on where it stopped.
 
-It trains the VAE (trainer_misc.vae_trainer), encodes latents (extract_vae_latent.sh), trains the
+It trains the VAE (trainer_misc.train_vae, in three parts), encodes latents (extract_vae_latent.sh), trains the
 transformer (trainer_misc.dit_trainer), then measures the checkpoint and writes its model card.
 
 Settings, as environment variables:
@@ -49,11 +49,21 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
 
-VAE="$output/vae/causal_video_vae"
+case ${PRECISION:-no} in
+no) dtype=fp32 ;;
+*) dtype=$PRECISION ;;
+esac
+VAE="$root/pyramid_dit/toy/causal_video_vae" # its sizes alone: the first part has new weights
+for part in 1-pictures 2-clips 3-decoder; do
+    run="$output/vae/$part"
+    if [ ! -d "$run/causal_video_vae" ]; then
+        "$python" -m trainer_misc.train_vae --config "$root/trainer_misc/toy/vae-$part.toml" \
+            --model_path "$VAE" --output_dir "$run" --model_dtype "$dtype" --seed "${SEED:-0}"
+    fi
+    VAE="$run/causal_video_vae"
+done
 BANK="$output/bank.safetensors"
 export VAE BANK
-"$python" -m trainer_misc.vae_trainer --output "$output/vae" \
-    --mixed-precision "${PRECISION:-no}" --seed "${SEED:-0}"
 if [ ! -f "$BANK" ]; then
     sh "$root/scripts/extract_vae_latent.sh"
 fi

@@ -47,6 +47,12 @@ def scores_text(scores: dict[str, Any]) -> str:
             f"VAE: {vae['psnr']:.1f} dB PSNR on {vae['clips']} fresh clips "
             f"(the worst: {vae['lowest_psnr']:.1f} dB)."
         )
+    if "vae_any_color" in scores:
+        vae = scores["vae_any_color"]
+        parts.append(
+            f"In any colors: {vae['psnr']:.1f} dB on {vae['clips']} "
+            f"(the worst: {vae['lowest_psnr']:.1f} dB)."
+        )
     for mode, title in TITLES.items():
         if mode in scores:
             count = len(scores[mode]["clips"])
