@@ -17,13 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyramid_dit.distributed.launcher import launched_process
+from pyramid_dit.files import write_folder
 from pyramid_dit.generation.latent_codec import to_bytes, to_output
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
 from video_vae.context_parallel import check_training_share
 from video_vae.training_latents import fix_posterior
 
-from .checkpoints import write_folder
 from .data import Batches, MixedBatches, StillBatches, VideoBatches
 from .distributed import init_distributed_mode
 from .log import SAMPLES, Figures
