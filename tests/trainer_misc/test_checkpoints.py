@@ -20,13 +20,13 @@ from golden import PROJECT_ROOT
 from safetensors.torch import load_file
 from torch import nn
 
+from pyramid_dit.files import write_folder
 from trainer_misc.checkpoints import (
     check_whole,
     checkpoint_steps,
     newest_checkpoint,
     thin_checkpoints,
     write_checkpoint,
-    write_folder,
 )
 from trainer_misc.loop_config import LoopConfig
 
