@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.generation.latent_codec import to_bytes, to_output
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
+from video_vae.context_parallel import check_training_share
 from video_vae.training_latents import fix_posterior
 
 from .checkpoints import write_folder
@@ -35,6 +37,8 @@ from .vae_options import GROUPS
 from .vae_weights import hidden_kernels, inflate, initialize
 
 logger = logging.getLogger(__name__)
+
+FRAMES_OF_LATENT = 8
 
 
 class Trainer:
@@ -64,12 +68,19 @@ class Trainer:
         accelerator = new_accelerator(
             config, cpu=options.device == "cpu", unused=options.add_discriminator
         )
-        place = accelerator.process_index, accelerator.num_processes
+        self.group = context_group(options)
+        self.sharing = 1 if self.group is None else options.context_size
+        rank, world = accelerator.process_index, accelerator.num_processes
+        place = rank // self.sharing, world // self.sharing
         self.batches = batches or open_batches(options, *place)
         self.wrapper.to(accelerator.device).train()
         self.former = load_former(options, self.wrapper.vae)
         self.loop = TrainingLoop(
-            config, {"vae": self.wrapper}, new_optimizer(options, self.wrapper), accelerator
+            config,
+            {"vae": self.wrapper},
+            new_optimizer(options, self.wrapper),
+            accelerator,
+            place=place,
         )
         if self.loop.step == 0:
             self.loop.step = first_step(options)
@@ -97,13 +108,14 @@ class Trainer:
             pixels,
             self.loop.step,
             [entries["identifier"]],
+            group=self.group,
             coarse=self.options.coarse,
             **former,
         )
         loss = output.loss
         if output.discriminator_loss is not None:
             loss = loss + output.discriminator_loss
-        samples = {SAMPLES: float(len(pixels))}
+        samples = {SAMPLES: len(pixels) / self.sharing}
         return loss, {name: value.item() for name, value in output.log.items()} | samples
 
     @torch.no_grad()
@@ -140,11 +152,7 @@ def check(options: Namespace) -> None:
         raise ValueError("--any_color needs --drawn_shapes")
     if options.use_image_video_mixed_training and None in (options.video_anno, options.image_anno):
         raise ValueError("--use_image_video_mixed_training needs --video_anno and --image_anno")
-    if options.use_context_parallel and options.context_size > 1:
-        raise ValueError(
-            "--use_context_parallel is not there yet: gradients do not cross processes; "
-            "--context_size 1, and shorter clips or smaller pictures"
-        )
+    check_context(options)
     if options.resolution % 8:
         raise ValueError(f"--resolution must be a multiple of 8, got {options.resolution}")
     if any(options.coarse) and options.resolution % 32:
@@ -154,6 +162,40 @@ def check(options: Namespace) -> None:
     for folder in (options.model_path, options.former_vae):
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder at {folder}")
+
+
+def check_context(options: Namespace) -> None:
+    """Refuse what does not go with `--use_context_parallel` (ValueError)."""
+    ranks = options.context_size if options.use_context_parallel else 1
+    if ranks == 1:
+        return
+    flag = f"--use_context_parallel --context_size {ranks}"
+    started = launched_process()
+    if started is None and not options.dist_on_itp:
+        raise ValueError(f"{flag} takes so many processes: start by torchrun")
+    if started is not None and started.processes % ranks:
+        raise ValueError(f"{flag} does not divide the {started.processes} processes")
+    if options.video_anno is None or options.use_image_video_mixed_training:
+        raise ValueError(f"{flag} takes videos alone: --video_anno, no pictures")
+    if options.former_vae is not None:
+        raise ValueError(f"{flag} does not go with --former_vae")
+    try:
+        check_training_share(frames_of(options), FRAMES_OF_LATENT, ranks)
+    except ValueError as error:
+        raise ValueError(f"{flag} with --max_frames {options.max_frames}: {error}") from None
+
+
+def frames_of(options: Namespace) -> int:
+    """Frames of a clip: the most of 8n+1 that `--max_frames` allows."""
+    return 1 + (options.max_frames - 1) // FRAMES_OF_LATENT * FRAMES_OF_LATENT
+
+
+def context_group(options: Namespace) -> dist.ProcessGroup | None:
+    """The processes that share a clip with this one, which are neighbours; None if none does."""
+    if not options.use_context_parallel or options.context_size == 1:
+        return None
+    group, _ = dist.new_subgroups(options.context_size)
+    return group
 
 
 def load_wrapper(options: Namespace) -> CausalVideoVAELossWrapper:
@@ -222,11 +264,10 @@ def open_batches(options: Namespace, rank: int, world: int) -> Batches:
         FileNotFoundError: There is no such file.
         ValueError: A line cannot be understood.
     """
-    frames = 1 + (options.max_frames - 1) // 8 * 8
     if options.drawn_shapes:
         return ShapeBatches(
             options.batch_size,
-            frames=frames,
+            frames=frames_of(options),
             crop=options.resolution,
             any_color=options.any_color,
             seed=options.seed,
@@ -244,7 +285,7 @@ def open_batches(options: Namespace, rank: int, world: int) -> Batches:
     }
     if options.video_anno is None:
         return StillBatches(options.image_anno, **common)
-    videos = VideoBatches(options.video_anno, max_frames=frames, **common)
+    videos = VideoBatches(options.video_anno, max_frames=frames_of(options), **common)
     if not options.use_image_video_mixed_training:
         return videos
     images = StillBatches(options.image_anno, **common)
