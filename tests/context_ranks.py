@@ -42,7 +42,8 @@ def values(
     """Figures and gradients."""
     wrapper.zero_grad()
     noise = torch.Generator().manual_seed(5)
-    output: VAELossOutput = wrapper(x, 1, generator=noise, group=group)
+    former = torch.zeros(1, wrapper.vae.config["encoder_out_channels"], 1 + x.shape[2] // 8, 6, 8)
+    output: VAELossOutput = wrapper(x, 1, generator=noise, group=group, former=former)
     loss = output.loss
     found = {f"log {name}": value for name, value in output.log.items()}
     if output.discriminator_loss is not None:

@@ -68,6 +68,7 @@ class ClipShare:
         ranks: How many.
         latents: Which latent frames are this rank's.
         frames: Which frames are.
+        all_latents: How many latent frames the clip has.
         weight: Of means over frames: its share of the clip's frames, times `ranks`.
     """
 
@@ -75,7 +76,13 @@ class ClipShare:
     ranks: int
     latents: slice
     frames: slice
+    all_latents: int
     weight: float
+
+    @property
+    def latent_weight(self) -> float:
+        """Of means over latent frames, as `weight` is of those over frames."""
+        return self.ranks * (self.latents.stop - self.latents.start) / self.all_latents
 
     @classmethod
     def of(cls, frames: int, factor: int, group: dist.ProcessGroup) -> ClipShare:
@@ -91,11 +98,13 @@ class ClipShare:
         """
         ranks = dist.get_world_size(group)
         check_training_share(frames, factor, ranks)
-        plan = plan_rounds(1 + (frames - 1) // factor, ranks)
+        all_latents = 1 + (frames - 1) // factor
+        plan = plan_rounds(all_latents, ranks)
         rank = dist.get_rank(group)
         latents = slice(*_spans(plan)[0][rank])
         own = slice(*_spans(plan, factor=factor)[0][rank])
-        return cls(group, ranks, latents, own, ranks * (own.stop - own.start) / frames)
+        weight = ranks * (own.stop - own.start) / frames
+        return cls(group, ranks, latents, own, all_latents, weight)
 
     def context(self) -> Neighbours:
         """What one pass through an encoder or a decoder needs."""

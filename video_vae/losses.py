@@ -128,14 +128,14 @@ class VideoVAELoss(nn.Module):
                 returned is then what the whole clips give.
         """
         part = 1.0 if share is None else share.weight
-        real, fake = _frames(_precise(inputs)), _frames(_precise(reconstructions))
+        real, fake = _frames(at_least_float32(inputs)), _frames(at_least_float32(reconstructions))
         pixel = part * F.mse_loss(fake, real)
         perceptual = torch.zeros_like(pixel)
         if self.perceptual_loss is not None:
             perceptual = part * self.perceptual_loss(fake, real).mean()
         distortion = self.pixelloss_weight * pixel + self.perceptual_weight * perceptual
         nll = distortion / self.logvar.exp() + part * self.logvar
-        kl = _precise(posterior.kl()).sum() / posterior.mean.shape[:2].numel()
+        kl = at_least_float32(posterior.kl()).sum() / posterior.mean.shape[:2].numel()
         kl = kl if share is None else share.ranks * kl
         loss = nll + self.kl_weight * kl
         log = {"mse": pixel, "lpips": perceptual, "nll": nll, "kl": kl, "logvar": self.logvar}
@@ -194,7 +194,9 @@ def adaptive_weight(
     (adversarial_gradient,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     if mean is not None:
         nll_gradient, adversarial_gradient = mean(nll_gradient), mean(adversarial_gradient)
-    ratio = _precise(nll_gradient).norm() / (_precise(adversarial_gradient).norm() + 1e-4)
+    ratio = at_least_float32(nll_gradient).norm() / (
+        at_least_float32(adversarial_gradient).norm() + 1e-4
+    )
     return (scale * ratio).clamp(max=limit).detach()
 
 
@@ -203,7 +205,7 @@ def _frames(video: Tensor) -> Tensor:
     return video.transpose(1, 2).flatten(0, 1)
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """In float32, unless it is more precise already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .autoencoder import CausalVideoVAE
+from .losses import at_least_float32
 
 
 @torch.no_grad()
@@ -64,7 +65,9 @@ def latent_distance(latents: Tensor, former: Tensor, kept: Tensor | None = None)
         former: Of the one before, of the same pixels.
         kept: [b], which samples count; by default all. Where none does, the distance is 0.
     """
-    distance = (latents.float() - former.float()).square().mean(dim=(1, 2, 3, 4))
+    distance = (
+        (at_least_float32(latents) - at_least_float32(former)).square().mean(dim=(1, 2, 3, 4))
+    )
     if kept is None:
         return distance.mean()
     share = kept.to(distance)

@@ -115,7 +115,7 @@ class CausalVideoVAELossWrapper(nn.Module):
         Raises:
             RuntimeError: The wrapper was built without ``load_loss_module=True``.
             ValueError: ``x`` has another number of dimensions, or ``identifier`` is neither; with
-                a ``group``, images, former latents, or videos too short to be shared.
+                a ``group``, images, or videos that are too short to be shared.
         """
         if self.loss is None:
             raise RuntimeError("this wrapper has no loss: build it with load_loss_module=True")
@@ -124,33 +124,36 @@ class CausalVideoVAELossWrapper(nn.Module):
             x = x.transpose(1, 2).flatten(0, 1).unsqueeze(2)
         elif set(identifier) != {"video"}:
             raise ValueError(f"identifier must be ['video'] or ['image'], got {identifier!r}")
-        if former is not None and group is not None:
-            raise ValueError("former latents are not for ranks that share a video")
         share = None
         if group is None:
             posterior = self.vae.encode(x).latent_dist
-            z = posterior.sample(generator)
+            latents = posterior.sample(generator)
         else:
             self.vae.check_pixels(x)
             share = ClipShare.of(x.shape[2], self.vae.temporal_factor, group)
-            latents = 1 + (x.shape[2] - 1) // self.vae.temporal_factor
             x = x[:, :, share.frames]
             posterior = DiagonalGaussian(self.vae.encode_chunk(x, share.context()))
-            noise = posterior.noise(generator, latents)[:, :, share.latents]
-            z = posterior.mean + posterior.std * noise
+            noise = posterior.noise(generator, share.all_latents)[:, :, share.latents]
+            latents = posterior.mean + posterior.std * noise
         if any(coarse):
-            z = coarsen(z, coarse, generator)
+            latents = coarsen(latents, coarse, generator)
         if share is None:
-            reconstructions = self.vae.decode(z).sample
+            reconstructions = self.vae.decode(latents).sample
         else:
-            reconstructions = self.vae.decode_chunk(z, share.context())
-        last_layer = self.get_last_layer()
+            reconstructions = self.vae.decode_chunk(latents, share.context())
         output = self.loss(
-            x, reconstructions, posterior, step=step, last_layer=last_layer, share=share
+            *(x, reconstructions, posterior),
+            step=step,
+            last_layer=self.get_last_layer(),
+            share=share,
         )
         if former is None:
             return output
-        distance = latent_distance(posterior.mean, former, kept)
+        distance = latent_distance(
+            posterior.mean, former if share is None else former[:, :, share.latents], kept
+        )
+        if share is not None:
+            distance = share.latent_weight * distance
         loss = output.loss + former_weight * distance
         log = output.log | {"latent_distance": distance.detach(), "loss": loss.detach()}
         return output._replace(loss=loss, log=log)
