@@ -236,8 +236,8 @@ def options_of(page: Path) -> set[str]:
 
 def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {
-        "toy.latent_bank": ["--vae", "a", "--output", "b"],
-        "dit_trainer": ["--vae", "a", "--bank", "b", "--output", "c"],
+        "toy.latents": ["--vae", "a", "--output", "b"],
+        "toy.start": ["--vae", "a", "--latents", "b", "--output", "c"],
         "evaluation": [],
         "train_dit": [],
         "train_vae": [],
@@ -323,19 +323,17 @@ def test_the_toy_training_calls_what_exists(
 ) -> None:
     settings = {"PROCESSES": "2", "STEPS": "7", "SEED": "3", "CLIPS": "5"}
     calls = calls_of(python, shell, "train_toy.sh", "my run", **settings)
-    *vae, bank, dit, scores, card = calls
+    *vae, latents, begin, dit, scores, card = calls
     start = f"{PROJECT_ROOT}/pyramid_dit/toy/causal_video_vae"
     for part, call in zip(("1-pictures", "2-clips", "3-decoder"), vae, strict=True):
         output = f"my run/vae/{part}"
         config = f"--config {PROJECT_ROOT}/trainer_misc/toy/vae-{part}.toml"
         assert f"{config} --model_path {start} --output_dir {output} --model_dtype fp32" in call
         start = f"{output}/causal_video_vae"
-    assert bank.endswith("--output my run/bank.safetensors --images 16000 --clips 5")
+    assert latents.endswith("--output my run/latents --pictures 16000 --clips 5")
+    assert begin.endswith("--latents my run/latents --output my run/start --seed 3")
     assert dit.startswith("-m torch.distributed.run --standalone --nproc-per-node 2 -m trainer_")
-    assert (
-        "--vae my run/vae/3-decoder/causal_video_vae --bank my run/bank.safetensors --steps 7"
-        in dit
-    )
+    assert "--model_path my run/start --output_dir my run/dit --steps 7" in dit
     assert "trainer_misc.evaluation" in scores and "trainer_misc.toy.model_card" in card
     for call in calls:
         module, *arguments = call.rpartition("-m trainer_misc.")[2].replace("my run", "run").split()

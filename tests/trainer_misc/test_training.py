@@ -1,21 +1,12 @@
-"""The training tools: optimizers, latents, the default transformer's trainer, in small."""
+"""The training tools: optimizers, the words of the default checkpoint, its model card."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from golden import PROJECT_ROOT
+from tiny_checkpoint import VAE_CONFIG
 from torch import nn
 
-from pyramid_dit import PyramidDiTForVideoGeneration
-from trainer_misc import dit_trainer
-from trainer_misc.checkpoints import newest_checkpoint
-from trainer_misc.dit_trainer import DitRecipe, train_dit
-from trainer_misc.loop_config import LoopConfig
 from trainer_misc.optimization import (
     Muon,
     learning_rate,
@@ -24,22 +15,9 @@ from trainer_misc.optimization import (
     parameter_groups,
 )
 from trainer_misc.toy import model_card
-from trainer_misc.toy.latent_bank import LatentBank, encode_bank
 from trainer_misc.toy.moving_shapes import NUM_COMBINATIONS, caption_of
 from trainer_misc.toy.text import caption_words, write_text_encoders
 from video_vae import CausalVideoVAE
-
-SMALL_VAE = {
-    "encoder_out_channels": 4,
-    "encoder_layers_per_block": (1, 1, 1, 1),
-    "encoder_block_out_channels": (4, 4, 8, 8),
-    "encoder_norm_num_groups": 1,
-    "decoder_layers_per_block": (1, 1, 1, 1),
-    "decoder_block_out_channels": (4, 4, 8, 8),
-    "decoder_norm_num_groups": 1,
-}
-SMALL_DIT = dit_trainer.TOY_DIT | {"num_layers": 1, "num_single_layers": 1}
-
 
 # ---- optimization ---------------------------------------------------------------------------
 
@@ -89,14 +67,7 @@ def test_muon_fits_a_linear_map():
     assert losses[-1] < 0.05 * losses[0]
 
 
-# ---- text, latents, DiT ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bank():
-    torch.manual_seed(0)
-    vae = CausalVideoVAE(**SMALL_VAE).eval().requires_grad_(False)
-    return vae, encode_bank(vae, images=12, clips=4, frames=17)
+# ---- text and the model card --------------------------------------------------------------
 
 
 def test_the_tokenizers_know_every_word_of_the_captions(tmp_path):
@@ -112,64 +83,8 @@ def test_the_tokenizers_know_every_word_of_the_captions(tmp_path):
         assert tokenizer("A RED CIRCLE")["input_ids"] == tokenizer("a red circle")["input_ids"]
 
 
-def test_the_bank_is_normalized_by_its_statistics(bank, tmp_path):
-    _, latents = bank
-    statistics = latents.statistics()
-    clips = statistics.normalize(latents.clips.float())
-    assert clips.shape == (4, 4, 3, 16, 16)
-    later = clips[:, :, 1:]
-    assert later.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-3
-    torch.testing.assert_close(later.std(dim=(0, 2, 3, 4)), torch.ones(4), atol=1e-2, rtol=0)
-    latents.save(tmp_path / "bank.safetensors")
-    back = LatentBank.load(tmp_path / "bank.safetensors")
-    assert all(torch.equal(getattr(back, name), t) for name, t in vars(latents).items())
-
-
-def test_the_dit_trainer_writes_a_checkpoint_that_generates(bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(dit_trainer, "TOY_DIT", SMALL_DIT)
-    vae, latents = bank
-    config = LoopConfig(output=tmp_path, steps=3, learning_rate=1e-3, sheet_every=3, warmup=1)
-    recipe = DitRecipe(per_column=1, first_frame_share=0.5)
-    train_dit(vae, latents, config, recipe)
-    assert (tmp_path / "sheet-000003.png").stat().st_size > 1000
-    pipeline = PyramidDiTForVideoGeneration.from_pretrained(tmp_path / "checkpoint")
-    frames = pipeline.generate(
-        "a red circle grows on a white background",
-        temp=2,
-        num_inference_steps=1,
-        video_num_inference_steps=1,
-    )
-    assert len(frames) == 9 and frames[0].size == (128, 128)
-
-
-def test_two_processes_train_one_model(bank, tmp_path):
-    vae, latents = bank
-    vae.save_pretrained(tmp_path / "vae")
-    latents.save(tmp_path / "bank.safetensors")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "trainer_misc.dit_trainer", "--vae", tmp_path / "vae"),
-        *("--bank", tmp_path / "bank.safetensors", "--output", tmp_path / "run"),
-        *("--steps", "2", "--cooldown", "1", "--per-column", "1"),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert Path(tmp_path / "run/checkpoint/model_index.json").is_file()
-    configs = list((tmp_path / "run/checkpoint").glob("*/config.json"))
-    assert configs and not any(str(tmp_path) in path.read_text() for path in configs)
-    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
-
-
-def test_the_model_card_tells_the_measured_figures(bank, tmp_path):
-    vae, _ = bank
+def test_the_model_card_tells_the_measured_figures(tmp_path):
+    vae = CausalVideoVAE(**VAE_CONFIG)
     vae.save_pretrained(tmp_path / "causal_video_vae")
     rates = {"color": 1.0, "background": 0.99, "motion": 0.5, "shape": 0.25, "all": 0.125}
     scores = {

@@ -107,7 +107,7 @@ A model as small as it can be while everything in it is the real thing: it draws
 
 `scripts/train_toy.sh` trains everything from nothing on clips that are drawn on the fly
 (`trainer_misc/toy/moving_shapes.py`): the VAE on single images, then on clips; then the
-transformer together with both text encoders on a bank of latents. Of the 504 sentences those
+transformer together with both text encoders on latents. Of the 504 sentences those
 whose number is 3 modulo 10 are never trained on: they test whether the model composes.
 
 {training.strip()}
