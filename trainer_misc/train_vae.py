@@ -177,8 +177,6 @@ def check_context(options: Namespace) -> None:
         raise ValueError(f"{flag} does not divide the {started.processes} processes")
     if options.video_anno is None or options.use_image_video_mixed_training:
         raise ValueError(f"{flag} takes videos alone: --video_anno, no pictures")
-    if options.former_vae is not None:
-        raise ValueError(f"{flag} does not go with --former_vae")
     try:
         check_training_share(frames_of(options), FRAMES_OF_LATENT, ranks)
     except ValueError as error:
