@@ -262,11 +262,10 @@ def open_batches(options: Namespace, rank: int, world: int) -> Batches:
         FileNotFoundError: There is no such file.
         ValueError: A line cannot be understood.
     """
-    frames = 1 + (options.max_frames - 1) // 8 * 8
     if options.drawn_shapes:
         return ShapeBatches(
             options.batch_size,
-            frames=frames,
+            frames=frames_of(options),
             crop=options.resolution,
             any_color=options.any_color,
             seed=options.seed,
