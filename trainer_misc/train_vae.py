@@ -175,7 +175,8 @@ def check_context(options: Namespace) -> None:
         raise ValueError(f"{flag} takes so many processes: start by torchrun")
     if started is not None and started.processes % ranks:
         raise ValueError(f"{flag} does not divide the {started.processes} processes")
-    if options.video_anno is None or options.use_image_video_mixed_training:
+    no_videos = options.video_anno is None and not options.drawn_shapes
+    if no_videos or options.use_image_video_mixed_training:
         raise ValueError(f"{flag} takes videos alone: --video_anno, no pictures")
     try:
         check_training_share(frames_of(options), FRAMES_OF_LATENT, ranks)
