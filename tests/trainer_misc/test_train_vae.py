@@ -91,8 +91,10 @@ def test_stage_one_learns_on_pictures_and_clips(files: Path, tmp_path: Path) -> 
         assert torch.equal(value, weights[f"vae.vae.{name}"])
 
 
-def test_a_resumed_run_is_the_unbroken_one(files: Path, tmp_path: Path) -> None:
-    constant = ("--lr_scheduler", "constant", "--add_discriminator", "--disc_start", "1")
+@pytest.mark.parametrize("begin", ["1", "3"])
+def test_a_resumed_run_is_the_unbroken_one(begin: str, files: Path, tmp_path: Path) -> None:
+    """Whether the discriminator began before the end or only after it."""
+    constant = ("--lr_scheduler", "constant", "--add_discriminator", "--disc_start", begin)
     for steps in ("2", "4"):
         train_vae.main(arguments(files, tmp_path / "broken", "--steps", steps, *constant))
     train_vae.main(arguments(files, tmp_path / "whole", "--steps", "4", *constant))
