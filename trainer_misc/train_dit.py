@@ -23,6 +23,7 @@ from video_vae.checkpoint_file import read_state_dict
 
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
 from .data.latents import read_text_features, stack_text_features
+from .data.videos import FRAMES_OF_LATENT
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_options import GROUPS
 from .dit_results import export, sample_sheet, validation
@@ -35,9 +36,6 @@ from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
 from .sharding import divide_weights
 
 logger = logging.getLogger(__name__)
-
-SIZES = {"384p": (640, 384), "768p": (1280, 768)}
-FRAMES_OF_LATENT = 8
 
 
 class Places:
@@ -305,9 +303,8 @@ def open_batches(
     }
     videos: Batches
     if options.load_vae:
-        width, height = SIZES[options.resolution]
         frames = 1 + FRAMES_OF_LATENT * (options.max_frames - 1)
-        videos = TextVideoBatches(file, width=width, height=height, num_frames=frames, **common)
+        videos = TextVideoBatches(file, options.resolution, frames, **common)
     else:
         videos = LatentBatches(file, max_frames=options.max_frames, **of_latents, **common)
     if validation or options.image_anno is None:
