@@ -32,6 +32,7 @@ from pyramid_dit.checks import FRAMES, SIDE
 from pyramid_dit.devices.cpu import keep_freed_memory
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.files import replacing
+from pyramid_dit.flow.sizes import TEMPORAL_FACTOR, temp_of
 from pyramid_dit.generation.latent_codec import encode_clip
 from pyramid_dit.models.text_encoder import TextEncoderWithMask
 from video_vae import CausalVideoVAE
@@ -42,7 +43,7 @@ from .data.folders import Record
 from .data.latents import STORED, read_text_features
 from .data.skipped import SampleError, Skip, Skipped, Tally
 from .data.tensor_files import read_tensor
-from .data.videos import FRAMES_OF_LATENT, clip_pixels, read_clip
+from .data.videos import clip_pixels, read_clip
 from .options import Flag, parse
 from .runs import log_to_people, run_or_say
 
@@ -146,7 +147,8 @@ class Extraction(ABC):
                     self.made += 1
                 self.done += sum(entry is None for entry in found)
                 bar.update(len(batch))
-        logger.info("%d made, %d were there, %s", self.made, self.done, dict(skipped.kinds) or "")
+        logger.info("%d made, %d were there", self.made, self.done)
+        skipped.say()
 
     def _target(self, index: int) -> Path:
         return self.annotations.find(self.annotations[index][self.key])
@@ -216,11 +218,11 @@ class LatentExtraction(Extraction):
 
         Fewer than asked for are so of a short video, but may come from a run for shorter clips.
         """
-        most = 1 + (self.options.num_frames - 1) // FRAMES_OF_LATENT
+        most = temp_of(self.options.num_frames)
         if length >= most:
             return length == most
         try:
-            return length == 1 + (len(self._frames(record)) - 1) // FRAMES_OF_LATENT
+            return length == 1 + (len(self._frames(record)) - 1) // TEMPORAL_FACTOR
         except SampleError:  # the video may be gone since
             return True
 
@@ -231,7 +233,7 @@ class LatentExtraction(Extraction):
 
     def _sample(self, record: Record) -> Tensor:
         clip = self._frames(record)
-        return clip_pixels(clip[: 1 + (len(clip) - 1) // FRAMES_OF_LATENT * FRAMES_OF_LATENT])
+        return clip_pixels(clip[: 1 + (len(clip) - 1) // TEMPORAL_FACTOR * TEMPORAL_FACTOR])
 
     @torch.no_grad()
     def _make(self, samples: Mapping[int, Tensor]) -> dict[int, dict[str, Tensor]]:
@@ -320,8 +322,7 @@ def check(options: Namespace) -> None:
     for name in ("model_path", "anno_file"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed")
-    if (options.num_frames - 1) % FRAMES_OF_LATENT:
-        raise ValueError(f"--num_frames must be 8n+1, got {options.num_frames}")
+    temp_of(options.num_frames)
 
 
 def extract(options: Namespace) -> Extraction:

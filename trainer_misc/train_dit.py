@@ -19,11 +19,11 @@ from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
+from pyramid_dit.flow.sizes import frames_of
 from video_vae.checkpoint_file import read_state_dict
 
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
 from .data.latents import read_text_features, stack_text_features
-from .data.videos import FRAMES_OF_LATENT
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_options import GROUPS
 from .dit_results import export, sample_sheet, validation
@@ -32,7 +32,7 @@ from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
 from .optimization import Muon, muon_groups
 from .options import parse
-from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
+from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .sharding import divide_weights
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ class Trainer:
             draw_sheet=self._sheet() if self.options.sample_steps else None,
             validate=self._validation() if self.options.validate_steps else None,
         )
+        say_skipped(self.batches)
         if finished:
             export(self.model, self.loop, self.options)
 
@@ -303,7 +304,7 @@ def open_batches(
     }
     videos: Batches
     if options.load_vae:
-        frames = 1 + FRAMES_OF_LATENT * (options.max_frames - 1)
+        frames = frames_of(options.max_frames)
         videos = TextVideoBatches(file, options.resolution, frames, **common)
     else:
         videos = LatentBatches(file, max_frames=options.max_frames, **of_latents, **common)

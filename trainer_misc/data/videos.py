@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyramid_dit.checks import FRAME_RATE, FRAMES, SIDE
+from pyramid_dit.flow.sizes import TEMPORAL_FACTOR
 from pyramid_dit.media.video_files import video_frames, video_size
 from pyramid_dit.media.video_header import VideoHeader
 
@@ -22,9 +23,6 @@ from .batches import BucketedBatches
 from .folders import Record
 from .sizes import Size, closest_size, sizes_of
 from .skipped import SampleError
-
-FRAMES_OF_LATENT = 8
-"""Frames that a latent stands for, after the first."""
 
 
 @dataclass(eq=False, repr=False)
@@ -137,7 +135,7 @@ class TextVideoBatches(BucketedBatches):
         least = min(self.least_frames, self.num_frames)
         if there < least:
             raise SampleError("too short", f"{path} has {there} frames, and not {least}")
-        return there - (there - 1) % FRAMES_OF_LATENT
+        return there - (there - 1) % TEMPORAL_FACTOR
 
     def _sample(
         self, record: Record, bucket: Bucket, source: np.random.Generator
