@@ -1,0 +1,94 @@
+"""Draw moving shapes and write their latents as files with annotations, as `train_dit` reads them.
+
+In the folder are `pictures.jsonl`, first frames as latents of one frame; `clips.jsonl`, whole clips;
+and `prompts.txt`, captions to draw sample sheets of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from pyramid_dit.devices.cpu import keep_freed_memory
+from video_vae.autoencoder import CausalVideoVAE
+
+from ..checkpoints import write_folder
+from ..runs import run_or_say
+from .moving_shapes import MAX_FRAMES, NUM_COMBINATIONS, MovingShapes, caption_of
+
+PICTURES, CLIPS, PROMPTS = "pictures.jsonl", "clips.jsonl", "prompts.txt"
+PICTURE_SEED, CLIP_SEED = 10_000, 20_000
+
+
+def write_latents(
+    folder: Path, vae: CausalVideoVAE, *, pictures: int, clips: int, frames: int = MAX_FRAMES
+) -> None:
+    """Write latents of `pictures` first frames and of `clips` clips, whole or not at all.
+
+    Args:
+        folder: Where to.
+        vae: Encodes them.
+        pictures: How many.
+        clips: How many.
+        frames: Of a clip, 8n + 1.
+    """
+
+    def write(target: Path) -> None:
+        _write_part(target / PICTURES, _encoded(vae, pictures, 1, PICTURE_SEED))
+        _write_part(target / CLIPS, _encoded(vae, clips, frames, CLIP_SEED))
+        prompts = [caption_of(number) for number in range(3, NUM_COMBINATIONS, 42)]
+        (target / PROMPTS).write_text("\n".join(prompts) + "\n")
+
+    write_folder(folder, write)
+
+
+@torch.no_grad()
+def _encoded(
+    vae: CausalVideoVAE, count: int, frames: int, seed: int
+) -> Iterator[tuple[Tensor, str]]:
+    """Latents `[1, c, t, h, w]` of clips, not normalized, and their captions."""
+    data = MovingShapes(seed=seed, num_frames=frames)
+    batch = 32 if frames == 1 else 2
+    for start in tqdm(range(0, count, batch), desc=f"{frames} frames", mininterval=10):
+        items = [data[index] for index in range(start, min(count, start + batch))]
+        video = torch.stack([item["video"] for item in items]).to(vae.device)
+        latents = vae.encode(video, temporal_chunk=frames > 17).latent_dist.mode()
+        yield from zip(latents.half().cpu().split(1), [i["text"] for i in items], strict=True)
+
+
+def _write_part(annotations: Path, samples: Iterator[tuple[Tensor, str]]) -> None:
+    """Write a file for each sample into a folder beside `annotations`, and their lines."""
+    annotations.with_suffix("").mkdir()
+    with annotations.open("w", encoding="utf-8") as lines:
+        for number, (latents, text) in enumerate(samples):
+            name = f"{annotations.stem}/{number:06d}.safetensors"
+            save_file({"latent": latents.contiguous()}, annotations.parent / name)
+            lines.write(json.dumps({"latent": name, "text": text}) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and encode."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--pictures", type=int, default=16_000, help="first frames")
+    parser.add_argument("--clips", type=int, default=1_000, help="clips of 97 frames")
+    options = parser.parse_args(arguments)
+    keep_freed_memory()
+
+    def encode() -> None:
+        vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
+        write_latents(options.output, vae, pictures=options.pictures, clips=options.clips)
+
+    run_or_say(encode)
+
+
+if __name__ == "__main__":
+    main()
