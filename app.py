@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from pyramid_dit.cli.command import exit_status, one_line, signals_raise
+from pyramid_dit.cli.command import exit_status, one_line, status_of
 from pyramid_dit.cli.options import OneLineParser, add_model_options, check_model_options
 from pyramid_dit.distributed.launcher import Stopped, leave_reason
 from pyramid_dit.page.hosts import checked_name
@@ -69,24 +70,29 @@ def parse_options(arguments: Sequence[str]) -> Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the page and return the exit status; errors are printed as one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = None
-    with signals_raise() as received:
-        try:
-            options = parse_options(arguments)
-            from pyramid_dit.page.serve import run_page
+    verbose = False
 
-            run_page(options, [__file__, *arguments])
-        except KeyboardInterrupt as stop:
-            return 128 + (stop.signum if isinstance(stop, Stopped) else received[0])
-        except Exception as error:
-            if received:  # an import that a signal breaks off may report something else
-                return 128 + received[0]
-            if options is not None and options.verbose:
-                raise
-            if not leave_reason(one_line(error), exit_status(error)):
-                sys.stderr.write(f"app.py: {one_line(error)}\n")
-            return exit_status(error)
-    return 0
+    def work(received: list[int]) -> None:
+        nonlocal verbose
+        options = parse_options(arguments)
+        verbose = options.verbose
+        from pyramid_dit.page.serve import run_page
+
+        run_page(options, [__file__, *arguments])
+
+    def report(error: BaseException, received: list[int]) -> int:
+        if isinstance(error, Stopped):
+            return 128 + error.signum
+        if received or isinstance(error, KeyboardInterrupt):
+            # An import that a signal breaks off may report something else.
+            return 128 + (received[0] if received else signal.SIGINT)
+        if verbose:
+            raise error
+        if not leave_reason(one_line(error), exit_status(error)):
+            sys.stderr.write(f"app.py: {one_line(error)}\n")
+        return exit_status(error)
+
+    return status_of(work, report)
 
 
 if __name__ == "__main__":

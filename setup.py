@@ -27,6 +27,7 @@ setup(
     package_data={
         "pyramid_dit": ["py.typed", "toy/*", "toy/**/*"],
         "pyramid_dit.page": ["*.css", "*.html", "*.js"],
+        "trainer_misc.toy": ["*.toml"],
     },
     install_requires=[
         "accelerate>=1.10,<2",
@@ -46,6 +47,7 @@ setup(
     extras_require={
         "app": ["gradio>=6.30,<7"],
         "lora": ["peft>=0.20,<1"],
+        "train": ["peft>=0.20,<1", "tensorboard>=2.20,<3"],
         "quantization": ["bitsandbytes>=0.48,<1", "torchao>=0.16,<1"],
         "notebook": [
             "ipykernel>=7,<8",
@@ -66,6 +68,7 @@ setup(
             "pytest-random-order>=1.1,<2",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
+            "tensorboard>=2.20,<3",
         ],
     },
     entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.cli:main"]},

@@ -6,7 +6,7 @@ import ctypes
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from os import PathLike
@@ -41,6 +41,14 @@ def replacing(target: str | PathLike[str]) -> Iterator[Path]:
         replace(temporary, target)
     finally:
         remove(temporary)
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, which is then put in the place of `target`."""
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        write(temporary)
+        _to_disk(temporary)
 
 
 def check_name(path: str | PathLike[str]) -> None:
@@ -114,6 +122,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """Have the system write what is in `folder`, which a loss of power would else leave empty."""
+    if os.name == "nt":
+        return
+    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The video VAE, stage one: pictures and short clips.
+# The video VAE: stage one on pictures and short clips, stage two on longer clips.
 set -eu
 
 # Settings, each of which an environment variable of that name replaces.
@@ -10,7 +10,8 @@ IMAGE_ANNO=${IMAGE_ANNO:-annotation/image_text.jsonl}
 VIDEO_ANNO=${VIDEO_ANNO:-annotation/video_text.jsonl}
 OUTPUT_DIR=${OUTPUT_DIR:-output/causal_video_vae}
 RESOLUTION=${RESOLUTION:-256}
-NUM_FRAMES=${NUM_FRAMES:-17}
+CONTEXT_SIZE=${CONTEXT_SIZE:-1}                    # above 1: stage two
+NUM_FRAMES=${NUM_FRAMES:-}
 BATCH_SIZE=${BATCH_SIZE:-2}
 PYTHON=${PYTHON:-python}
 
@@ -18,11 +19,14 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/train_causal_video_vae.sh [OPTION...]
 
-Trains a causal video VAE on videos with some pictures among them, by the recipe of the reference's
-first stage: squared error, LPIPS where its weights are given, and a discriminator from step 250,000
-on. Started again with the same OUTPUT_DIR it goes on where it stopped. The result is
-OUTPUT_DIR/causal_video_vae. The second stage, in which processes share the time of a clip, is not
-there yet.
+Trains a causal video VAE by the recipe of the reference: squared error, LPIPS where its weights are
+given, and a discriminator from step 250,000 on. Stage one takes videos with some pictures among
+them. Stage two, with a CONTEXT_SIZE above 1, goes on from its result with longer videos, whose time
+so many GPUs share. Started again with the same OUTPUT_DIR it goes on where it stopped. The result
+is OUTPUT_DIR/causal_video_vae:
+  OUTPUT_DIR=output/stage1 MODEL_PATH=models/vae scripts/train_causal_video_vae.sh
+  CONTEXT_SIZE=2 OUTPUT_DIR=output/stage2 MODEL_PATH=output/stage1/causal_video_vae \
+      scripts/train_causal_video_vae.sh
 
 Settings, as environment variables:
   GPUS        processes, one per GPU (default: 8; 1 does as well)
@@ -32,7 +36,9 @@ Settings, as environment variables:
   VIDEO_ANNO  JSON lines of video (default: annotation/video_text.jsonl)
   OUTPUT_DIR  folder of the run (default: output/causal_video_vae)
   RESOLUTION  height and width of a clip in pixels (default: 256)
-  NUM_FRAMES  frames of a clip, 8n+1 (default: 17)
+  CONTEXT_SIZE  GPUs that share the time of a clip (default: 1, which is stage one)
+  NUM_FRAMES  most frames of a clip; of these 8n+1 are taken (default: 17, in stage two
+              17 * CONTEXT_SIZE + 1)
   BATCH_SIZE  clips per batch and GPU (default: 2)
   PYTHON      the Python to run (default: python)
 
@@ -61,13 +67,24 @@ fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
+case $CONTEXT_SIZE in
+'' | *[!0-9]* | 0)
+    echo "train_causal_video_vae.sh: CONTEXT_SIZE must be a number above 0, not '$CONTEXT_SIZE'" >&2
+    exit 2
+    ;;
+esac
+if [ "$CONTEXT_SIZE" -gt 1 ]; then
+    NUM_FRAMES=${NUM_FRAMES:-$((17 * CONTEXT_SIZE + 1))}
+    set -- --use_context_parallel --context_size "$CONTEXT_SIZE" "$@"
+else
+    set -- --use_image_video_mixed_training --image_mix_ratio 0.1 --image_anno "$IMAGE_ANNO" "$@"
+fi
 if [ -n "$LPIPS_CKPT" ]; then
     set -- --lpips_ckpt "$LPIPS_CKPT" "$@"
 fi
 set -- trainer_misc.train_vae --model_path "$MODEL_PATH" --model_dtype bf16 \
-    --use_image_video_mixed_training --image_mix_ratio 0.1 --image_anno "$IMAGE_ANNO" \
     --video_anno "$VIDEO_ANNO" --output_dir "$OUTPUT_DIR" --resolution "$RESOLUTION" \
-    --max_frames "$NUM_FRAMES" --batch_size "$BATCH_SIZE" --add_discriminator --disc_start 250000 \
+    --max_frames "${NUM_FRAMES:-17}" --batch_size "$BATCH_SIZE" --add_discriminator --disc_start 250000 \
     --disc_weight 0.5 --kl_weight 1e-12 --pixelloss_weight 10 --perceptual_weight 1 \
     --opt_betas 0.9,0.95 --weight_decay 1e-3 --clip_grad 1.0 --lr 1e-4 --lr_disc 1e-4 \
     --warmup_epochs 1 --epochs 100 --iters_per_epoch 2000 "$@"

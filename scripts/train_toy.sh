@@ -7,11 +7,13 @@ usage() {
 Usage: scripts/train_toy.sh [OUTPUT]
 
 Trains the small default checkpoint on the synthetic set "moving shapes" and writes it, in the
-released layout, to OUTPUT/dit/checkpoint (default: output/toy). Started again with the same
+released layout, to OUTPUT/dit/model (default: output/toy). Started again with the same
 OUTPUT it goes on where it stopped.
 
-It trains the VAE (trainer_misc.vae_trainer), encodes latents (extract_vae_latent.sh), trains the
-transformer (trainer_misc.dit_trainer), then measures the checkpoint and writes its model card.
+It trains the VAE (trainer_misc.train_vae, in three parts), encodes drawn clips
+(trainer_misc.toy.latents), writes new weights (trainer_misc.toy.start), trains the transformer and
+the text encoders (trainer_misc.train_dit), then measures the checkpoint and writes its model card.
+The settings of the trainings are in trainer_misc/toy/*.toml.
 
 Settings, as environment variables:
   PROCESSES  processes of the DiT training (default: the number of GPUs, else of CPU cores)
@@ -49,21 +51,36 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
 
-VAE="$output/vae/causal_video_vae"
-BANK="$output/bank.safetensors"
-export VAE BANK
-"$python" -m trainer_misc.vae_trainer --output "$output/vae" \
-    --mixed-precision "${PRECISION:-no}" --seed "${SEED:-0}"
-if [ ! -f "$BANK" ]; then
-    sh "$root/scripts/extract_vae_latent.sh"
+case ${PRECISION:-no} in
+no) dtype=fp32 ;;
+*) dtype=$PRECISION ;;
+esac
+VAE="$root/pyramid_dit/toy/causal_video_vae" # its sizes alone: the first part has new weights
+for part in 1-pictures 2-clips 3-decoder; do
+    run="$output/vae/$part"
+    if [ ! -d "$run/causal_video_vae" ]; then
+        "$python" -m trainer_misc.train_vae --config "$root/trainer_misc/toy/vae-$part.toml" \
+            --model_path "$VAE" --output_dir "$run" --model_dtype "$dtype" --seed "${SEED:-0}"
+    fi
+    VAE="$run/causal_video_vae"
+done
+if [ ! -d "$output/latents" ]; then
+    "$python" -m trainer_misc.toy.latents --vae "$VAE" --output "$output/latents" \
+        --pictures "${IMAGES:-16000}" --clips "${CLIPS:-1000}"
 fi
-set -- trainer_misc.dit_trainer --output "$output/dit" --vae "$VAE" --bank "$BANK" \
-    --steps "${STEPS:-4300}" --mixed-precision "${PRECISION:-no}" --seed "${SEED:-0}"
+if [ ! -d "$output/start" ]; then
+    "$python" -m trainer_misc.toy.start --vae "$VAE" --latents "$output/latents" \
+        --output "$output/start" --seed "${SEED:-0}"
+fi
+set -- trainer_misc.train_dit --config "$root/trainer_misc/toy/dit.toml" \
+    --model_path "$output/start" --output_dir "$output/dit" --steps "${STEPS:-4300}" \
+    --anno_file "$output/latents/clips.jsonl" --image_anno "$output/latents/pictures.jsonl" \
+    --sample_prompts "$output/latents/prompts.txt" --model_dtype "$dtype" --seed "${SEED:-0}"
 if [ "$processes" -gt 1 ]; then
     set -- torch.distributed.run --standalone --nproc-per-node "$processes" -m "$@"
 fi
 "$python" -m "$@"
-"$python" -m trainer_misc.evaluation --model "$output/dit/checkpoint" --mode all \
+"$python" -m trainer_misc.evaluation --model "$output/dit/model" --mode all \
     --output "$output/scores.json" --contact-sheet "$output/sheet.png"
-"$python" -m trainer_misc.toy.model_card --checkpoint "$output/dit/checkpoint" \
+"$python" -m trainer_misc.toy.model_card --checkpoint "$output/dit/model" \
     --scores "$output/scores.json"

@@ -159,8 +159,8 @@ def test_the_table_of_memory_presets_is_what_is_computed() -> None:
 # ---- command lines ----------------------------------------------------------------------------
 
 
-class Parsed(BaseException):
-    """A parser has understood its arguments; no command's own handling of errors catches it."""
+class Parsed(SystemExit):
+    """A parser has understood its arguments; commands leave this one alone, as after --help."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         super().__init__()
@@ -236,9 +236,8 @@ def options_of(page: Path) -> set[str]:
 
 def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {
-        "vae_trainer": ["--output", "a"],
-        "toy.latent_bank": ["--vae", "a", "--output", "b"],
-        "dit_trainer": ["--vae", "a", "--bank", "b", "--output", "c"],
+        "toy.latents": ["--vae", "a", "--output", "b"],
+        "toy.start": ["--vae", "a", "--latents", "b", "--output", "c"],
         "evaluation": [],
         "train_dit": [],
         "train_vae": [],
@@ -323,13 +322,20 @@ def test_the_toy_training_calls_what_exists(
     shell: str, python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"PROCESSES": "2", "STEPS": "7", "SEED": "3", "CLIPS": "5"}
-    vae, bank, dit, scores, card = calls_of(python, shell, "train_toy.sh", "my run", **settings)
-    assert vae.endswith("vae_trainer --output my run/vae --mixed-precision no --seed 3")
-    assert bank.endswith("--output my run/bank.safetensors --images 16000 --clips 5")
+    calls = calls_of(python, shell, "train_toy.sh", "my run", **settings)
+    *vae, latents, begin, dit, scores, card = calls
+    start = f"{PROJECT_ROOT}/pyramid_dit/toy/causal_video_vae"
+    for part, call in zip(("1-pictures", "2-clips", "3-decoder"), vae, strict=True):
+        output = f"my run/vae/{part}"
+        config = f"--config {PROJECT_ROOT}/trainer_misc/toy/vae-{part}.toml"
+        assert f"{config} --model_path {start} --output_dir {output} --model_dtype fp32" in call
+        start = f"{output}/causal_video_vae"
+    assert latents.endswith("--output my run/latents --pictures 16000 --clips 5")
+    assert begin.endswith("--latents my run/latents --output my run/start --seed 3")
     assert dit.startswith("-m torch.distributed.run --standalone --nproc-per-node 2 -m trainer_")
-    assert "--vae my run/vae/causal_video_vae --bank my run/bank.safetensors --steps 7" in dit
+    assert "--model_path my run/start --output_dir my run/dit --steps 7" in dit
     assert "trainer_misc.evaluation" in scores and "trainer_misc.toy.model_card" in card
-    for call in (vae, bank, dit, scores, card):
+    for call in calls:
         module, *arguments = call.rpartition("-m trainer_misc.")[2].replace("my run", "run").split()
         parse_with(f"trainer_misc.{module}", [*arguments], monkeypatch)
 

@@ -86,3 +86,10 @@ def test_git_keeps_the_default_checkpoint() -> None:
     if run.returncode not in (0, 1):
         pytest.skip("not a git checkout")
     assert run.stdout == ""
+
+
+def test_the_recipes_are_package_data(setup_arguments: dict[str, Any]) -> None:
+    folder = ROOT / "trainer_misc" / "toy"
+    patterns = setup_arguments["package_data"]["trainer_misc.toy"]
+    listed = {path for pattern in patterns for path in folder.glob(pattern)}
+    assert listed >= set(folder.glob("*.toml")) != set()

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyramid_dit.files import remove, replacing
+from pyramid_dit.files import remove, replacing, write_folder
 from pyramid_dit.json_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -147,14 +146,6 @@ def join_optimizer_state(tensors: Tensors, rest: Mapping[str, Any]) -> dict[str,
     return {"state": state, "param_groups": rest["param_groups"]}
 
 
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, which is then put in the place of `target`."""
-    with replacing(target) as temporary:
-        temporary.mkdir()
-        write(temporary)
-        _to_disk(temporary)
-
-
 def thin_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` whole checkpoints; with 0, none.
 
@@ -209,18 +200,6 @@ def _is_whole(checkpoint: Path) -> bool:
     except (ValueError, OSError):
         return False
     return True
-
-
-def _to_disk(folder: Path) -> None:
-    """Have the system write what is in `folder`, which a loss of power would else leave empty."""
-    if os.name == "nt":
-        return
-    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def full_precision(value: Tensor) -> Tensor:

@@ -64,24 +64,30 @@ GROUPS: dict[str, list[Flag]] = {
             kind=numbers,
         ),
         Flag(
-            "first_sample_ratios",
+            "image_sample_ratios",
             None,
-            "the same in batches that train the first unit alone; by default as the others",
+            "the same in batches of pictures; by default as the others",
             kind=numbers,
-        ),
-        Flag(
-            "first_unit_share",
-            None,
-            "share of the batches that train the first unit alone, the rest spread over the "
-            "longer lengths, short ones more often; by default all lengths in turn",
-            kind=float,
-            check=SHARE,
         ),
         Flag("video_sync_group", 8, "ranks among which the lengths are spread", check=POSITIVE),
         Flag("sync_video_input", False, "the ranks of such a group see the same clips"),
     ],
     "data": [
         Flag("anno_file", None, "annotations, JSON lines", kind=Path),
+        Flag(
+            "image_anno",
+            None,
+            "annotations of pictures, or of latents whose first frame is taken, to mix in",
+            kind=Path,
+        ),
+        Flag("image_mix_ratio", 0.1, "share of batches of these", check=SHARE),
+        Flag(
+            "image_batch_size",
+            None,
+            "samples of these; by default batch_size",
+            kind=int,
+            check=POSITIVE,
+        ),
         Flag("validation_file", None, "annotations of held-back samples", kind=Path),
         Flag(
             "empty_text_feature",

@@ -18,13 +18,14 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
 from pyramid_dit.checkpoints.folder import VARIANT_PREFIX, CheckpointFolder
 from pyramid_dit.checkpoints.weights import read_vae
+from pyramid_dit.files import write_folder
 from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.generation.video_generator import VideoGenerator
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
 
-from .checkpoints import write_folder
 from .data import Batches
-from .loop import WHOLE, Figures, TrainingLoop
+from .log import Figures
+from .loop import WHOLE, TrainingLoop
 
 VALIDATION_BATCHES = 4
 CARD = """---

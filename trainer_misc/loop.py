@@ -6,28 +6,20 @@ stopped goes on, bit for bit, as if it had not been.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    LoggerType,
-    broadcast_object_list,
-)
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -50,9 +42,10 @@ from .checkpoints import (
     remove_leftovers,
     split_optimizer_state,
     thin_checkpoints,
-    trim_log,
     write_checkpoint,
 )
+from .log import Figures, Log
+from .loop_config import LoopConfig, new_accelerator
 from .optimization import learning_rate, parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -62,78 +55,6 @@ MOST_SKIPPED = 10
 SCALE_SEARCH = 16
 """So many more in float16, whose scale of the loss starts at 2^16 and is found by halving."""
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-Figures: TypeAlias = dict[str, float]
-"""What goes to the log, by name."""
-
-
-@dataclass(kw_only=True)
-class LoopConfig:
-    """How long and how hard to train.
-
-    Attributes:
-        output: Folder of the run: checkpoints, sheets, log.
-        steps: Optimizer steps of the whole run.
-        learning_rate: Peak of the schedule.
-        schedule: "constant", "cosine" or "trapezoid".
-        warmup: Steps of linear warm-up.
-        warmup_rate: Learning rate that the warm-up starts from.
-        least_rate: Learning rate that the cosine ends at.
-        cooldown: Steps of the trapezoid's descent.
-        betas: AdamW's.
-        eps: AdamW's.
-        weight_decay: AdamW's, on matrices only.
-        clip: Largest gradient norm; None does not clip.
-        skip_above: An update whose loss is at least this is left out.
-        ema_decay: Decay of the moving average of the weights; None keeps none.
-        ema_warmup: Let the average soon forget its start.
-        ema_every: Steps between its updates.
-        ema_on_cpu: Keep it in the CPU's memory.
-        accumulation: Batches per step.
-        mixed_precision: "no", "bf16" or "fp16".
-        seed: Of the weights and of every draw.
-        save_every: Steps between checkpoints.
-        keep: Checkpoints to keep; 0 keeps all.
-        resume: Checkpoint to go on from.
-        auto_resume: Without one, go on from the newest in `output`.
-        sheet_every: Steps between sample sheets; 0 draws none.
-        validate_every: Steps between validations; 0 does none.
-        log_every: Steps between lines of the log.
-        report_to: Tracker of accelerate, or "none".
-        logging_dir: Folder in `output` for it.
-        max_minutes: Stop (with a checkpoint) after so many minutes of this process; 0: never.
-    """
-
-    output: Path
-    steps: int
-    learning_rate: float
-    schedule: str = "cosine"
-    warmup: int = 100
-    warmup_rate: float = 0.0
-    least_rate: float = 0.0
-    cooldown: int = 1000
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
-    clip: float | None = 1.0
-    skip_above: float = math.inf
-    ema_decay: float | None = 0.999
-    ema_warmup: bool = True
-    ema_every: int = 1
-    ema_on_cpu: bool = False
-    accumulation: int = 1
-    mixed_precision: str = "no"
-    seed: int = 0
-    save_every: int = 500
-    keep: int = 2
-    resume: Path | None = None
-    auto_resume: bool = True
-    sheet_every: int = 1000
-    validate_every: int = 0
-    log_every: int = 50
-    report_to: str = "none"
-    logging_dir: str = "log"
-    max_minutes: float = 0.0
 
 
 class TrainingLoop:
@@ -196,7 +117,7 @@ class TrainingLoop:
         self.modules = {name: self._wrapped(module) for name, module in modules.items()}
         self.optimizer = self.accelerator.prepare(optimizer)
         self.step = self.skipped = self._skipped_in_row = 0
-        self._waited = 0.0
+        self.log = Log(config, self.accelerator)
         self._received: int | None = None  # a signal, by this process
         self._ended_by: int | None = None  # a signal, by any
         self._saved: int | None = None
@@ -244,7 +165,7 @@ class TrainingLoop:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.skipped = state["step"], state["skipped"]
         self._saved = self.step if found.parent == config.output else None
-        self.on_main(lambda: trim_log(config.output / "log.jsonl", self.step))
+        self.on_main(lambda: self.log.go_on_from(self.step))
         logger.info("going on from %s", found)
 
     def save(self) -> None:
@@ -338,8 +259,6 @@ class TrainingLoop:
             SystemExit: A signal came.
         """
         config, accelerator = self.config, self.accelerator
-        began = time.monotonic()
-        seen: dict[str, list[float]] = {}
         coming = batches(self.step * config.accumulation)
         bar = tqdm(
             total=config.steps,
@@ -348,23 +267,22 @@ class TrainingLoop:
             mininterval=10,
             desc=config.output.name,
         )
-        with self._trackers(), self._signals(), bar:
+        with self.log.open(), self._signals(), bar:
             over = False
             while self.step < config.steps and not over:
-                figures = self._one_step(compute_loss, coming)
-                for name, value in figures.items():
-                    seen.setdefault(name, []).append(value)
+                self._one_step(compute_loss, coming)
                 bar.update()
                 if self.step % config.log_every == 0:
-                    self._log(seen, time.monotonic() - began)
-                    seen.clear()
+                    counts = {"skipped": self.skipped} if self.skipped else {}
+                    self.log.write(self.step, lr=self._optimizer.param_groups[0]["lr"], **counts)
                 if self.step % config.save_every == 0:
                     self.save()
                 if draw_sheet and config.sheet_every and self.step % config.sheet_every == 0:
                     self._draw(draw_sheet)
                 if validate and config.validate_every and self.step % config.validate_every == 0:
-                    self._log({k: [v] for k, v in validate().items()}, time.monotonic() - began)
-                over = self._stop_asked(began)
+                    with accelerator.autocast():
+                        self.log.note(self.step, validate())
+                over = self._stop_asked()
             self.save()
         if self._ended_by is not None:
             raise SystemExit(128 + self._ended_by)
@@ -372,28 +290,24 @@ class TrainingLoop:
 
     def _one_step(
         self, compute_loss: Callable[[Any], tuple[Tensor, Figures]], coming: Iterator[Any]
-    ) -> Figures:
-        """Go one step further; figures of it, averaged over its batches."""
+    ) -> None:
+        """Go one step further."""
         config, accelerator = self.config, self.accelerator
         self._set_learning_rate()
-        sums: Figures = {}
         total = torch.zeros((), device=accelerator.device)
         for part in range(config.accumulation):
             with accelerator.accumulate(*self.modules.values()):
-                asked = time.monotonic()
-                batch = next(coming)
-                self._waited += time.monotonic() - asked
+                with self.log.waiting():
+                    batch = next(coming)
                 self._seed(self.step * config.accumulation + part)
                 with accelerator.autocast():
                     loss, figures = compute_loss(batch)
                 accelerator.backward(loss)
                 total += loss.detach() / config.accumulation
-                for name, value in figures.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) / config.accumulation
+                self.log.add(figures)
                 if accelerator.sync_gradients:
                     self._update(accelerator.reduce(total, reduction="mean").item())
         self.step += 1
-        return sums
 
     def _update(self, loss: float) -> None:
         """Change the weights by the gradients, unless these are no good."""
@@ -477,10 +391,10 @@ class TrainingLoop:
             for one, handler in former.items():
                 signal.signal(one, handler)
 
-    def _stop_asked(self, began: float) -> bool:
+    def _stop_asked(self) -> bool:
         """Whether any process has run out of time or got a signal; all processes agree."""
         limit = self.config.max_minutes
-        over = bool(limit) and time.monotonic() - began > 60 * limit
+        over = bool(limit) and self.log.seconds > 60 * limit
         flags = [float(over), float(self._received or 0)]
         flag = torch.tensor(flags, device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
@@ -511,65 +425,3 @@ class TrainingLoop:
 
         with self.average_in_place():
             self.on_main(draw)
-
-    @contextmanager
-    def _trackers(self) -> Iterator[None]:
-        """Have accelerate's trackers at hand, closed in the end."""
-        trackers = self.accelerator.log_with
-        if trackers:
-            settings = {k: str(v) for k, v in vars(self.config).items()}
-            self.accelerator.init_trackers(self.config.output.name, settings)
-        try:
-            yield
-        finally:
-            if trackers:
-                self.accelerator.end_training()
-
-    def _log(self, seen: Mapping[str, list[float]], seconds: float) -> None:
-        figures = {name: sum(values) / len(values) for name, values in seen.items()}
-        if not self.accelerator.is_main_process:
-            return
-        rate = self._optimizer.param_groups[0]["lr"]
-        line = {"step": self.step, "lr": rate, "seconds": round(seconds, 1), **figures}
-        if self.skipped:
-            line["skipped"] = self.skipped
-        line["waiting"] = round(self._waited / max(seconds, 1e-9), 4)
-        with (self.config.output / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
-        logger.info(" ".join(f"{k} {v:.4g}" for k, v in line.items()))
-        if self.accelerator.log_with:
-            self.accelerator.log(line, step=self.step)
-
-
-def new_accelerator(config: LoopConfig, *, cpu: bool = False, unused: bool = False) -> Accelerator:
-    """Device, precision, processes and trackers of a run.
-
-    Args:
-        config: Of the run.
-        cpu: Leave accelerators alone.
-        unused: Not every weight is used in every step.
-
-    Raises:
-        ValueError: accelerate knows no such tracker.
-    """
-    accelerator = Accelerator(
-        cpu=cpu or not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulation,
-        log_with=_tracker(config.report_to),
-        project_dir=str(config.output / config.logging_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
-    )
-    torch.manual_seed((config.seed << 40) + accelerator.process_index)
-    return accelerator
-
-
-def _tracker(name: str) -> str | None:
-    """The tracker of that name, None where it is not wanted or not installed."""
-    known = ["none", *LoggerType.list()]
-    if name not in known:
-        raise ValueError(f"report_to must be one of {', '.join(known)}, got {name!r}")
-    if name == "none" or name in [str(tracker) for tracker in get_available_trackers()]:
-        return None if name == "none" else name
-    logger.warning("%s is not installed: the log is in log.jsonl alone", name)
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable
@@ -87,11 +88,16 @@ def cosine_scheduler(
     """As `constant_scheduler`, with a half cosine down to `final_value` after the warm-up."""
     steps = epochs * niter_per_ep
     warmup = warmup_steps if warmup_steps > 0 else warmup_epochs * niter_per_ep
-    warmup = min(warmup, steps)
-    rise = np.linspace(start_warmup_value, base_value, warmup)
-    progress = np.arange(steps - warmup) / max(1, steps - warmup)
-    fall = final_value + 0.5 * (base_value - final_value) * (1 + np.cos(np.pi * progress))
-    return np.concatenate([rise, fall])
+    schedule = functools.partial(
+        learning_rate,
+        steps=steps,
+        peak=base_value,
+        schedule="cosine",
+        warmup=warmup,
+        start=start_warmup_value,
+        least=final_value,
+    )
+    return np.array([schedule(step) for step in range(steps)])
 
 
 SCHEDULES = ("constant", "cosine", "trapezoid")
@@ -110,9 +116,10 @@ def learning_rate(
 ) -> float:
     """Learning rate at `step`, counted from 0.
 
-    Up from `start` in a straight line over `warmup` steps, then "constant"; "cosine" down to
-    `least` at `steps`; or "trapezoid", constant and then straight down to 0 over the last
-    `cooldown` steps, so that a run can be lengthened or ended without planning it from the start.
+    Up in a straight line over `warmup` steps, of which the first has `start` and the last has
+    `peak`; then "constant"; "cosine" down to `least` at `steps`; or "trapezoid", constant and then
+    straight down to 0 over the last `cooldown` steps, so that a run can be lengthened or ended
+    without planning it from the start.
 
     Raises:
         ValueError: If the schedule has another name.
@@ -120,7 +127,7 @@ def learning_rate(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if step < warmup:
-        return start + (peak - start) * (step + 1) / warmup
+        return start + (peak - start) * (step / (warmup - 1) if warmup > 1 else 1.0)
     if schedule == "trapezoid":
         return peak * min(1.0, max(0.0, (steps - step) / max(1, cooldown)))
     if schedule == "cosine":

@@ -21,12 +21,14 @@ from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
 from video_vae.checkpoint_file import read_state_dict
 
-from .data import Batches, ImageBatches, LatentBatches, TextVideoBatches
+from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
 from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_options import GROUPS
 from .dit_results import export, sample_sheet, validation
-from .loop import Figures, LoopConfig, TrainingLoop, new_accelerator
+from .log import SAMPLES, Figures
+from .loop import TrainingLoop
+from .loop_config import LoopConfig, new_accelerator
 from .optimization import Muon, muon_groups
 from .options import parse
 from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
@@ -45,13 +47,14 @@ class Places:
         process_index: Rank.
         num_processes: Number of processes.
         place, places: Which of how many; processes that share the tokens of a batch have one.
+        sharing: How many share one.
         data_rank, data_world: What the data depend on: with `--sync_video_input` the places of a
             group see the same clips.
     """
 
     def __init__(self, rank: int, world: int, *, sharing: int, same_data: int) -> None:
         self.process_index, self.num_processes = rank, world
-        self.place, self.places = rank // sharing, math.ceil(world / sharing)
+        self.place, self.places, self.sharing = rank // sharing, math.ceil(world / sharing), sharing
         group = min(same_data, self.places)
         self.data_rank, self.data_world = self.place // group, math.ceil(self.places / group)
 
@@ -145,9 +148,9 @@ class Trainer:
         """The loss of a batch, by the model itself, and figures for the log."""
         number, entries = batch
         seed = torch.initial_seed()  # which the loop sets for every batch
-        model, units = self.model, entries.get("units")
-        model.accumulate_steps = number
-        model.objective = self.objectives[units == 1]
+        model = self.model
+        model.accumulate_steps = entries.get("number", number)
+        model.objective = self.objectives[is_of_pictures(entries)]
         loss, log = model(
             entries["video"],
             entries["text"],
@@ -156,9 +159,9 @@ class Trainer:
             self.places,
             empty_text=self.empty_text,
             generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
-            units=None if units is None else [units] * model.scheduler.config.stages,
         )
-        return loss, {name: value.item() for name, value in log.items()}
+        samples = len(entries["video"]) / self.places.sharing
+        return loss, {name: value.item() for name, value in log.items()} | {SAMPLES: samples}
 
     def _sheet(self) -> Any:
         lines = self.options.sample_prompts.read_text(encoding="utf-8").splitlines()
@@ -169,6 +172,12 @@ class Trainer:
         channels = self.model.latent_channels
         held_back = open_batches(self.options, self.places, channels, validation=True)
         return lambda: validation(self.model, held_back, self.objectives[False], self.empty_text)
+
+
+def is_of_pictures(entries: Mapping[str, Any]) -> bool:
+    """Whether a batch has single frames, [b, 3, h, w], or their latents, [b, c, 1, h, w]."""
+    pixels_or_latents: Tensor = entries["video"]
+    return pixels_or_latents.ndim == 4 or pixels_or_latents.shape[2] == 1
 
 
 def check(options: Namespace) -> None:
@@ -191,12 +200,17 @@ def check(options: Namespace) -> None:
             raise ValueError("--sample_steps needs --sample_prompts and --load_text_encoder")
         if options.use_fsdp:
             raise ValueError("--sample_steps does not go with --use_fsdp: one process draws them")
-    for name in ("sample_ratios", "first_sample_ratios"):
-        ratios = getattr(options, name)
-        if ratios is not None and options.batch_size % sum(ratios) and options.anno_file:
+    pictures = options.task == "t2i"
+    if pictures and options.image_anno is not None:
+        raise ValueError("--task t2i has pictures alone: --anno_file, without --image_anno")
+    for flag, size, ratios, taken in (
+        ("batch_size", options.batch_size, options.sample_ratios, not pictures),
+        ("image_batch_size", *image_batches(options), pictures or options.image_anno is not None),
+    ):
+        if taken and size % sum(ratios):
             raise ValueError(
-                f"--batch_size {options.batch_size} cannot be dealt to the {sum(ratios)} columns "
-                f"of --{name} {','.join(map(str, ratios))}"
+                f"--{flag} {size} cannot be dealt to the {sum(ratios)} columns of the sample "
+                f"ratios {','.join(map(str, ratios))}"
             )
     sharing = options.sp_group_size if options.use_sequence_parallel else 1
     if sharing > 1 and launched_process() is None and not options.dist_on_itp:
@@ -238,22 +252,27 @@ def load_model(options: Namespace) -> PyramidDiTForVideoGeneration:
     return model
 
 
+def image_batches(options: Namespace) -> tuple[int, tuple[int, ...]]:
+    """Samples of a batch of pictures, and the columns of each stage that they are dealt to."""
+    size = options.image_batch_size or options.batch_size
+    return size, options.image_sample_ratios or options.sample_ratios
+
+
 def objectives(
     options: Namespace, model: PyramidDiTForVideoGeneration
 ) -> dict[bool, FlowObjective]:
-    """The objective of batches of the first unit alone (True), and of all others."""
+    """The objective of batches of pictures (True), and of all others."""
     usual = model.objective
-    if options.first_sample_ratios is None:
-        return {True: usual, False: usual}
-    first = FlowObjective(
+    _, ratios = image_batches(options)
+    of_pictures = FlowObjective(
         model.scheduler,
-        sample_ratios=options.first_sample_ratios,
+        sample_ratios=ratios,
         frame_per_unit=usual.frame_per_unit,
         max_temporal_length=options.max_frames,
         video_sync_group=usual.video_sync_group,
         corrupt_ratio=usual.corrupt_ratio,
     )
-    return {True: first, False: usual}
+    return {True: of_pictures, False: usual}
 
 
 def open_batches(
@@ -269,26 +288,36 @@ def open_batches(
     if file is None:
         raise ValueError(f"--{'validation' if validation else 'anno'}_file is needed")
     common: dict[str, Any] = {
-        "batch_size": options.batch_size,
         "seed": options.seed,
         "rank": places.data_rank,
         "world": places.data_world,
         "max_skipped": options.max_skipped,
         "skipped_to": options.output_dir,
     }
+    size, _ = image_batches(options)
+    of_pictures: dict[str, Any] = {"batch_size": size, **common}
     if options.task == "t2i":
-        return ImageBatches(file, resolution=options.resolution, **common)
+        return ImageBatches(file, resolution=options.resolution, **of_pictures)
+    common["batch_size"] = options.batch_size
+    of_latents: dict[str, Any] = {
+        "channels": channels,
+        "text_features": not options.load_text_encoder,
+    }
+    videos: Batches
     if options.load_vae:
         width, height = SIZES[options.resolution]
         frames = 1 + FRAMES_OF_LATENT * (options.max_frames - 1)
-        return TextVideoBatches(file, width=width, height=height, num_frames=frames, **common)
-    return LatentBatches(
-        file,
-        max_frames=options.max_frames,
-        channels=channels,
-        text_features=not options.load_text_encoder,
-        **common,
-    )
+        videos = TextVideoBatches(file, width=width, height=height, num_frames=frames, **common)
+    else:
+        videos = LatentBatches(file, max_frames=options.max_frames, **of_latents, **common)
+    if validation or options.image_anno is None:
+        return videos
+    images: Batches
+    if options.load_vae:
+        images = ImageBatches(options.image_anno, resolution=options.resolution, **of_pictures)
+    else:
+        images = LatentBatches(options.image_anno, max_frames=1, **of_latents, **of_pictures)
+    return MixedBatches(videos, images, options.image_mix_ratio, seed=options.seed)
 
 
 def loop_config(options: Namespace) -> LoopConfig:
@@ -330,14 +359,12 @@ def new_optimizer(
     """Muon where it is asked for, for the matrices inside the blocks; None is AdamW."""
     if options.opt != "muon":
         return None
-    hidden = [
-        parameter
-        for part in modules["dit"].modules()
-        if isinstance(part, nn.ModuleList)
-        for name, parameter in part.named_parameters()
-        if parameter.ndim == 2 and "norm" not in name
-    ]
-    groups = muon_groups(hidden, modules.values(), options.weight_decay)
+    hidden = {
+        name: parameter
+        for name, parameter in modules["dit"].named_parameters()
+        if "blocks." in name and parameter.ndim == 2 and "norm" not in name
+    }
+    groups = muon_groups(hidden.values(), modules.values(), options.weight_decay)
     return Muon(groups, options.lr)
 
 

@@ -13,23 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pyramid_dit.distributed.launcher import launched_process
+from pyramid_dit.files import write_folder
 from pyramid_dit.generation.latent_codec import to_bytes, to_output
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
+from video_vae.context_parallel import check_training_share
+from video_vae.training_latents import fix_posterior
 
-from .checkpoints import write_folder
 from .data import Batches, MixedBatches, StillBatches, VideoBatches
 from .distributed import init_distributed_mode
-from .loop import Figures, LoopConfig, TrainingLoop, new_accelerator
-from .optimization import parameter_groups
+from .log import SAMPLES, Figures
+from .loop import TrainingLoop
+from .loop_config import LoopConfig, new_accelerator
+from .optimization import Muon, muon_groups, parameter_groups
 from .options import parse
 from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
+from .toy.shape_batches import ShapeBatches
 from .vae_options import GROUPS
+from .vae_weights import hidden_kernels, inflate, initialize
 
 logger = logging.getLogger(__name__)
+
+FRAMES_OF_LATENT = 8
 
 
 class Trainer:
@@ -59,11 +68,19 @@ class Trainer:
         accelerator = new_accelerator(
             config, cpu=options.device == "cpu", unused=options.add_discriminator
         )
-        place = accelerator.process_index, accelerator.num_processes
+        self.group = context_group(options)
+        self.sharing = 1 if self.group is None else options.context_size
+        rank, world = accelerator.process_index, accelerator.num_processes
+        place = rank // self.sharing, world // self.sharing
         self.batches = batches or open_batches(options, *place)
         self.wrapper.to(accelerator.device).train()
+        self.former = load_former(options, self.wrapper.vae)
         self.loop = TrainingLoop(
-            config, {"vae": self.wrapper}, new_optimizer(options, self.wrapper), accelerator
+            config,
+            {"vae": self.wrapper},
+            new_optimizer(options, self.wrapper),
+            accelerator,
+            place=place,
         )
         if self.loop.step == 0:
             self.loop.step = first_step(options)
@@ -82,11 +99,24 @@ class Trainer:
         """The loss of a batch, the VAE's and the discriminator's together, and figures."""
         _, entries = batch
         pixels = entries["video"].to(self.loop.accelerator.device)
-        output = self.loop.modules["vae"](pixels, self.loop.step, [entries["identifier"]])
+        former = {}
+        if self.former is not None:
+            latents, kept = self.former.encode_latent(pixels), entries.get("kept")
+            weight = self.options.former_weight
+            former = {"former": latents, "kept": kept, "former_weight": weight}
+        output = self.loop.modules["vae"](
+            pixels,
+            self.loop.step,
+            [entries["identifier"]],
+            group=self.group,
+            coarse=self.options.coarse,
+            **former,
+        )
         loss = output.loss
         if output.discriminator_loss is not None:
             loss = loss + output.discriminator_loss
-        return loss, {name: value.item() for name, value in output.log.items()}
+        samples = {SAMPLES: len(pixels) / self.sharing}
+        return loss, {name: value.item() for name, value in output.log.items()} | samples
 
     @torch.no_grad()
     def _sheet(self, path: Path) -> None:
@@ -113,19 +143,58 @@ def check(options: Namespace) -> None:
     for name in ("model_path", "output_dir"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed")
-    if options.video_anno is None and options.image_anno is None:
-        raise ValueError("--video_anno or --image_anno is needed")
+    if options.drawn_shapes:
+        if options.video_anno is not None or options.image_anno is not None:
+            raise ValueError("--drawn_shapes takes the place of --video_anno and --image_anno")
+    elif options.video_anno is None and options.image_anno is None:
+        raise ValueError("--video_anno, --image_anno or --drawn_shapes is needed")
+    if options.any_color and not options.drawn_shapes:
+        raise ValueError("--any_color needs --drawn_shapes")
     if options.use_image_video_mixed_training and None in (options.video_anno, options.image_anno):
         raise ValueError("--use_image_video_mixed_training needs --video_anno and --image_anno")
-    if options.use_context_parallel and options.context_size > 1:
-        raise ValueError(
-            "--use_context_parallel is not there yet: gradients do not cross processes; "
-            "--context_size 1, and shorter clips or smaller pictures"
-        )
+    check_context(options)
     if options.resolution % 8:
         raise ValueError(f"--resolution must be a multiple of 8, got {options.resolution}")
-    if not Path(options.model_path).is_dir():
-        raise FileNotFoundError(f"no folder at {options.model_path}")
+    if any(options.coarse) and options.resolution % 32:
+        raise ValueError(
+            f"--resolution must be a multiple of 32 with --coarse, got {options.resolution}"
+        )
+    for folder in (options.model_path, options.former_vae):
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"no folder at {folder}")
+
+
+def check_context(options: Namespace) -> None:
+    """Refuse what does not go with `--use_context_parallel` (ValueError)."""
+    ranks = options.context_size if options.use_context_parallel else 1
+    if ranks == 1:
+        return
+    flag = f"--use_context_parallel --context_size {ranks}"
+    started = launched_process()
+    if started is None and not options.dist_on_itp:
+        raise ValueError(f"{flag} takes so many processes: start by torchrun")
+    if started is not None and started.processes % ranks:
+        raise ValueError(f"{flag} does not divide the {started.processes} processes")
+    no_videos = options.video_anno is None and not options.drawn_shapes
+    if no_videos or options.use_image_video_mixed_training:
+        raise ValueError(f"{flag} takes videos alone: --video_anno, no pictures")
+    try:
+        check_training_share(frames_of(options), FRAMES_OF_LATENT, ranks)
+    except ValueError as error:
+        raise ValueError(f"{flag} with --max_frames {options.max_frames}: {error}") from None
+
+
+def frames_of(options: Namespace) -> int:
+    """Frames of a clip: the most of 8n+1 that `--max_frames` allows."""
+    return 1 + (options.max_frames - 1) // FRAMES_OF_LATENT * FRAMES_OF_LATENT
+
+
+def context_group(options: Namespace) -> dist.ProcessGroup | None:
+    """The processes that share a clip with this one, which are neighbours; None if none does."""
+    if not options.use_context_parallel or options.context_size == 1:
+        return None
+    group, _ = dist.new_subgroups(options.context_size)
+    return group
 
 
 def load_wrapper(options: Namespace) -> CausalVideoVAELossWrapper:
@@ -135,8 +204,15 @@ def load_wrapper(options: Namespace) -> CausalVideoVAELossWrapper:
         FileNotFoundError: A file is missing.
         ValueError: The folder holds no VAE, or a file is damaged.
     """
+    if options.fresh:
+        vae = CausalVideoVAE.from_config(CausalVideoVAE.load_config(options.model_path))
+        initialize(vae)
+    else:
+        vae = CausalVideoVAE.from_pretrained(options.model_path)
+    if options.inflate:
+        inflate(vae)
     wrapper = CausalVideoVAELossWrapper(
-        CausalVideoVAE.from_pretrained(options.model_path),
+        vae,
         "fp32",
         disc_start=options.disc_start,
         logvar_init=options.logvar_init,
@@ -151,7 +227,33 @@ def load_wrapper(options: Namespace) -> CausalVideoVAELossWrapper:
     )
     if options.pretrained_vae_weight is not None:
         wrapper.load_checkpoint(options.pretrained_vae_weight)
+    if options.posterior_std is not None:
+        fix_posterior(vae, options.posterior_std)
+    assert wrapper.loss is not None
+    wrapper.loss.logvar.requires_grad_(options.learn_logvar)
     return wrapper
+
+
+def load_former(options: Namespace, vae: CausalVideoVAE) -> CausalVideoVAELossWrapper | None:
+    """The VAE whose latents stay where they are, if there is one, where `vae` is.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: Its latents are of another shape than those of `vae`.
+    """
+    if options.former_vae is None:
+        return None
+    former = CausalVideoVAELossWrapper(options.former_vae)
+    shape, wanted = (
+        (one.config["encoder_out_channels"], one.spatial_factor, one.temporal_factor)
+        for one in (former.vae, vae)
+    )
+    if shape != wanted:
+        raise ValueError(
+            f"the latents of {options.former_vae} do not fit: their channels, and the pixels and "
+            f"frames that one stands for, are {shape}, not {wanted}"
+        )
+    return former.to(vae.device).eval().requires_grad_(False)
 
 
 def open_batches(options: Namespace, rank: int, world: int) -> Batches:
@@ -161,6 +263,16 @@ def open_batches(options: Namespace, rank: int, world: int) -> Batches:
         FileNotFoundError: There is no such file.
         ValueError: A line cannot be understood.
     """
+    if options.drawn_shapes:
+        return ShapeBatches(
+            options.batch_size,
+            frames=frames_of(options),
+            crop=options.resolution,
+            any_color=options.any_color,
+            seed=options.seed,
+            rank=rank,
+            world=world,
+        )
     common: dict[str, Any] = {
         "batch_size": options.batch_size,
         "resolution": options.resolution,
@@ -170,27 +282,33 @@ def open_batches(options: Namespace, rank: int, world: int) -> Batches:
         "max_skipped": options.max_skipped,
         "skipped_to": options.output_dir,
     }
-    frames = 1 + (options.max_frames - 1) // 8 * 8
     if options.video_anno is None:
         return StillBatches(options.image_anno, **common)
-    videos = VideoBatches(options.video_anno, max_frames=frames, **common)
+    videos = VideoBatches(options.video_anno, max_frames=frames_of(options), **common)
     if not options.use_image_video_mixed_training:
         return videos
     images = StillBatches(options.image_anno, **common)
     return MixedBatches(videos, images, options.image_mix_ratio, seed=options.seed)
 
 
-def new_optimizer(options: Namespace, wrapper: CausalVideoVAELossWrapper) -> torch.optim.AdamW:
-    """AdamW, with a learning rate of its own for the discriminator."""
+def new_optimizer(options: Namespace, wrapper: CausalVideoVAELossWrapper) -> torch.optim.Optimizer:
+    """AdamW or Muon, with a learning rate of its own for the discriminator."""
     loss = wrapper.loss
     assert loss is not None
-    groups = parameter_groups([wrapper.vae], options.weight_decay)
-    groups.append({"params": [loss.logvar], "weight_decay": 0.0})
+    muon = options.opt == "muon"
+    if muon:
+        hidden = hidden_kernels(wrapper.vae)
+        groups = muon_groups(hidden, [wrapper.vae], options.weight_decay)
+    else:
+        groups = parameter_groups([wrapper.vae], options.weight_decay)
+    if loss.logvar.requires_grad:
+        groups.append({"params": [loss.logvar], "weight_decay": 0.0})
     if loss.discriminator is not None:
         for group in parameter_groups([loss.discriminator], options.weight_decay):
             groups.append(group | {"lr": options.lr_disc})
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(
+    kind = Muon if muon else torch.optim.AdamW
+    return kind(
         groups, lr=options.lr, betas=tuple(options.opt_betas or (0.9, 0.95)), eps=options.opt_eps
     )
 

@@ -8,6 +8,7 @@ call these functions with the same arguments, and all get the whole result.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .autoencoder import CausalVideoVAE
 
 Spans = list[list[tuple[int, int]]]
+LATENTS_TO_TRAIN = 2
+"""Latent frames that every rank needs where gradients cross the ranks."""
 
 
 def plan_rounds(latents: int, ranks: int, window: int | None = None) -> list[list[int]]:
@@ -51,6 +54,76 @@ def plan_rounds(latents: int, ranks: int, window: int | None = None) -> list[lis
         left -= taken
     plan[0][0] += 1
     return plan
+
+
+@dataclass(frozen=True)
+class ClipShare:
+    """The part of a clip that a rank trains on, where the ranks of a group share clips.
+
+    A rank's loss is such that the mean over the ranks is the loss of the clip, and so are then
+    gradients that are averaged over the ranks.
+
+    Attributes:
+        group: The ranks.
+        ranks: How many.
+        latents: Which latent frames are this rank's.
+        frames: Which frames are.
+        all_latents: How many latent frames the clip has.
+        weight: Of means over frames: its share of the clip's frames, times `ranks`.
+    """
+
+    group: dist.ProcessGroup
+    ranks: int
+    latents: slice
+    frames: slice
+    all_latents: int
+    weight: float
+
+    @property
+    def latent_weight(self) -> float:
+        """Of means over latent frames, as `weight` is of those over frames."""
+        return self.ranks * (self.latents.stop - self.latents.start) / self.all_latents
+
+    @classmethod
+    def of(cls, frames: int, factor: int, group: dist.ProcessGroup) -> ClipShare:
+        """That of this rank in a clip of so many frames.
+
+        Args:
+            frames: 8n+1, or with another temporal `factor` in place of 8.
+            factor: Frames of a latent.
+            group: The ranks.
+
+        Raises:
+            ValueError: There are too few frames for so many ranks.
+        """
+        ranks = dist.get_world_size(group)
+        check_training_share(frames, factor, ranks)
+        all_latents = 1 + (frames - 1) // factor
+        plan = plan_rounds(all_latents, ranks)
+        rank = dist.get_rank(group)
+        latents = slice(*_spans(plan)[0][rank])
+        own = slice(*_spans(plan, factor=factor)[0][rank])
+        weight = ranks * (own.stop - own.start) / frames
+        return cls(group, ranks, latents, own, all_latents, weight)
+
+    def context(self) -> Neighbours:
+        """What one pass through an encoder or a decoder needs."""
+        return Neighbours(self.group, [self.ranks])
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of `tensor` over the ranks."""
+        total = tensor.clone()
+        dist.all_reduce(total, group=self.group)
+        return total / self.ranks
+
+
+def check_training_share(frames: int, factor: int, ranks: int) -> None:
+    """Refuse clips that are too short to be trained on by so many ranks (ValueError)."""
+    least = LATENTS_TO_TRAIN * factor * ranks + 1
+    if ranks > 1 and frames < least:
+        raise ValueError(
+            f"a clip of {frames} frames is too short for {ranks} ranks: at least {least}"
+        )
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from .context_parallel import ClipShare
 from .discriminator import PatchDiscriminator
 from .lpips import LPIPS
 
@@ -113,6 +114,7 @@ class VideoVAELoss(nn.Module):
         *,
         step: int,
         last_layer: Tensor,
+        share: ClipShare | None = None,
     ) -> VAELossOutput:
         """Compare ``reconstructions`` with ``inputs``, both ``[b, c, t, h, w]`` in [-1, 1].
 
@@ -122,32 +124,40 @@ class VideoVAELoss(nn.Module):
             posterior: The distribution that the latents were drawn from.
             step: Global step, compared with ``disc_start``.
             last_layer: Weight of the decoder's last layer, where gradients are balanced.
+            share: The part of the clips that all this is of; the mean over the ranks of what is
+                returned is then what the whole clips give.
         """
-        real, fake = _frames(inputs.float()), _frames(reconstructions.float())
-        pixel = F.mse_loss(fake, real)
+        part = 1.0 if share is None else share.weight
+        real, fake = _frames(at_least_float32(inputs)), _frames(at_least_float32(reconstructions))
+        pixel = part * F.mse_loss(fake, real)
         perceptual = torch.zeros_like(pixel)
         if self.perceptual_loss is not None:
-            perceptual = self.perceptual_loss(fake, real).mean()
+            perceptual = part * self.perceptual_loss(fake, real).mean()
         distortion = self.pixelloss_weight * pixel + self.perceptual_weight * perceptual
-        nll = distortion / self.logvar.exp() + self.logvar
-        kl = posterior.kl().float().sum() / posterior.mean.shape[:2].numel()
+        nll = distortion / self.logvar.exp() + part * self.logvar
+        kl = at_least_float32(posterior.kl()).sum() / posterior.mean.shape[:2].numel()
+        kl = kl if share is None else share.ranks * kl
         loss = nll + self.kl_weight * kl
         log = {"mse": pixel, "lpips": perceptual, "nll": nll, "kl": kl, "logvar": self.logvar}
 
         discriminator_loss = None
         if self.discriminator is not None and step >= self.disc_start:
-            adversarial = hinge_generator_loss(_without_gradient(self.discriminator)(fake))
-            weight = adaptive_weight(nll, adversarial, last_layer, scale=self.disc_weight)
+            adversarial = part * hinge_generator_loss(_without_gradient(self.discriminator)(fake))
+            weight = adaptive_weight(
+                *(nll, adversarial, last_layer),
+                scale=self.disc_weight,
+                mean=None if share is None else share.mean,
+            )
             loss = loss + weight * adversarial
             logits_real = self.discriminator(real)
             logits_fake = self.discriminator(fake.detach())
-            discriminator_loss = hinge_discriminator_loss(logits_real, logits_fake)
+            discriminator_loss = part * hinge_discriminator_loss(logits_real, logits_fake)
             log |= {
                 "adversarial": adversarial,
                 "adversarial_weight": weight,
                 "discriminator": discriminator_loss,
-                "logits_real": logits_real.mean(),
-                "logits_fake": logits_fake.mean(),
+                "logits_real": part * logits_real.mean(),
+                "logits_fake": part * logits_fake.mean(),
             }
         log["loss"] = loss
         return VAELossOutput(loss, discriminator_loss, {k: v.detach() for k, v in log.items()})
@@ -164,24 +174,40 @@ def hinge_discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor
 
 
 def adaptive_weight(
-    nll: Tensor, adversarial: Tensor, last_layer: Tensor, *, scale: float, limit: float = 1e4
+    nll: Tensor,
+    adversarial: Tensor,
+    last_layer: Tensor,
+    *,
+    scale: float,
+    limit: float = 1e4,
+    mean: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Weight that makes the adversarial gradient ``scale`` times as large as that of ``nll``.
 
     min(scale · |∇nll| / (|∇adversarial| + 1e-4), limit), the gradients taken at ``last_layer``
-    (Esser et al. 2021, eq. 7). Where no gradients are recorded, as in validation, it is 0.
+    (Esser et al. 2021, eq. 7). Where no gradients are recorded, as in validation, it is 0. Ranks
+    that share clips agree on it by the `mean` of their gradients.
     """
     if not nll.requires_grad or not adversarial.requires_grad:
         return torch.zeros_like(nll)
     (nll_gradient,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
     (adversarial_gradient,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    ratio = nll_gradient.float().norm() / (adversarial_gradient.float().norm() + 1e-4)
+    if mean is not None:
+        nll_gradient, adversarial_gradient = mean(nll_gradient), mean(adversarial_gradient)
+    ratio = at_least_float32(nll_gradient).norm() / (
+        at_least_float32(adversarial_gradient).norm() + 1e-4
+    )
     return (scale * ratio).clamp(max=limit).detach()
 
 
 def _frames(video: Tensor) -> Tensor:
     """Lay out ``[b, c, t, h, w]`` as single frames ``[b·t, c, h, w]``."""
     return video.transpose(1, 2).flatten(0, 1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """In float32, unless it is more precise already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _without_gradient(module: nn.Module) -> Callable[[Tensor], Tensor]:

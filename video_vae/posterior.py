@@ -27,10 +27,19 @@ class DiagonalGaussian:
 
     def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """Draw latents [b, c, t, h, w]; a list of generators has one for each sample."""
-        noise = randn_tensor(
-            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+        return self.mean + self.std * self.noise(generator)
+
+    def noise(
+        self,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        frames: int | None = None,
+    ) -> Tensor:
+        """Standard normal noise [b, c, t, h, w] to draw with, for t or as many `frames`."""
+        b, c, t, h, w = self.mean.shape
+        shape = (b, c, t if frames is None else frames, h, w)
+        return randn_tensor(
+            shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
         )
-        return self.mean + self.std * noise
 
     def mode(self) -> Tensor:
         """Return the most likely latents, which are the mean."""

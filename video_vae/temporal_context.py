@@ -77,11 +77,18 @@ class Neighbours:
 
     The clip starts a video, whose first frame stands alone. So the ranks in front of a rank have
     an odd number of frames together, and a convolution of stride s needs the last `kernel - s`
-    of them. Gradients do not cross the ranks.
+    of them.
+
+    Where gradients are recorded they cross the ranks the other way, in the backward pass, which
+    all ranks then run at the same time. That takes a single round in which every rank has frames,
+    at least `kernel - stride` of them before each convolution.
 
     Args:
         group: The ranks; None is all of them.
         workers: How many ranks have frames in each round.
+
+    Raises:
+        ValueError: A rank has too few frames for gradients.
     """
 
     carries = True
@@ -101,6 +108,9 @@ class Neighbours:
     def extend(self, conv: nn.Module, frames: Tensor, *, kernel: int, stride: int) -> Tensor:
         """Put the frames before this rank's (zeros where the video starts) in front of `frames`."""
         reach = kernel - stride
+        if torch.is_grad_enabled() and frames.requires_grad:
+            missing = reach if self._rank else kernel - 1
+            return self._extend_with_gradients(frames, missing, reach)
         goes_on = self._round + 1 < len(self._workers)
         sends = goes_on or self._rank + 1 < self._workers[self._round]
         if self._rank == 0:
@@ -127,6 +137,16 @@ class Neighbours:
         """The round is done: what comes next continues the video."""
         self._round += 1
 
+    def _extend_with_gradients(self, frames: Tensor, missing: int, reach: int) -> Tensor:
+        ranks = dist.get_world_size(self._group)
+        if list(self._workers) != [ranks] or frames.shape[2] < reach:
+            raise ValueError(
+                f"gradients need frames on all ranks in one round, {reach} or more: rank "
+                f"{self._rank} of {ranks} has {frames.shape[2]}, workers are {list(self._workers)}"
+            )
+        before: Tensor = _FromFront.apply(frames[:, :, frames.shape[2] - reach :], missing, self)
+        return torch.cat([before, frames], dim=2)
+
     def _exchange(self, sent: Tensor | None, received: Tensor | None) -> None:
         """Send to the rank behind and fill `received` from the rank in front, at the same time."""
         workers = self._workers[self._round]
@@ -134,19 +154,53 @@ class Neighbours:
             if sent is not None and received is not None:
                 received.copy_(sent)
             return
+        front, behind = (self._rank - 1) % workers, (self._rank + 1) % workers
+        self._transfer(sent, behind, received, front)
+
+    def _transfer(self, sent: Tensor | None, to: int, received: Tensor | None, source: int) -> None:
         operations = []
         if sent is not None:
-            behind = (self._rank + 1) % workers
-            operations.append(_transfer(dist.isend, sent, behind, self._group))
+            operations.append(_operation(dist.isend, sent, to, self._group))
         if received is not None:
-            front = (self._rank - 1) % workers
-            operations.append(_transfer(dist.irecv, received, front, self._group))
+            operations.append(_operation(dist.irecv, received, source, self._group))
         # A batch even of one: it is what decides which communicator NCCL takes.
         for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
 
 
-def _transfer(
+class _FromFront(torch.autograd.Function):
+    """The frames in front of a rank's own; gradients go to the rank that they came from.
+
+    The first rank gets zeros. The backward pass takes place on every rank, for on every rank
+    something depends on the result.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sent: Tensor, missing: int, ranks: Neighbours) -> Tensor:
+        ctx.ranks, ctx.reach = ranks, sent.shape[2]
+        before = _new_frames(sent, missing)
+        rank, last = ranks._rank, ranks._workers[0] - 1
+        if rank == 0:
+            before.zero_()
+        ranks._transfer(
+            *(_last(sent, ctx.reach) if rank < last else None, rank + 1),
+            *(before if rank > 0 else None, rank - 1),
+        )
+        return before
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+        ranks = ctx.ranks
+        rank, last = ranks._rank, ranks._workers[0] - 1
+        of_sent = _new_frames(gradient, ctx.reach) if rank < last else None
+        ranks._transfer(
+            *(_last(gradient, gradient.shape[2]) if rank > 0 else None, rank - 1),
+            *(of_sent, rank + 1),
+        )
+        return of_sent, None, None
+
+
+def _operation(
     operation: Callable[..., Any], frames: Tensor, peer: int, group: dist.ProcessGroup | None
 ) -> dist.P2POp:
     # Channels last they lie in one piece.

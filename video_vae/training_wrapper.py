@@ -7,13 +7,17 @@ from os import PathLike
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from PIL import Image
 from torch import Tensor, nn
 
 from .autoencoder import CausalVideoVAE, DecoderOutput
 from .checkpoint_file import MODEL_KEY, load_strictly, read_state_dict
+from .context_parallel import ClipShare
 from .losses import VAELossOutput, VideoVAELoss
+from .posterior import DiagonalGaussian
+from .training_latents import coarsen, latent_distance
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,6 +87,11 @@ class CausalVideoVAELossWrapper(nn.Module):
         identifier: Sequence[str] = ("video",),
         *,
         generator: torch.Generator | None = None,
+        group: dist.ProcessGroup | None = None,
+        coarse: tuple[float, float] = (0.0, 0.0),
+        former: Tensor | None = None,
+        kept: Tensor | None = None,
+        former_weight: float = 1.0,
     ) -> VAELossOutput:
         """Encode, draw latents, decode, and compare.
 
@@ -91,13 +100,22 @@ class CausalVideoVAELossWrapper(nn.Module):
             step: Global step; the discriminator starts at ``disc_start``.
             identifier: ``["video"]``, or ``["image"]`` to take every frame as an image of its own.
             generator: Source of the posterior's noise.
+            group: Ranks that share each video in time. All are handed the whole videos and draw the
+                same noise; each computes a part, and gradients cross the ranks. The mean of the
+                losses over the ranks, and of the gradients, is what one process gets.
+            coarse: Shares of the samples that are decoded from latents halved once, twice.
+            former: Latents of a former VAE, ``[b, c, n+1, h, w]``, that the posterior's means
+                stay near: their mean square distance is added to the loss.
+            kept: ``[b]``, the samples for which they do; by default all.
+            former_weight: Weight of that distance.
 
         Returns:
             The loss of the VAE, that of the discriminator (None before it starts), and a log.
 
         Raises:
             RuntimeError: The wrapper was built without ``load_loss_module=True``.
-            ValueError: ``x`` has another number of dimensions, or ``identifier`` is neither.
+            ValueError: ``x`` has another number of dimensions, or ``identifier`` is neither; with
+                a ``group``, images, or videos that are too short to be shared.
         """
         if self.loss is None:
             raise RuntimeError("this wrapper has no loss: build it with load_loss_module=True")
@@ -106,9 +124,39 @@ class CausalVideoVAELossWrapper(nn.Module):
             x = x.transpose(1, 2).flatten(0, 1).unsqueeze(2)
         elif set(identifier) != {"video"}:
             raise ValueError(f"identifier must be ['video'] or ['image'], got {identifier!r}")
-        posterior, reconstructions = self.vae(x, generator=generator)
-        last_layer = self.get_last_layer()
-        return self.loss(x, reconstructions, posterior, step=step, last_layer=last_layer)
+        share = None
+        if group is None:
+            posterior = self.vae.encode(x).latent_dist
+            latents = posterior.sample(generator)
+        else:
+            self.vae.check_pixels(x)
+            share = ClipShare.of(x.shape[2], self.vae.temporal_factor, group)
+            x = x[:, :, share.frames]
+            posterior = DiagonalGaussian(self.vae.encode_chunk(x, share.context()))
+            noise = posterior.noise(generator, share.all_latents)[:, :, share.latents]
+            latents = posterior.mean + posterior.std * noise
+        if any(coarse):
+            latents = coarsen(latents, coarse, generator)
+        if share is None:
+            reconstructions = self.vae.decode(latents).sample
+        else:
+            reconstructions = self.vae.decode_chunk(latents, share.context())
+        output = self.loss(
+            *(x, reconstructions, posterior),
+            step=step,
+            last_layer=self.get_last_layer(),
+            share=share,
+        )
+        if former is None:
+            return output
+        distance = latent_distance(
+            posterior.mean, former if share is None else former[:, :, share.latents], kept
+        )
+        if share is not None:
+            distance = share.latent_weight * distance
+        loss = output.loss + former_weight * distance
+        log = output.log | {"latent_distance": distance.detach(), "loss": loss.detach()}
+        return output._replace(loss=loss, log=log)
 
     @property
     def device(self) -> torch.device:

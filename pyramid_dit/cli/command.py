@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -60,27 +60,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are printed as one line."""
     verbose = False
     kept: list[str] = []
-    with signals_raise(once=True, to_the_end=arguments is None) as received:
-        try:
-            arguments = sys.argv[1:] if arguments is None else arguments
-            options = parse_options(arguments)
-            verbose = options.verbose
-            _run(options, arguments, kept, received)
-        except SystemExit:  # --help and --version
-            raise
-        except BaseException as error:
-            # An import that a signal breaks off may report something else in its stead.
-            if received or isinstance(error, KeyboardInterrupt):
-                message = f"interrupted, {'; '.join(kept) or 'no video was written'}"
-                status = 128 + (received[0] if received else signal.SIGINT)
-            else:
-                if verbose:
-                    traceback.print_exc()
-                message, status = "; ".join([one_line(error), *kept]), exit_status(error)
-            if not leave_reason(message, status):
-                _complain(message)
-            return status
-    return 0
+
+    def work(received: list[int]) -> None:
+        nonlocal verbose
+        given = sys.argv[1:] if arguments is None else arguments
+        options = parse_options(given)
+        verbose = options.verbose
+        _run(options, given, kept, received)
+
+    def report(error: BaseException, received: list[int]) -> int:
+        # An import that a signal breaks off may report something else in its stead.
+        if received or isinstance(error, KeyboardInterrupt):
+            message = f"interrupted, {'; '.join(kept) or 'no video was written'}"
+            status = 128 + (received[0] if received else signal.SIGINT)
+        else:
+            if verbose:
+                traceback.print_exception(error)
+            message, status = "; ".join([one_line(error), *kept]), exit_status(error)
+        if not leave_reason(message, status):
+            _complain(message)
+        return status
+
+    return status_of(work, report, once=True, to_the_end=arguments is None)
+
+
+def status_of(
+    work: Callable[[list[int]], object],
+    report: Callable[[BaseException, list[int]], int],
+    *,
+    once: bool = False,
+    to_the_end: bool = False,
+) -> int:
+    """Do `work` and return the exit status: 0, or what `report` returns for what was raised.
+
+    Both get the signals that were received. One that comes when the work has ended already, well
+    or not, changes nothing.
+
+    Args:
+        work: What a SIGINT or SIGTERM interrupts.
+        report: Says what became of it.
+        once: See `signals_raise`.
+        to_the_end: See `signals_raise`.
+
+    Raises:
+        SystemExit: By `work`, after --help and the like.
+    """
+    status: int | None = None
+    received: list[int] = []
+    try:
+        with signals_raise(once=once, to_the_end=to_the_end) as received:
+            try:
+                work(received)
+                status = 0
+            except SystemExit:
+                raise
+            except BaseException as error:
+                status = report(error, received)
+    except KeyboardInterrupt as late:
+        status = report(late, received) if status is None else status
+    assert status is not None
+    return status
 
 
 def exit_status(error: BaseException) -> int:

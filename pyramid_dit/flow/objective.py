@@ -223,8 +223,9 @@ class FlowObjective:
             step: Training step counted from 1, which with `rank` decides the lengths.
             rank: Rank of this process.
             world_size: Number of processes.
-            units: Number of units each stage trains on, lowest resolution first, instead of the
-                lengths that `step` and `rank` give. Both are capped by the clip's own units.
+            units: Number of units each stage trains on, lowest resolution first, capped by the
+                clip's own units. By default `step` and `rank` say, in turn, which of all lengths up
+                to `max_temporal_length` or to the clip's own, where that is shorter.
             use_temporal_pyramid: `False` noises all frames alike, without history; images and
                 full-sequence training.
             generator: Source of the random numbers; by default the global one of the device.
@@ -243,7 +244,14 @@ class FlowObjective:
         num_frames = latents.shape[2]
         if use_temporal_pyramid:
             if units is None:
-                units = self._unit_counts(step=step, rank=rank, world_size=world_size)
+                units = unit_counts(
+                    self.scheduler.config.stages,
+                    step=step,
+                    rank=rank,
+                    world_size=world_size,
+                    max_units=min(self.max_units, self._units_of(num_frames)),
+                    sync_group=self.video_sync_group,
+                )
             spans = [self._last_unit(count, num_frames) for count in self._check_units(units)]
         else:
             spans = [slice(0, num_frames)] * self.scheduler.config.stages
@@ -339,15 +347,9 @@ class FlowObjective:
         ]
         return newest_first[::-1]
 
-    def _unit_counts(self, *, step: int, rank: int, world_size: int) -> tuple[int, ...]:
-        return unit_counts(
-            self.scheduler.config.stages,
-            step=step,
-            rank=rank,
-            world_size=world_size,
-            max_units=self.max_units,
-            sync_group=self.video_sync_group,
-        )
+    def _units_of(self, num_frames: int) -> int:
+        """Units of a clip of so many latent frames."""
+        return 1 + (num_frames - 1) // self.frame_per_unit
 
     def _check_units(self, units: Sequence[int]) -> Sequence[int]:
         stages = self.scheduler.config.stages
@@ -357,6 +359,6 @@ class FlowObjective:
 
     def _last_unit(self, count: int, num_frames: int) -> slice:
         """Frames of the last of `count` units, in a clip that may have fewer units."""
-        count = min(count, 1 + (num_frames - 1) // self.frame_per_unit)
+        count = min(count, self._units_of(num_frames))
         stop = 1 + (count - 1) * self.frame_per_unit
         return slice(max(stop - self.frame_per_unit, 0), stop)

@@ -299,7 +299,10 @@ def test_scaling_fits_the_exponent() -> None:
     assert scaling.exponent(points) == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("module", [dit_step, generate, noise, vae_decode, gpu])
+@pytest.mark.parametrize(
+    "module",
+    [dit_step, pytest.param(generate, marks=pytest.mark.slow), noise, vae_decode, gpu],
+)
 def test_command_runs(module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "found.json"
     command = ["--tiny", "--repeats", "1", "--device", "cpu", "--json", str(path)]

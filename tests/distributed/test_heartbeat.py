@@ -86,7 +86,7 @@ def seconds_until_gone(pids: list[int]) -> float:
     return time.monotonic() - start
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_one_that_is_stopped_ends_all(stopped: int, folder: Path) -> None:
     code = f"if rank == {stopped}: os.kill(os.getpid(), signal.SIGSTOP)\n" + MEET
     message = f"^process {stopped + 1} of 2 stands still, no sign of life for {PATIENT} s$"
@@ -142,7 +142,7 @@ def test_without_the_launcher_they_end(start: str, folder: Path) -> None:
     assert errors.count("the launcher of the processes is gone, and they end") == 1
 
 
-@pytest.mark.parametrize("alone", [0, 1])
+@pytest.mark.parametrize("alone", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_on_the_page_one_that_fails_alone_ends_all(alone: int, folder: Path) -> None:
     code = f"""
 from pyramid_dit.page import processes
@@ -183,7 +183,7 @@ def start_by_hand(code: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_without_a_launcher_too(stopped: int, folder: Path) -> None:
     code = f"if rank == {stopped}: os.kill(os.getpid(), signal.SIGSTOP)\n" + MEET
     processes = start_by_hand(code)
@@ -248,8 +248,15 @@ def test_a_command_that_is_killed_leaves_no_process(gpus: str, tmp_path: Path) -
     assert part.name.startswith("video.partial-") and video_size(part) == (128, 128)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("rank", "signum"),
+    [
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
+        (1, signal.SIGKILL),
+        (0, signal.SIGSTOP),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
 def test_what_was_made_is_kept(signum: signal.Signals, rank: int, tmp_path: Path) -> None:
     process = start_video(tmp_path / "video.mp4", "--gpus", "2")
     os.kill(worker(process.pid, rank), signum)

@@ -76,7 +76,7 @@ def limit(case: str) -> float:
     return VIDEO_TOLERANCE if case.endswith("latents") else TOLERANCE
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_together_is_alone(processes: int, checkpoints: Path, tmp_path: Path) -> None:
     for name in ("pyramid_flux", "pyramid_mmdit"):
         (tmp_path / name).symlink_to(checkpoints / name)

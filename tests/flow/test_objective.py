@@ -226,6 +226,15 @@ def test_units_are_capped_by_the_clip():
         assert sum(clip.shape[2] for clip in column.clips) == 5
 
 
+def test_short_clips_train_all_their_lengths_alike():
+    objective = FlowObjective(Scheduler(), sample_ratios=(0, 0, 1), max_temporal_length=31)
+    lengths = []
+    for step in range(1, 9):
+        (column,) = objective.prepare(torch.randn(1, 1, 4, 8, 8), step=step).columns
+        lengths.append(sum(clip.shape[2] for clip in column.clips))
+    assert sorted(lengths) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
 def test_history_is_corrupted_within_the_ratio():
     objective = FlowObjective(Scheduler(), sample_ratios=(0, 0, 1), corrupt_ratio=1 / 3)
     generator = torch.Generator().manual_seed(0)

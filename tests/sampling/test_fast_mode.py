@@ -262,6 +262,7 @@ def counter(pipeline) -> Iterator[CompileCounter]:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["pyramid_flux"], indirect=True)
 def test_a_compiled_image_is_the_same_and_the_next_one_compiles_nothing(pipeline, counter):
     exact = latents_of(pipeline, temp=1)

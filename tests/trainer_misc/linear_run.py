@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer_misc.loop import LoopConfig, TrainingLoop
+from trainer_misc.loop import TrainingLoop
+from trainer_misc.loop_config import LoopConfig
 
 
 class InfiniteGradient(torch.autograd.Function):

@@ -20,14 +20,15 @@ from golden import PROJECT_ROOT
 from safetensors.torch import load_file
 from torch import nn
 
+from pyramid_dit.files import write_folder
 from trainer_misc.checkpoints import (
     check_whole,
     checkpoint_steps,
     newest_checkpoint,
     thin_checkpoints,
     write_checkpoint,
-    write_folder,
 )
+from trainer_misc.loop_config import LoopConfig
 
 SCRIPT = Path(linear_run.__file__)
 
@@ -195,7 +196,7 @@ def test_resuming_runs_no_code(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path: Path) -> None:
     loop = linear_run.new_loop(tmp_path, 1)
     linear_run.train(loop)
-    config = linear_run.LoopConfig(output=tmp_path, steps=2, learning_rate=0.1)
+    config = LoopConfig(output=tmp_path, steps=2, learning_rate=0.1)
     with pytest.raises(ValueError, match="checkpoint of another model") as caught:
         linear_run.TrainingLoop(config, {"model": nn.Linear(4, 4)})
     assert "\n" not in str(caught.value)

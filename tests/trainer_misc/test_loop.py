@@ -18,7 +18,8 @@ from torch import nn
 from trainer_misc import checkpoints
 from trainer_misc.average import MovingAverage
 from trainer_misc.checkpoints import newest_checkpoint, read_checkpoint
-from trainer_misc.loop import MOST_SKIPPED, LoopConfig, TrainingLoop
+from trainer_misc.loop import MOST_SKIPPED, TrainingLoop
+from trainer_misc.loop_config import LoopConfig
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_what_was_reached(tmp_path: Path) -> None:
@@ -141,12 +142,26 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_precisions_learn(precision: str, tmp_path: Path) -> None:
     loop = linear_run.new_loop(tmp_path, 60, mixed_precision=precision, save_every=1000)
     linear_run.train(loop)
     errors = [json.loads(line)["error"] for line in (tmp_path / "log.jsonl").open()]
     assert errors[-1] < 0.2 * errors[0]
+    for tensors in read_checkpoint(tmp_path / "checkpoint-60")[0].values():
+        assert all(t.dtype == torch.float32 for t in tensors.values() if t.is_floating_point())
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_float16_lowers_the_scale_of_the_loss_and_goes_on_from_it(tmp_path: Path) -> None:
+    loop = linear_run.new_loop(tmp_path, 8, mixed_precision="fp16")
+    linear_run.train(loop, bad=3, good=5, kind="gradient")
+    scaler = loop.accelerator.scaler
+    assert scaler is not None and loop.skipped >= 2
+    assert scaler.get_scale() == 2.0 ** (16 - loop.skipped)
+    again = linear_run.new_loop(tmp_path, 9, mixed_precision="fp16")
+    assert again.accelerator.scaler is not None
+    assert again.accelerator.scaler.get_scale() == scaler.get_scale()
 
 
 def test_an_unknown_tracker_is_refused_and_an_absent_one_said(

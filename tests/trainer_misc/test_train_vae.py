@@ -133,21 +133,47 @@ def test_the_encoder_can_be_left_as_it_is(files: Path, tmp_path: Path) -> None:
     assert changed == {"decoder", "post_quant_conv"} or changed == {"decoder"}
 
 
-@pytest.mark.parametrize("discriminator", [False, True])
-def test_two_processes_train_one_model(discriminator: bool, files: Path, tmp_path: Path) -> None:
-    more = ("--add_discriminator", "--disc_start", "1") if discriminator else ()
+def run_two(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "trainer_misc.train_vae"]
     done = subprocess.run(
-        [*command, *arguments(files, tmp_path, "--steps", "2", *more)],
+        [*command, *arguments],
         env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("discriminator", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_two_processes_train_one_model(discriminator: bool, files: Path, tmp_path: Path) -> None:
+    more = ("--add_discriminator", "--disc_start", "1") if discriminator else ()
+    run_two(arguments(files, tmp_path, "--steps", "2", *more))
     assert (tmp_path / "causal_video_vae/config.json").is_file()
     assert len(figures(tmp_path)) == 2
+
+
+def test_stage_two_is_one_process_with_the_whole_clips(files: Path, tmp_path: Path) -> None:
+    """The time of a clip over two processes, stopped and gone on with."""
+    given = ("--max_frames", "35", "--add_discriminator", "--disc_start", "0")
+    # Where eps is large, AdamW does not turn gradients that are only rounding into steps.
+    given = (*given, "--lr", "0.01", "--opt_eps", "1", "--lr_scheduler", "constant", "--steps")
+    train_vae.main(arguments(files, tmp_path / "alone", *given, "3"))
+    for steps in ("2", "3"):
+        shared = ("--use_context_parallel", "--context_size", "2")
+        run_two(arguments(files, tmp_path / "shared", *given, steps, *shared))
+    logs = [figures(tmp_path / name) for name in ("alone", "shared")]
+    for name in ("loss", "mse", "kl", "adversarial_weight", "discriminator"):
+        assert logs[0][0][name] == pytest.approx(logs[1][0][name], rel=1e-5), name
+    for one, other in zip(*logs, strict=True):
+        assert one["mse"] == pytest.approx(other["mse"], rel=1e-5)
+    start = CausalVideoVAE.from_pretrained(files / "vae").state_dict()
+    alone, shared = (trained(tmp_path / name, 3) for name in ("alone", "shared"))
+    for name, value in start.items():
+        one, other = (weights[f"vae.vae.{name}"] for weights in (alone, shared))
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        assert name.endswith("to_k.bias") or not torch.equal(one, value)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +181,7 @@ def test_two_processes_train_one_model(discriminator: bool, files: Path, tmp_pat
     [
         (["--model_path", "nowhere"], "no folder at nowhere"),
         (["--video_anno", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--use_context_parallel"], "gradients do not cross processes"),
+        (["--use_context_parallel"], "--context_size 2 takes so many processes: start by torchrun"),
         (["--resolution", "33"], "multiple of 8, got 33"),
         (["--pretrained_vae_weight", "nowhere.pth"], "nowhere.pth"),
     ],
@@ -167,3 +193,24 @@ def test_what_does_not_fit_is_said_in_one_line(
         train_vae.main(arguments(files, tmp_path / "run", "--steps", "1", *given))
     text = str(caught.value.code)
     assert message in text and text.startswith("error: ") and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"context_size": 3}, "--context_size 3 does not divide the 4 processes"),
+        ({"context_size": 4}, "--max_frames 33: a clip of 33 frames is too short for 4 ranks"),
+        ({"use_image_video_mixed_training": True}, "takes videos alone"),
+    ],
+)
+def test_contexts_that_do_not_fit_are_refused(
+    given: dict[str, Any], message: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    options = parse(None, GROUPS, arguments(files, files / "run", "--use_context_parallel"))
+    vars(options).update({"max_frames": 33, **given})
+    with pytest.raises(ValueError, match=message):
+        train_vae.check(options)

@@ -76,6 +76,7 @@ def test_estimates_grow_with_pictures_videos_and_bytes(
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the size of a process is read from Linux"
 )
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "estimate"),
     [

@@ -241,9 +241,11 @@ class MixedBatches:
         self.skipped: list[Skipped] = _counters(videos) + _counters(images)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """The batch of a number."""
+        """The batch of a number; its `number` is that among the batches of its kind."""
         before, after = self._images_before(number), self._images_before(number + 1)
-        return self._images[before] if after > before else self._videos[number - before]
+        of_images = after > before
+        own = before if of_images else number - before
+        return (self._images if of_images else self._videos)[own] | {"number": own}
 
     def take(self) -> list[Tally]:
         """What happened since the last call, for each of `skipped`."""

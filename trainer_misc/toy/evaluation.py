@@ -3,8 +3,8 @@
     python -m trainer_misc.evaluation --mode all --output table.json --contact-sheet sheet.png
 
 Modes: ``t2v`` text to video; ``i2v`` a drawn first frame and a prompt; ``long`` 97 frames, judged
-on their last second; ``vae`` reconstruction of fresh clips. Every clip has a generator of its own,
-so the result does not depend on the batch size.
+on their last second; ``vae`` reconstruction of fresh clips, in the six known colors and in any.
+Every clip has a generator of its own, so the result does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ from .moving_shapes import (
     draw_clip,
     first_frame,
     is_held_out,
+    random_colors,
+    render,
 )
 
 if TYPE_CHECKING:
@@ -273,13 +275,29 @@ def image_to_video(model: PyramidDiTForVideoGeneration, num_frames: int) -> Gene
 
 @torch.no_grad()
 def reconstruction(
-    vae: CausalVideoVAE, count: int, *, num_frames: int = 49, seed: int = 0
+    vae: CausalVideoVAE,
+    count: int,
+    *,
+    num_frames: int = 49,
+    seed: int = 0,
+    any_color: bool = False,
 ) -> dict[str, float]:
-    """PSNR in dB of fresh clips, encoded to the posterior's mode and decoded: mean and lowest."""
+    """PSNR in dB of fresh clips, encoded to the posterior's mode and decoded: mean and lowest.
+
+    Args:
+        vae: What is measured.
+        count: Clips.
+        num_frames: Of a clip, 8n + 1.
+        seed: Of the clips.
+        any_color: Shapes and backgrounds have colors of the whole cube, and not the known ones.
+    """
     clips = MovingShapes(FRESH + seed, num_frames, combinations="all")
+    source = np.random.default_rng(FRESH + seed)
     values = []
     for index in range(count):
-        video = clips[index]["video"][None].to(vae.device, vae.dtype)
+        colors = random_colors(source) if any_color else None
+        drawn = render(clips.clip(index), range(num_frames), colors)
+        video = torch.from_numpy(drawn)[None].to(vae.device, vae.dtype)
         latents = vae.encode(video).latent_dist.mode()
         decoded = vae.decode(latents).sample.clamp(-1, 1)
         values.append(psnr(decoded.float().cpu().numpy(), video.float().cpu().numpy(), peak=2.0))
@@ -342,15 +360,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     modes = MODES if options.mode == "all" else (options.mode,)
     results: dict[str, Any] = {}
     if "vae" in modes:
-        results["vae"] = reconstruction(
-            _load_vae(options.model, options.device),
-            options.prompts,
-            num_frames=options.num_frames,
-            seed=options.seed,
-        )
-        sys.stdout.write(
-            "\nvae: {psnr:.2f} dB, lowest {lowest_psnr:.2f} dB\n".format(**results["vae"])
-        )
+        vae = _load_vae(options.model, options.device)
+        for name, any_color in (("vae", False), ("vae_any_color", True)):
+            results[name] = reconstruction(
+                vae,
+                options.prompts,
+                num_frames=options.num_frames,
+                seed=options.seed,
+                any_color=any_color,
+            )
+        for name, colors in (("vae", "the six colors"), ("vae_any_color", "any color")):
+            figures = "{psnr:.2f} dB, lowest {lowest_psnr:.2f} dB".format(**results[name])
+            sys.stdout.write(f"\nvae, {colors}: {figures}\n")
     if drawn := [mode for mode in modes if mode != "vae"]:
         model = _load_model(options.model, options.device)
         prompts = evaluation_prompts(options.prompts, options.seed)

@@ -1,7 +1,7 @@
-"""Draw moving shapes and write their latents as files with annotations, as `train_dit` reads them.
+"""Draw moving shapes and write their latents as files with annotations that `train_dit` reads.
 
-In the folder are `pictures.jsonl`, first frames as latents of one frame; `clips.jsonl`, whole clips;
-and `prompts.txt`, captions to draw sample sheets of.
+In the folder are `pictures.jsonl`, first frames as latents of one frame; `clips.jsonl`, whole
+clips; and `prompts.txt`, captions to draw sample sheets of.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.files import write_folder
 from video_vae.autoencoder import CausalVideoVAE
 
-from ..checkpoints import write_folder
-from ..runs import run_or_say
 from .moving_shapes import MAX_FRAMES, NUM_COMBINATIONS, MovingShapes, caption_of
 
 PICTURES, CLIPS, PROMPTS = "pictures.jsonl", "clips.jsonl", "prompts.txt"
@@ -82,12 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=1_000, help="clips of 97 frames")
     options = parser.parse_args(arguments)
     keep_freed_memory()
-
-    def encode() -> None:
-        vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
-        write_latents(options.output, vae, pictures=options.pictures, clips=options.clips)
-
-    run_or_say(encode)
+    vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
+    write_latents(options.output, vae, pictures=options.pictures, clips=options.clips)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,12 @@ def scores_text(scores: dict[str, Any]) -> str:
             f"VAE: {vae['psnr']:.1f} dB PSNR on {vae['clips']} fresh clips "
             f"(the worst: {vae['lowest_psnr']:.1f} dB)."
         )
+    if "vae_any_color" in scores:
+        vae = scores["vae_any_color"]
+        parts.append(
+            f"In any colors: {vae['psnr']:.1f} dB on {vae['clips']} "
+            f"(the worst: {vae['lowest_psnr']:.1f} dB)."
+        )
     for mode, title in TITLES.items():
         if mode in scores:
             count = len(scores[mode]["clips"])
@@ -101,7 +107,7 @@ A model as small as it can be while everything in it is the real thing: it draws
 
 `scripts/train_toy.sh` trains everything from nothing on clips that are drawn on the fly
 (`trainer_misc/toy/moving_shapes.py`): the VAE on single images, then on clips; then the
-transformer together with both text encoders on a bank of latents. Of the 504 sentences those
+transformer together with both text encoders on latents. Of the 504 sentences those
 whose number is 3 modulo 10 are never trained on: they test whether the model composes.
 
 {training.strip()}

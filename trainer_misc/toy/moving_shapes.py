@@ -203,10 +203,28 @@ def _coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.n
     return wide_x * arm_y + arm_x * wide_y - arm_x * arm_y
 
 
-def render(clip: ShapeClip, frames: Sequence[int]) -> np.ndarray:
-    """Draw frames of a clip: float32 ``[3, len(frames), size, size]`` in [-1, 1]."""
-    background = np.array(BACKGROUNDS[clip.background], np.float32) / 127.5 - 1
-    contrast = np.array(COLORS[clip.color], np.float32) / 127.5 - 1 - background
+Color = Sequence[float]  # red, green, blue in 0..255
+
+
+def random_colors(rng: np.random.Generator) -> tuple[Color, Color]:
+    """Colors of a shape and its background, each uniform in the cube."""
+    shape, background = rng.uniform(0, 255, (2, 3)).tolist()
+    return shape, background
+
+
+def render(
+    clip: ShapeClip, frames: Sequence[int], colors: tuple[Color, Color] | None = None
+) -> np.ndarray:
+    """Draw frames of a clip: float32 ``[3, len(frames), size, size]`` in [-1, 1].
+
+    Args:
+        clip: What is drawn.
+        frames: Their numbers.
+        colors: Of the shape and the background, in place of those that the caption names.
+    """
+    color, ground = colors or (COLORS[clip.color], BACKGROUNDS[clip.background])
+    background = np.array(ground, np.float32) / 127.5 - 1
+    contrast = np.array(color, np.float32) / 127.5 - 1 - background
     video = np.empty((3, len(frames), clip.size, clip.size), np.float32)
     video[:] = background[:, None, None, None]
     grid = np.arange(clip.size, dtype=np.float32) + 0.5

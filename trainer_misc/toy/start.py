@@ -18,14 +18,13 @@ from torch import nn
 
 from pyramid_dit.checkpoints.defaults import GenerationDefaults
 from pyramid_dit.checkpoints.folder import INDEX_NAME, VAE_FOLDER
+from pyramid_dit.files import write_folder
 from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
 from pyramid_dit.models.flux import PyramidFluxTransformer
 from video_vae.autoencoder import CausalVideoVAE
 
-from ..checkpoints import write_folder
 from ..data.annotations import Annotations
 from ..data.tensor_files import read_tensor
-from ..runs import run_or_say
 from .latents import CLIPS, PICTURES
 from .text import CAPTION, TEXT_DIM, caption_words, write_text_encoders
 
@@ -130,13 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     options = parser.parse_args(arguments)
-
-    def write() -> None:
-        vae = CausalVideoVAE.from_pretrained(options.vae)
-        statistics = measured_statistics(options.latents)
-        write_start(options.output, vae, statistics, seed=options.seed)
-
-    run_or_say(write)
+    vae = CausalVideoVAE.from_pretrained(options.vae)
+    statistics = measured_statistics(options.latents)
+    write_start(options.output, vae, statistics, seed=options.seed)
 
 
 if __name__ == "__main__":

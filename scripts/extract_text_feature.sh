@@ -1,0 +1,62 @@
+#!/bin/sh
+# Features of texts, so that a training needs no text encoders.
+set -eu
+
+# Settings, each of which an environment variable of that name replaces.
+GPUS=${GPUS:-8}
+MODEL_NAME=${MODEL_NAME:-pyramid_flux}             # or pyramid_mmdit
+MODEL_PATH=${MODEL_PATH:-}                         # folder of the checkpoint
+ANNO_FILE=${ANNO_FILE:-annotation/video_text.jsonl}
+MODEL_DTYPE=${MODEL_DTYPE:-bf16}
+BATCH_SIZE=${BATCH_SIZE:-4}
+PYTHON=${PYTHON:-python}
+
+usage() {
+    cat <<'TEXT'
+Usage: scripts/extract_text_feature.sh [OPTION...]
+
+Encodes texts with the text encoders of a checkpoint, each into the file that its annotation calls
+`text_fea`, and the empty text into empty_text_feature.pt beside the annotations: guidance is learned
+from it, by train_dit's --empty_text_feature. What is there already and whole is left as it is.
+
+Settings, as environment variables:
+  GPUS         processes, one per GPU (default: 8; 1 does as well)
+  MODEL_NAME   pyramid_flux or pyramid_mmdit (default: pyramid_flux)
+  MODEL_PATH   folder of the checkpoint
+  ANNO_FILE    JSON lines of text and text_fea (default: annotation/video_text.jsonl)
+  MODEL_DTYPE  bf16, fp16 or fp32 (default: bf16)
+  BATCH_SIZE   texts at a time and GPU (default: 4)
+  PYTHON       the Python to run (default: python)
+
+Everything else is an option of the tool, see `python -m trainer_misc.extract_features --help`:
+  GPUS=1 MODEL_PATH=models/flux scripts/extract_text_feature.sh --device cpu
+TEXT
+}
+
+case "${1:-}" in
+-h | --help)
+    usage
+    exit 0
+    ;;
+esac
+case $GPUS in
+'' | *[!0-9]* | 0)
+    echo "extract_text_feature.sh: GPUS must be a number above 0, not '$GPUS'" >&2
+    exit 2
+    ;;
+esac
+if [ -z "$MODEL_PATH" ]; then
+    echo "extract_text_feature.sh: MODEL_PATH must name the folder of a checkpoint" >&2
+    exit 2
+fi
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH
+set -- trainer_misc.extract_features --what text --model_name "$MODEL_NAME" \
+    --model_path "$MODEL_PATH" --anno_file "$ANNO_FILE" --model_dtype "$MODEL_DTYPE" \
+    --batch_size "$BATCH_SIZE" "$@"
+if [ "$GPUS" -gt 1 ]; then
+    set -- torch.distributed.run --standalone --nproc-per-node "$GPUS" -m "$@"
+fi
+exec "$PYTHON" -m "$@"

@@ -1,0 +1,210 @@
+"""Latents and features of texts, from files to what a training reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden import PROJECT_ROOT
+from safetensors.torch import load_file
+from tiny_checkpoint import write_tiny_checkpoint
+from training_files import VARIANT
+
+from pyramid_dit import FluxTextEncoderWithMask
+from pyramid_dit.video_io import export_to_video
+from trainer_misc import extract_features, train_dit
+from trainer_misc.data import LatentBatches
+from trainer_misc.data.latents import read_text_features
+from trainer_misc.data.videos import clip_pixels, read_clip
+from trainer_misc.extract_features import GROUPS, extract
+from trainer_misc.options import parse
+from video_vae import CausalVideoVAE
+
+TEXTS = ["a red circle", "a blue square", "black", "white on white"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint and four videos of 20 frames."""
+    folder = tmp_path_factory.mktemp("source")
+    write_tiny_checkpoint(folder / "model", variant=VARIANT)
+    rng = np.random.default_rng(0)
+    for number in range(len(TEXTS)):
+        frames = rng.integers(0, 256, (20, 1, 1, 3), np.uint8).repeat(64, 1).repeat(80, 2)
+        export_to_video(list(frames), folder / f"{number}.mp4", 24)
+    return folder
+
+
+@pytest.fixture
+def annotations(source: Path, tmp_path: Path) -> Path:
+    records = [
+        {
+            "video": str(source / f"{number}.mp4"),
+            "text": text,
+            "latent": str(tmp_path / f"latents/{number}.{'pt' if number % 2 else 'safetensors'}"),
+            "text_fea": str(tmp_path / f"texts/{number}.{'safetensors' if number % 2 else 'pt'}"),
+        }
+        for number, text in enumerate(TEXTS)
+    ]
+    records[2]["frames"] = list(range(9))
+    return write(tmp_path / "clips.jsonl", records)
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def arguments(what: str, source: Path, annotations: Path, *more: str) -> list[str]:
+    given = {
+        "what": what,
+        "model_path": source / "model",
+        "model_dtype": "fp32",
+        "anno_file": annotations,
+        "width": 64,
+        "height": 48,
+        "num_frames": 17,
+        "batch_size": 3,
+    }
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))] + [*more]
+
+
+def run(*given: Any) -> extract_features.Extraction:
+    return extract(parse(None, GROUPS, arguments(*given)))
+
+
+def test_latents_are_those_that_training_would_make(source: Path, annotations: Path) -> None:
+    found = run("latents", source, annotations)
+    assert (found.made, found.done) == (4, 0)
+    vae = CausalVideoVAE.from_pretrained(source / "model/causal_video_vae").eval()
+    batches = LatentBatches(
+        annotations, batch_size=1, max_frames=3, text_features=False, channels=4
+    )
+    assert sorted(batches.buckets) == [(2, 6, 8), (3, 6, 8)]
+    for number in range(4):
+        clip = read_clip(source / f"{number}.mp4", 9 if number == 2 else 17, size=(64, 48))
+        pixels = clip_pixels(clip)[None]
+        noise = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            expected = vae.encode(pixels).latent_dist.sample([noise])
+        path = annotations.parent / f"latents/{number}.{'pt' if number % 2 else 'safetensors'}"
+        stored = torch.load(path, weights_only=True) if number % 2 else load_file(path)["latent"]
+        torch.testing.assert_close(stored, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_features_are_those_of_the_encoders(source: Path, annotations: Path) -> None:
+    found = run("text", source, annotations)
+    assert (found.made, found.done) == (4, 0)
+    encoder = FluxTextEncoderWithMask(source / "model")
+    names = ("prompt_embed", "prompt_attention_mask", "pooled_prompt_embed")
+    folder = annotations.parent
+    for number, text in [*enumerate(TEXTS), (-1, "")]:
+        path = folder / f"texts/{number}.{'safetensors' if number % 2 else 'pt'}"
+        path = folder / "empty_text_feature.pt" if number < 0 else path
+        stored = load_file(path) if path.suffix != ".pt" else torch.load(path, weights_only=True)
+        for name, expected in zip(names, encoder([text]), strict=True):
+            torch.testing.assert_close(stored[name], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["latents", "text"])
+def test_what_is_whole_is_left_and_what_is_damaged_made_again(
+    what: str, source: Path, annotations: Path
+) -> None:
+    run(what, source, annotations)
+    folder = annotations.parent / ("latents" if what == "latents" else "texts")
+    files = sorted(folder.iterdir())
+    content = [path.read_bytes() for path in files]
+    times = [path.stat().st_mtime_ns for path in files]
+    os.truncate(files[1], 100)
+    files[2].unlink()
+    found = run(what, source, annotations)
+    assert (found.made, found.done) == (2, 2)
+    for path, before in zip(files, content, strict=True):
+        if path.suffix == ".safetensors":
+            assert path.read_bytes() == before
+    assert [path.stat().st_mtime_ns for path in (files[0], files[3])] == [times[0], times[3]]
+
+
+def test_another_size_is_made_again(source: Path, annotations: Path) -> None:
+    run("latents", source, annotations)
+    found = run("latents", source, annotations, "--height", "64")
+    assert (found.made, found.done) == (4, 0)
+
+
+def test_what_cannot_be_used_is_counted(source: Path, annotations: Path, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in annotations.open()]
+    records[1]["video"] = "nowhere.mp4"
+    (tmp_path / "text.mp4").write_text("no video")
+    records[3]["video"] = str(tmp_path / "text.mp4")
+    broken = write(tmp_path / "broken.jsonl", records)
+    with pytest.raises(ValueError, match="1 of 4 samples cannot be used .missing file: 1"):
+        run("latents", source, broken)
+    found = run("latents", source, broken, "--max_skipped", "0.5")
+    assert found.made + found.done == 2
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "skipped.jsonl").open()]
+    assert sorted(kinds) == ["missing file", "unreadable file"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--num_frames", "16"], "--num_frames must be 8n+1, got 16"),
+        (["--width", "63"], "--width must be a multiple of 8, got 63"),
+        (["--model_path", "nowhere"], "nowhere"),
+        (["--anno_file", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_bad_settings_are_said_in_one_line(
+    given: list[str], message: str, source: Path, annotations: Path
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        extract_features.main(arguments("latents", source, annotations, *given))
+    text = str(caught.value.code)
+    assert message in text and text.startswith("error: ") and "\n" not in text
+
+
+def test_two_processes_go_on_after_a_kill(source: Path, annotations: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "trainer_misc.extract_features"]
+    command += arguments("latents", source, annotations, "--batch_size", "1")
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
+    latents = annotations.parent / "latents"
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    while not (latents.exists() and any(not p.name.startswith(".") for p in latents.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True)
+    whole = run("latents", source, annotations)
+    assert (whole.made, whole.done) == (0, 4)
+
+
+def test_a_training_reads_what_was_made(source: Path, annotations: Path, tmp_path: Path) -> None:
+    """The way of the reference: both features, then the autoregressive training."""
+    for what in ("latents", "text"):
+        run(what, source, annotations, "--height", "64")
+    for number in range(4):
+        read_text_features(next((tmp_path / "texts").glob(f"{number}.*")))
+    given = {
+        "model_path": source / "model",
+        "anno_file": annotations,
+        "empty_text_feature": tmp_path / "empty_text_feature.pt",
+        "output_dir": tmp_path / "run",
+        "max_frames": 3,
+        "steps": 2,
+        "num_workers": 0,
+        "warmup_steps": 1,
+    }
+    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    train_dit.main([*flags, "--use_temporal_pyramid"])
+    assert (tmp_path / f"run/model/{VARIANT}/config.json").is_file()

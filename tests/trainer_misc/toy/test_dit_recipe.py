@@ -1,0 +1,176 @@
+"""The transformer of the default checkpoint: its recipe in small."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from golden import PROJECT_ROOT
+from safetensors.torch import load_file
+from tiny_checkpoint import VAE_CONFIG
+
+from pyramid_dit import PyramidDiTForVideoGeneration
+from trainer_misc import train_dit
+from trainer_misc.data import MixedBatches
+from trainer_misc.dit_options import GROUPS
+from trainer_misc.options import parse
+from trainer_misc.toy import start
+from trainer_misc.toy.latents import write_latents
+from trainer_misc.toy.text import write_text_encoders
+from video_vae import CausalVideoVAE
+
+BUNDLED = PROJECT_ROOT / "pyramid_dit" / "toy"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Any:
+    """accelerate keeps the precision of a process' first run for all."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of a tiny VAE, and the checkpoint that a training of one small block starts from."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    vae = CausalVideoVAE(**VAE_CONFIG).eval().requires_grad_(False)
+    write_latents(folder / "latents", vae, pictures=14, clips=4, frames=17)
+    with pytest.MonkeyPatch.context() as patch:
+        small = start.TOY_DIT | {"num_layers": 1, "num_single_layers": 1}
+        patch.setattr(start, "TOY_DIT", small)
+        statistics = start.measured_statistics(folder / "latents")
+        start.write_start(folder / "start", vae, statistics)
+    return folder
+
+
+def arguments(files: Path, output: Path, *more: str) -> list[str]:
+    given = {
+        "config": PROJECT_ROOT / "trainer_misc" / "toy" / "dit.toml",
+        "model_path": files / "start",
+        "output_dir": output,
+        "anno_file": files / "latents/clips.jsonl",
+        "image_anno": files / "latents/pictures.jsonl",
+        "sample_prompts": files / "latents/prompts.txt",
+        "batch_size": 4,
+        "image_batch_size": 7,
+        "num_workers": 0,
+        "print_freq": 1,
+    }
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))] + [*more]
+
+
+def test_latents_are_normalized_by_their_statistics(files: Path) -> None:
+    statistics = start.measured_statistics(files / "latents")
+    clips = [
+        load_file(files / "latents" / json.loads(line)["latent"])["latent"].float()
+        for line in (files / "latents/clips.jsonl").open()
+    ]
+    normalized = statistics.normalize(torch.cat(clips))[:, :, 1:]
+    assert normalized.shape == (4, 4, 2, 16, 16)
+    assert normalized.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-3
+    torch.testing.assert_close(normalized.std(dim=(0, 2, 3, 4)), torch.ones(4), atol=1e-2, rtol=0)
+
+
+def test_the_start_has_the_form_of_the_bundled_checkpoint(files: Path) -> None:
+    def content(folder: Path) -> set[str]:
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return found - {"README.md"}
+
+    assert content(files / "start") == content(BUNDLED)
+    own, bundled = (
+        json.loads((folder / "model_index.json").read_text())
+        for folder in (files / "start", BUNDLED)
+    )
+    own.pop("latent_statistics")
+    bundled.pop("latent_statistics")
+    assert own == bundled
+
+
+def test_the_recipe_trains_everything_and_goes_on(files: Path, tmp_path: Path) -> None:
+    train_dit.main(arguments(files, tmp_path, "--steps", "3", "--sample_steps", "0"))
+    train_dit.main(arguments(files, tmp_path, "--steps", "5", "--sample_steps", "5"))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "sheet-000005.png").stat().st_size > 1000
+    for part in ("text_encoder", "text_encoder_2"):
+        one, other = (
+            load_file(folder / part / "model.safetensors")
+            for folder in (files / "start", tmp_path / "model")
+        )
+        assert one.keys() == other.keys()
+        assert any(not torch.equal(one[name], other[name]) for name in one)
+    model = PyramidDiTForVideoGeneration.from_pretrained(tmp_path / "model")
+    frames = model.generate(
+        "a red circle grows on a white background",
+        temp=2,
+        num_inference_steps=1,
+        video_num_inference_steps=1,
+    )
+    assert len(frames) == 9 and frames[0].size == (128, 128)
+
+
+def test_pictures_and_clips_are_mixed_each_with_its_own_columns(
+    files: Path, tmp_path: Path
+) -> None:
+    trainer = train_dit.Trainer(parse(None, GROUPS, arguments(files, tmp_path)))
+    assert isinstance(trainer.batches, MixedBatches)
+    kinds = {True: [], False: []}
+    for number in range(20):
+        batch = trainer.batches[number]
+        pictures = train_dit.is_of_pictures(batch)
+        kinds[pictures].append(batch["number"])
+        assert tuple(batch["video"].shape[:3]) == ((7, 4, 1) if pictures else (4, 4, 3))
+        columns = trainer.objectives[pictures].column_stages
+        assert columns == ([0, 1, 1, 1, 1, 2, 2] if pictures else [0, 1, 1, 2])
+    assert kinds == {True: list(range(14)), False: list(range(6))}
+    assert trainer.objectives[False].max_units == 13
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--batch_size", "6"], "--batch_size 6 cannot be dealt to the 4 columns"),
+        (["--image_batch_size", "4"], "--image_batch_size 4 cannot be dealt to the 7 columns"),
+        (["--task", "t2i", "--load_vae"], "pictures alone: --anno_file, without --image_anno"),
+    ],
+)
+def test_mixtures_that_do_not_fit_are_refused(
+    given: list[str], message: str, files: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_dit.check(parse(None, GROUPS, arguments(files, tmp_path, *given)))
+
+
+def test_two_processes_train_one_checkpoint(files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "trainer_misc.train_dit"]
+    done = subprocess.run(
+        [*command, *arguments(files, tmp_path, "--steps", "3")],
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    configs = list((tmp_path / "model").rglob("*.json"))
+    assert configs and not any(str(tmp_path) in path.read_text() for path in configs)
+
+
+def test_text_encoders_of_a_seed_are_the_same(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        torch.manual_seed(3)
+        (tmp_path / name).mkdir()
+        write_text_encoders(tmp_path / name)
+    one, other = (
+        load_file(tmp_path / name / "text_encoder/model.safetensors") for name in ("one", "other")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)

@@ -1,0 +1,52 @@
+"""Where the weights of a VAE start, and which of them Muon trains."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from video_vae.autoencoder import CausalVideoVAE
+from video_vae.blocks import ResnetBlock, SpatialAttention, TemporalUpsample
+
+
+@torch.no_grad()
+def initialize(vae: CausalVideoVAE) -> None:
+    """Variance-preserving start: flat colors survive the normalizations, residual branches are 0.
+
+    Convolutions start with all taps of time at zero but the current frame's, so that what is
+    learned on pictures holds for clips (see `inflate`). The random bias of the first convolutions
+    is what tells absolute levels apart after a frame-wise normalization.
+    """
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            for parameter in module.parameters():
+                parameter.zero_()
+            taps = module.weight[:, :, -1]
+            taps.normal_(std=taps[0].numel() ** -0.5)
+    for half in (vae.encoder, vae.decoder):
+        _, bias = half.conv_in.parameters()
+        bias.normal_()
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock):
+            module.conv2.conv.weight.zero_()
+        elif isinstance(module, SpatialAttention):
+            for parameter in module.to_out.parameters():
+                parameter.zero_()
+
+
+@torch.no_grad()
+def inflate(vae: CausalVideoVAE) -> None:
+    """Give both frames that a temporal up-sampler makes what it learned to make on pictures."""
+    for module in vae.modules():
+        if isinstance(module, TemporalUpsample):
+            for parameter in module.conv.parameters():
+                pairs = parameter.unflatten(0, (-1, 2))
+                pairs[:, 0] = pairs[:, 1]
+
+
+def hidden_kernels(vae: CausalVideoVAE) -> list[nn.Parameter]:
+    """Trained matrices and kernels between the first and the last convolution of each half."""
+    encoder, decoder = vae.encoder, vae.decoder
+    blocks: list[nn.Module] = [encoder.down_blocks, encoder.mid_block]
+    blocks += [decoder.mid_block, decoder.up_blocks]
+    return [p for block in blocks for p in block.parameters() if p.ndim > 1 and p.requires_grad]
