@@ -155,7 +155,7 @@ class TrainingLoop:
         try:
             options = StateDictOptions(full_state_dict=True)
             set_model_state_dict(self._root, model, options=options)
-            set_optimizer_state_dict(self._root, self._optimizer, optimizer, options=options)
+            self._set_optimizer_state(optimizer)
             if self._average is not None and "average" in tensors:
                 self._average.load(tensors["average"], state["average_updates"])
         except (RuntimeError, KeyError, ValueError) as error:
@@ -167,6 +167,15 @@ class TrainingLoop:
         self._saved = self.step if found.parent == config.output else None
         self.on_main(lambda: self.log.go_on_from(self.step))
         logger.info("going on from %s", found)
+
+    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take over what was saved; parameters that had no gradient yet have no state."""
+        known = set(state["state"])
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_optimizer_state_dict(self._root, self._optimizer, state, options=options)
+        for name, parameter in self._root.named_parameters():
+            if name not in known:
+                self._optimizer.state.pop(parameter, None)
 
     def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one.

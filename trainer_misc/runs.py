@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
-from pyramid_dit.distributed.launcher import launched_process
+from pyramid_dit.distributed.launcher import end_with_launcher, launched_process
 from pyramid_dit.distributed.parallel import leave_processes
 
 from .data import Batches, loader
@@ -64,7 +64,11 @@ def log_to_people() -> None:
 
 
 def run_or_say(action: Callable[[], object]) -> None:
-    """Run `action`; what people can mend ends the process with one line and status 1."""
+    """Run `action`; what people can mend ends the process with one line and status 1.
+
+    A process that a launcher started ends with it, even where that is killed.
+    """
+    end_with_launcher()
     try:
         action()
         _end_at_once()

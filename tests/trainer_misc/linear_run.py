@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainer_misc.loop import TrainingLoop
 from trainer_misc.loop_config import LoopConfig
+from trainer_misc.runs import run_or_say
 
 
 class InfiniteGradient(torch.autograd.Function):
@@ -73,9 +74,13 @@ def main() -> None:
     options: dict[str, Any] = {
         k: v if k == "kind" else float(v) if k == "pause" else int(v) for k, v in given.items()
     }
-    loop = new_loop(Path(output), int(steps), **{k: int(v) for k, v in settings.items()})
-    train(loop, **options)
-    print("done", flush=True)
+
+    def run() -> None:
+        loop = new_loop(Path(output), int(steps), **{k: int(v) for k, v in settings.items()})
+        train(loop, **options)
+        print("done", flush=True)
+
+    run_or_say(run)
 
 
 if __name__ == "__main__":

@@ -246,6 +246,13 @@ def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path:
     assert newest.name == f"checkpoint-{last}"
 
 
+def test_processes_end_with_a_killed_launcher(tmp_path: Path) -> None:
+    process = start(tmp_path, 10**6, "save_every=1000000", processes=2)
+    wait_for(tmp_path / "log.jsonl", process)
+    process.kill()
+    process.communicate(timeout=100)  # until all that have its streams have ended
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_twenty_kills_lose_nothing(processes: int, tmp_path: Path) -> None:
@@ -256,7 +263,7 @@ def test_twenty_kills_lose_nothing(processes: int, tmp_path: Path) -> None:
         wait_for(tmp_path / "log.jsonl", process)
         time.sleep(float(rng.uniform(0.0, 0.5)))
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=100)  # the processes of a launcher end after it
         newest = newest_checkpoint(tmp_path)
         steps = list(checkpoint_steps(tmp_path))
         assert newest is not None and newest.name == f"checkpoint-{steps[-1]}"

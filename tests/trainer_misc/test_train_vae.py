@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from golden import PROJECT_ROOT
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,14 +22,6 @@ from trainer_misc import train_vae
 from trainer_misc.options import parse
 from trainer_misc.vae_options import GROUPS
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Any:
-    """accelerate keeps the precision of a process' first run for all."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +82,10 @@ def test_stage_one_learns_on_pictures_and_clips(files: Path, tmp_path: Path) -> 
         assert torch.equal(value, weights[f"vae.vae.{name}"])
 
 
-def test_a_resumed_run_is_the_unbroken_one(files: Path, tmp_path: Path) -> None:
-    constant = ("--lr_scheduler", "constant", "--add_discriminator", "--disc_start", "1")
+@pytest.mark.parametrize("begin", ["1", "3"])
+def test_a_resumed_run_is_the_unbroken_one(begin: str, files: Path, tmp_path: Path) -> None:
+    """Whether the discriminator began before the end or only after it."""
+    constant = ("--lr_scheduler", "constant", "--add_discriminator", "--disc_start", begin)
     for steps in ("2", "4"):
         train_vae.main(arguments(files, tmp_path / "broken", "--steps", steps, *constant))
     train_vae.main(arguments(files, tmp_path / "whole", "--steps", "4", *constant))

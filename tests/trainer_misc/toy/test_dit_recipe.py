@@ -7,11 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from golden import PROJECT_ROOT
 from safetensors.torch import load_file
 from tiny_checkpoint import VAE_CONFIG
@@ -27,14 +25,6 @@ from trainer_misc.toy.text import write_text_encoders
 from video_vae import CausalVideoVAE
 
 BUNDLED = PROJECT_ROOT / "pyramid_dit" / "toy"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Any:
-    """accelerate keeps the precision of a process' first run for all."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
