@@ -567,7 +567,8 @@ class PyramidDiTForVideoGeneration:
             raise ValueError("no text encoder is loaded: pass the features of the text")
         dropped = _dropped(len(text), generator)
         prompts = ["" if drop else entry for entry, drop in zip(text, dropped, strict=True)]
-        return TextCondition(*self.text_encoder(prompts))
+        reads_padding = not self.video_generator.components.dit.config.get("use_t5_mask", True)
+        return TextCondition(*self.text_encoder(prompts, padded=reads_padding))
 
     def _warn_of_half_precision(self) -> None:
         dtypes = {p.dtype for p in self.dit.parameters() if p.requires_grad}

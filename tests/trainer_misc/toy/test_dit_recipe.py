@@ -125,6 +125,19 @@ def test_pictures_and_clips_are_mixed_each_with_its_own_columns(
     assert trainer.objectives[False].max_units == 13
 
 
+def test_muon_takes_the_hidden_matrices_once_and_the_betas_that_are_given(
+    files: Path, tmp_path: Path
+) -> None:
+    given = arguments(files, tmp_path, "--opt_beta2", "0.5", "--opt_eps", "1e-6")
+    trainer = train_dit.Trainer(parse(None, GROUPS, given))
+    groups = trainer.loop.optimizer.param_groups
+    assert all(group["betas"] == (0.95, 0.5) and group["eps"] == 1e-6 for group in groups)
+    assert [group["muon"] for group in groups] == [True, False, False]
+    taken = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = [*trainer.model.dit.parameters(), *trainer.model.text_encoder.parameters()]
+    assert len(set(taken)) == len(taken) and set(taken) == {id(p) for p in trained}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
