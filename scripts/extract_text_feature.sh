@@ -1,6 +1,8 @@
 #!/bin/sh
 # Features of texts, so that a training needs no text encoders.
 set -eu
+# shellcheck disable=SC1091  # it is read only by `shellcheck -x`
+. "$(dirname "$0")/lib/launch.sh"
 
 # Settings, each of which an environment variable of that name replaces.
 GPUS=${GPUS:-8}
@@ -16,8 +18,9 @@ usage() {
 Usage: scripts/extract_text_feature.sh [OPTION...]
 
 Encodes texts with the text encoders of a checkpoint, each into the file that its annotation calls
-`text_fea`, and the empty text into empty_text_feature.pt beside the annotations: guidance is learned
-from it, by train_dit's --empty_text_feature. What is there already and whole is left as it is.
+`text_fea`, and the empty text into empty_text_feature.pt beside the annotations: guidance is
+learned from it, by train_dit's --empty_text_feature. What is there already and whole is left as it
+is.
 
 Settings, as environment variables:
   GPUS         processes, one per GPU (default: 8; 1 does as well)
@@ -33,30 +36,11 @@ Everything else is an option of the tool, see `python -m trainer_misc.extract_fe
 TEXT
 }
 
-case "${1:-}" in
--h | --help)
-    usage
-    exit 0
-    ;;
-esac
-case $GPUS in
-'' | *[!0-9]* | 0)
-    echo "extract_text_feature.sh: GPUS must be a number above 0, not '$GPUS'" >&2
-    exit 2
-    ;;
-esac
-if [ -z "$MODEL_PATH" ]; then
-    echo "extract_text_feature.sh: MODEL_PATH must name the folder of a checkpoint" >&2
-    exit 2
-fi
+explain_if_asked "$@"
+check_number GPUS "$GPUS"
+[ -n "$MODEL_PATH" ] || refuse "MODEL_PATH must name the folder of a checkpoint"
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPATH
-set -- trainer_misc.extract_features --what text --model_name "$MODEL_NAME" \
+RUN='exec' run_processes "$GPUS" trainer_misc.extract_features --what text \
+    --model_name "$MODEL_NAME" \
     --model_path "$MODEL_PATH" --anno_file "$ANNO_FILE" --model_dtype "$MODEL_DTYPE" \
     --batch_size "$BATCH_SIZE" "$@"
-if [ "$GPUS" -gt 1 ]; then
-    set -- torch.distributed.run --standalone --nproc-per-node "$GPUS" -m "$@"
-fi
-exec "$PYTHON" -m "$@"

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Latents of videos, which train_pyramid_flow.sh reads.
 set -eu
+# shellcheck disable=SC1091  # it is read only by `shellcheck -x`
+. "$(dirname "$0")/lib/launch.sh"
 
 # Settings, each of which an environment variable of that name replaces.
 GPUS=${GPUS:-8}
@@ -37,30 +39,11 @@ Everything else is an option of the tool, see `python -m trainer_misc.extract_fe
 TEXT
 }
 
-case "${1:-}" in
--h | --help)
-    usage
-    exit 0
-    ;;
-esac
-case $GPUS in
-'' | *[!0-9]* | 0)
-    echo "extract_vae_latent.sh: GPUS must be a number above 0, not '$GPUS'" >&2
-    exit 2
-    ;;
-esac
-if [ -z "$MODEL_PATH" ]; then
-    echo "extract_vae_latent.sh: MODEL_PATH must name the folder of a checkpoint" >&2
-    exit 2
-fi
+explain_if_asked "$@"
+check_number GPUS "$GPUS"
+[ -n "$MODEL_PATH" ] || refuse "MODEL_PATH must name the folder of a checkpoint"
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPATH
-set -- trainer_misc.extract_features --what latents --model_path "$MODEL_PATH" \
+RUN='exec' run_processes "$GPUS" trainer_misc.extract_features --what latents \
+    --model_path "$MODEL_PATH" \
     --anno_file "$ANNO_FILE" --model_dtype "$MODEL_DTYPE" --width "$WIDTH" --height "$HEIGHT" \
     --num_frames "$NUM_FRAMES" --batch_size "$BATCH_SIZE" "$@"
-if [ "$GPUS" -gt 1 ]; then
-    set -- torch.distributed.run --standalone --nproc-per-node "$GPUS" -m "$@"
-fi
-exec "$PYTHON" -m "$@"

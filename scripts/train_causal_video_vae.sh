@@ -1,6 +1,8 @@
 #!/bin/sh
 # The video VAE: stage one on pictures and short clips, stage two on longer clips.
 set -eu
+# shellcheck disable=SC1091  # it is read only by `shellcheck -x`
+. "$(dirname "$0")/lib/launch.sh"
 
 # Settings, each of which an environment variable of that name replaces.
 GPUS=${GPUS:-8}
@@ -47,32 +49,11 @@ Everything else is an option of the trainer, see `python -m trainer_misc.train_v
 TEXT
 }
 
-case "${1:-}" in
--h | --help)
-    usage
-    exit 0
-    ;;
-esac
-case $GPUS in
-'' | *[!0-9]* | 0)
-    echo "train_causal_video_vae.sh: GPUS must be a number above 0, not '$GPUS'" >&2
-    exit 2
-    ;;
-esac
-if [ -z "$MODEL_PATH" ]; then
-    echo "train_causal_video_vae.sh: MODEL_PATH must name the folder of a VAE" >&2
-    exit 2
-fi
+explain_if_asked "$@"
+check_number GPUS "$GPUS"
+[ -n "$MODEL_PATH" ] || refuse "MODEL_PATH must name the folder of a VAE"
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPATH
-case $CONTEXT_SIZE in
-'' | *[!0-9]* | 0)
-    echo "train_causal_video_vae.sh: CONTEXT_SIZE must be a number above 0, not '$CONTEXT_SIZE'" >&2
-    exit 2
-    ;;
-esac
+check_number CONTEXT_SIZE "$CONTEXT_SIZE"
 if [ "$CONTEXT_SIZE" -gt 1 ]; then
     NUM_FRAMES=${NUM_FRAMES:-$((17 * CONTEXT_SIZE + 1))}
     set -- --use_context_parallel --context_size "$CONTEXT_SIZE" "$@"
@@ -82,13 +63,11 @@ fi
 if [ -n "$LPIPS_CKPT" ]; then
     set -- --lpips_ckpt "$LPIPS_CKPT" "$@"
 fi
-set -- trainer_misc.train_vae --model_path "$MODEL_PATH" --model_dtype bf16 \
+RUN='exec' run_processes "$GPUS" trainer_misc.train_vae --model_path "$MODEL_PATH" \
+    --model_dtype bf16 \
     --video_anno "$VIDEO_ANNO" --output_dir "$OUTPUT_DIR" --resolution "$RESOLUTION" \
-    --max_frames "${NUM_FRAMES:-17}" --batch_size "$BATCH_SIZE" --add_discriminator --disc_start 250000 \
-    --disc_weight 0.5 --kl_weight 1e-12 --pixelloss_weight 10 --perceptual_weight 1 \
+    --max_frames "${NUM_FRAMES:-17}" --batch_size "$BATCH_SIZE" --add_discriminator \
+    --disc_start 250000 --disc_weight 0.5 --kl_weight 1e-12 --pixelloss_weight 10 \
+    --perceptual_weight 1 \
     --opt_betas 0.9,0.95 --weight_decay 1e-3 --clip_grad 1.0 --lr 1e-4 --lr_disc 1e-4 \
     --warmup_epochs 1 --epochs 100 --iters_per_epoch 2000 "$@"
-if [ "$GPUS" -gt 1 ]; then
-    set -- torch.distributed.run --standalone --nproc-per-node "$GPUS" -m "$@"
-fi
-exec "$PYTHON" -m "$@"

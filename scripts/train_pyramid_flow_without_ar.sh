@@ -1,6 +1,8 @@
 #!/bin/sh
 # The transformer on pictures, or on whole videos at once: no history, all frames noised alike.
 set -eu
+# shellcheck disable=SC1091  # it is read only by `shellcheck -x`
+. "$(dirname "$0")/lib/launch.sh"
 
 # Settings, each of which an environment variable of that name replaces.
 GPUS=${GPUS:-8}
@@ -46,34 +48,15 @@ Everything else is an option of the trainer, see `python -m trainer_misc.train_d
 TEXT
 }
 
-case "${1:-}" in
--h | --help)
-    usage
-    exit 0
-    ;;
-esac
-case $GPUS in
-'' | *[!0-9]* | 0)
-    echo "train_pyramid_flow_without_ar.sh: GPUS must be a number above 0, not '$GPUS'" >&2
-    exit 2
-    ;;
-esac
-if [ -z "$MODEL_PATH" ]; then
-    echo "train_pyramid_flow_without_ar.sh: MODEL_PATH must name the folder of a checkpoint" >&2
-    exit 2
-fi
+explain_if_asked "$@"
+check_number GPUS "$GPUS"
+[ -n "$MODEL_PATH" ] || refuse "MODEL_PATH must name the folder of a checkpoint"
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPATH
-set -- trainer_misc.train_dit --task "$TASK" --use_fsdp --fsdp_shard_strategy "$SHARD_STRATEGY" \
+RUN='exec' run_processes "$GPUS" trainer_misc.train_dit --task "$TASK" --use_fsdp \
+    --fsdp_shard_strategy "$SHARD_STRATEGY" \
     --load_text_encoder --load_vae --model_name "$MODEL_NAME" --model_path "$MODEL_PATH" \
     --model_variant "$VARIANT" --model_dtype bf16 --anno_file "$ANNO_FILE" \
     --output_dir "$OUTPUT_DIR" --max_frames "$NUM_FRAMES" --resolution "$RESOLUTION" \
     --batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$GRAD_ACCU_STEPS" \
     --gradient_checkpointing --lr 1e-4 --opt_beta2 0.95 --clip_grad 1.0 --warmup_steps 1000 \
     --lr_scheduler constant_with_warmup --epochs 20 --iters_per_epoch 2000 "$@"
-if [ "$GPUS" -gt 1 ]; then
-    set -- torch.distributed.run --standalone --nproc-per-node "$GPUS" -m "$@"
-fi
-exec "$PYTHON" -m "$@"

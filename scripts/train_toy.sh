@@ -1,6 +1,8 @@
 #!/bin/sh
 # From nothing to the default checkpoint: VAE, latents, DiT with its text encoders, table.
 set -eu
+# shellcheck disable=SC1091  # it is read only by `shellcheck -x`
+. "$(dirname "$0")/lib/launch.sh"
 
 usage() {
     cat <<'TEXT'
@@ -26,30 +28,16 @@ Settings, as environment variables:
 TEXT
 }
 
-case "${1:-}" in
--h | --help)
-    usage
-    exit 0
-    ;;
-esac
-if [ $# -gt 1 ]; then
-    echo "train_toy.sh: one folder at most, not $#; settings are environment variables" >&2
-    exit 2
-fi
+explain_if_asked "$@"
+[ $# -le 1 ] || refuse "one folder at most, not $#; settings are environment variables"
 
 output=${1:-output/toy}
-python=${PYTHON:-python}
+PYTHON=${PYTHON:-python}
 count='import os, torch; print(torch.cuda.device_count() or os.cpu_count())'
-processes=${PROCESSES:-$("$python" -c "$count")}
-case $processes in
-'' | *[!0-9]* | 0)
-    echo "train_toy.sh: PROCESSES must be a number above 0, not '$processes'" >&2
-    exit 2
-    ;;
-esac
+processes=${PROCESSES:-$("$PYTHON" -c "$count")}
+check_number PROCESSES "$processes"
 root=$(cd "$(dirname "$0")/.." && pwd)
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPATH
+find_packages
 
 case ${PRECISION:-no} in
 no) dtype=fp32 ;;
@@ -59,28 +47,24 @@ VAE="$root/pyramid_dit/toy/causal_video_vae" # its sizes alone: the first part h
 for part in 1-pictures 2-clips 3-decoder; do
     run="$output/vae/$part"
     if [ ! -d "$run/causal_video_vae" ]; then
-        "$python" -m trainer_misc.train_vae --config "$root/trainer_misc/toy/vae-$part.toml" \
+        "$PYTHON" -m trainer_misc.train_vae --config "$root/trainer_misc/toy/vae-$part.toml" \
             --model_path "$VAE" --output_dir "$run" --model_dtype "$dtype" --seed "${SEED:-0}"
     fi
     VAE="$run/causal_video_vae"
 done
 if [ ! -d "$output/latents" ]; then
-    "$python" -m trainer_misc.toy.latents --vae "$VAE" --output "$output/latents" \
+    "$PYTHON" -m trainer_misc.toy.latents --vae "$VAE" --output "$output/latents" \
         --pictures "${IMAGES:-16000}" --clips "${CLIPS:-1000}"
 fi
 if [ ! -d "$output/start" ]; then
-    "$python" -m trainer_misc.toy.start --vae "$VAE" --latents "$output/latents" \
+    "$PYTHON" -m trainer_misc.toy.start --vae "$VAE" --latents "$output/latents" \
         --output "$output/start" --seed "${SEED:-0}"
 fi
-set -- trainer_misc.train_dit --config "$root/trainer_misc/toy/dit.toml" \
+run_processes "$processes" trainer_misc.train_dit --config "$root/trainer_misc/toy/dit.toml" \
     --model_path "$output/start" --output_dir "$output/dit" --steps "${STEPS:-4300}" \
     --anno_file "$output/latents/clips.jsonl" --image_anno "$output/latents/pictures.jsonl" \
     --sample_prompts "$output/latents/prompts.txt" --model_dtype "$dtype" --seed "${SEED:-0}"
-if [ "$processes" -gt 1 ]; then
-    set -- torch.distributed.run --standalone --nproc-per-node "$processes" -m "$@"
-fi
-"$python" -m "$@"
-"$python" -m trainer_misc.evaluation --model "$output/dit/model" --mode all \
+"$PYTHON" -m trainer_misc.evaluation --model "$output/dit/model" --mode all \
     --output "$output/scores.json" --contact-sheet "$output/sheet.png"
-"$python" -m trainer_misc.toy.model_card --checkpoint "$output/dit/model" \
+"$PYTHON" -m trainer_misc.toy.model_card --checkpoint "$output/dit/model" \
     --scores "$output/scores.json"

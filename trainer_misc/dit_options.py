@@ -116,8 +116,8 @@ GROUPS: dict[str, list[Flag]] = {
     ],
     "steps": [
         Flag("opt", "adamw", "optimizer", choices=("adamw", "muon")),
-        Flag("opt_beta1", 0.9, "AdamW's first beta", check=SHARE),
-        Flag("opt_beta2", 0.999, "AdamW's second beta", check=SHARE),
+        Flag("opt_beta1", 0.9, "the optimizer's first beta", check=SHARE),
+        Flag("opt_beta2", 0.999, "the optimizer's second beta", check=SHARE),
         Flag(
             "lr_scheduler",
             "constant_with_warmup",

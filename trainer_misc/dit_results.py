@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ConfigMixin
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
@@ -135,6 +136,7 @@ def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Nam
             generation_defaults=dataclasses.asdict(own.defaults),
             frame_per_unit=own.frame_per_unit,
             use_gradient_checkpointing=False,
+            _name_or_path="",  # else it names a folder of this machine
         )
         dit.save_pretrained(target / source.variant)
         for part in model_text_parts(model) if "text_encoder" in parts else ():
@@ -148,6 +150,9 @@ def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Nam
         write_folder(folder, write)
         if options.export_pipeline:
             pipeline = PyramidFlowPipeline.from_pretrained(folder, source.variant)
+            for part in (pipeline, *pipeline.components.values()):
+                if isinstance(part, ConfigMixin):
+                    part.register_to_config(_name_or_path="")
             write_folder(options.output_dir / "pipeline", pipeline.save_pretrained)
 
     with loop.average_in_place():

@@ -363,7 +363,8 @@ def new_optimizer(
         if "blocks." in name and parameter.ndim == 2 and "norm" not in name
     }
     groups = muon_groups(hidden.values(), modules.values(), options.weight_decay)
-    return Muon(groups, options.lr)
+    betas = options.opt_beta1, options.opt_beta2
+    return Muon(groups, options.lr, betas=betas, eps=options.opt_eps)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

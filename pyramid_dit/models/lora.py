@@ -30,7 +30,6 @@ class LoraAdapters:
     _hf_peft_config_loaded = False
     _prepare_lora_hotswap_kwargs: dict[str, Any] | None = None
 
-    load_lora_adapter = _AdapterMethod()
     save_lora_adapter = _AdapterMethod()
     unload_lora = _AdapterMethod()
     add_adapter = _AdapterMethod()
@@ -45,6 +44,13 @@ class LoraAdapters:
     fuse_lora = _AdapterMethod()
     unfuse_lora = _AdapterMethod()
     enable_lora_hotswap = _AdapterMethod()
+
+    def load_lora_adapter(
+        self, source: Any, prefix: str | None = "transformer", hotswap: bool = False, **kwargs: Any
+    ) -> None:
+        """As diffusers' method, of safetensors unless told otherwise, so that a folder will do."""
+        kwargs.setdefault("use_safetensors", True)
+        _adapter_mixin().load_lora_adapter(self, source, prefix, hotswap, **kwargs)  # type: ignore[attr-defined]
 
     _fuse_lora_apply = _AdapterMethod()
     _unfuse_lora_apply = _AdapterMethod()

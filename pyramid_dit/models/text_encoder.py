@@ -159,6 +159,7 @@ class TextEncoderWithMask(nn.Module):
         device: torch.device | str | None = None,
         *,
         max_sequence_length: int = T5_LENGTH,
+        padded: bool = True,
     ) -> TextCondition:
         """Encode `input_prompts`.
 
@@ -167,11 +168,13 @@ class TextEncoderWithMask(nn.Module):
             device: Where the results lie, by default on the encoder's own.
             max_sequence_length: Tokens that T5 reads of a prompt, padded where it has fewer; a
                 warning says what is cut.
+            padded: Without it, T5 reads no more than the longest prompt has, which is faster; the
+                mask leaves out what is between.
         """
         prompts = [input_prompts] if isinstance(input_prompts, str) else list(input_prompts)
         *clips, t5 = (part.encoder for part in self.parts())
         pooled = torch.cat([self._pool(name, prompts) for name in clips], dim=-1)
-        embeds, mask = self._read_tokens(t5, prompts, max_sequence_length)
+        embeds, mask = self._read_tokens(t5, prompts, max_sequence_length, padded=padded)
         return TextCondition(*(tensor.to(device) for tensor in (embeds, mask, pooled)))
 
     def _pool(self, name: str, prompts: list[str]) -> Tensor:
@@ -185,13 +188,19 @@ class TextEncoderWithMask(nn.Module):
     def _pooled_output(self, output: Any) -> Tensor:
         raise NotImplementedError
 
-    def _read_tokens(self, name: str, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
+    def _read_tokens(
+        self, name: str, prompts: list[str], length: int, *, padded: bool
+    ) -> tuple[Tensor, Tensor]:
         tokens = _tokenize(self.tokenizers[name], prompts, length)
-        _warn_of_cuts(self.tokenizers[name], prompts, tokens["attention_mask"])
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        _warn_of_cuts(self.tokenizers[name], prompts, mask)
+        if not padded:
+            used = mask.any(dim=0)
+            ids, mask = ids[:, used], mask[:, used]
         encoder = getattr(self, name)
         with moved_to(encoder, module_device(encoder)) as device:
-            mask = tokens["attention_mask"].to(device)
-            output = encoder(tokens["input_ids"].to(device), attention_mask=mask)
+            mask = mask.to(device)
+            output = encoder(ids.to(device), attention_mask=mask)
         return output.last_hidden_state, mask
 
 

@@ -39,6 +39,7 @@ from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
 from ..json_files import read_json
 from ..models.flux import PyramidFluxTransformer
+from ..models.lora import require_peft
 from ..models.mmdit import PyramidDiffusionMMDiT
 from ..models.text_condition import TextCondition
 from ..sampling.fast_mode import FastMode
@@ -354,6 +355,29 @@ class PyramidDiTForVideoGeneration:
             raise ValueError("no VAE is loaded: construct with load_vae=True")
         load_weights(self.vae, vae_checkpoint_path, part="vae", model_key=model_key)
 
+    def load_lora_weights(
+        self, source: Any, adapter_name: str | None = None, **kwargs: Any
+    ) -> None:
+        """Add a LoRA to the transformer, as `PyramidFlowPipeline.load_lora_weights` does.
+
+        Args:
+            source: A folder, a file, a repository on the hub, or the weights.
+            adapter_name: What to call it; `dit.set_adapters` weighs it, `dit.unload_lora` takes
+                all away.
+            kwargs: As of diffusers' loaders, for example `weight_name`.
+
+        Raises:
+            ImportError: There is no `peft`.
+            ValueError: The weights are none of a LoRA for this transformer.
+        """
+        require_peft()
+        from .pipeline_lora import TransformerLoraLoaderMixin as Loader
+
+        weights, metadata = Loader.lora_state_dict(source, return_lora_metadata=True, **kwargs)
+        Loader.load_lora_into_transformer(
+            weights, self.dit, adapter_name=adapter_name, metadata=metadata
+        )
+
     # ---- steps of generation, for those who take them by themselves -------------------------
 
     def prepare_latents(
@@ -543,7 +567,8 @@ class PyramidDiTForVideoGeneration:
             raise ValueError("no text encoder is loaded: pass the features of the text")
         dropped = _dropped(len(text), generator)
         prompts = ["" if drop else entry for entry, drop in zip(text, dropped, strict=True)]
-        return TextCondition(*self.text_encoder(prompts))
+        reads_padding = not self.video_generator.components.dit.config.get("use_t5_mask", True)
+        return TextCondition(*self.text_encoder(prompts, padded=reads_padding))
 
     def _warn_of_half_precision(self) -> None:
         dtypes = {p.dtype for p in self.dit.parameters() if p.requires_grad}

@@ -9,7 +9,12 @@ import torch
 from tiny_checkpoint import DIT_CONFIGS, LATENT_CHANNELS, QUICK_INDEX, write_tiny_checkpoint
 from torch import Tensor
 
-from pyramid_dit import PyramidDiffusionMMDiT, PyramidFlowPipeline, PyramidFluxTransformer
+from pyramid_dit import (
+    PyramidDiffusionMMDiT,
+    PyramidDiTForVideoGeneration,
+    PyramidFlowPipeline,
+    PyramidFluxTransformer,
+)
 from pyramid_dit.models import lora
 from pyramid_dit.models.transformer import PyramidTransformer
 
@@ -163,6 +168,47 @@ def test_a_pipeline_loads_weighs_fuses_and_unloads(
 
     pipeline.load_lora_weights({f"transformer.{key}": value for key, value in weights.items()})
     torch.testing.assert_close(latents(pipeline), styled, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [4, 8])
+def test_the_scale_of_training_travels_in_the_file(
+    pipeline: PyramidFlowPipeline, name: str, alpha: int, tmp_path: Path
+) -> None:
+    """By every door that loads what `save_lora_adapter` wrote."""
+    dit = pipeline.transformer
+    base = velocity(dit)
+    dit.add_adapter(peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=TARGETS), "style")
+    for key, parameter in dit.named_parameters():
+        if ".style." in key:
+            parameter.data.normal_(std=0.1)
+    styled = velocity(dit)
+    dit.save_lora_adapter(tmp_path / "lora", "style")
+    dit.unload_lora()
+    assert torch.equal(velocity(dit), base) and not torch.allclose(styled, base, rtol=1e-2)
+
+    pipeline.load_lora_weights(tmp_path / "lora")
+    torch.testing.assert_close(velocity(dit), styled)
+    dit.unload_lora()
+    dit.load_lora_adapter(tmp_path / "lora", prefix=None)
+    torch.testing.assert_close(velocity(dit), styled)
+    dit.unload_lora()
+    official = PyramidDiTForVideoGeneration.from_pretrained(tmp_path / name)
+    official.load_lora_weights(tmp_path / "lora", adapter_name="mine")
+    torch.testing.assert_close(velocity(official.dit), styled)
+
+
+def test_a_lora_that_is_saved_without_its_alpha_is_warned_of(
+    dit: PyramidTransformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dit.add_adapter(peft.LoraConfig(r=4, target_modules=TARGETS))
+    weights = peft.get_peft_model_state_dict(dit)
+    config = dit.peft_config["default"].to_dict()
+    PyramidFlowPipeline.save_lora_weights(
+        tmp_path, weights, transformer_lora_adapter_metadata=config
+    )
+    assert not caplog.records
+    PyramidFlowPipeline.save_lora_weights(tmp_path, weights)
+    assert "without its alpha" in caplog.text
 
 
 def test_weights_of_something_else_are_refused(

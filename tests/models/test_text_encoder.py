@@ -60,6 +60,19 @@ def test_embeddings_and_pooled(name: str, folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.no_grad()
+def test_text_without_padding_is_the_same_text(name: str, folders: dict[str, Path]) -> None:
+    encoder = ENCODERS[name](folders[name])
+    embeds, mask, pooled = encoder([*PROMPTS, ""], padded=False)
+    whole_embeds, whole_mask, whole_pooled = encoder([*PROMPTS, ""])
+    longest = int(whole_mask.sum(dim=1).max())
+    assert mask.shape == (3, longest) and longest < T5_LENGTH
+    assert torch.equal(mask, whole_mask[:, :longest]) and torch.equal(pooled, whole_pooled)
+    real = mask.bool()
+    torch.testing.assert_close(embeds[real], whole_embeds[:, :longest][real])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
 def test_empty_and_long_prompts(name: str, folders: dict[str, Path]) -> None:
     encoder = ENCODERS[name](folders[name])
     embeds, mask, pooled = encoder(["", LONG_PROMPT])

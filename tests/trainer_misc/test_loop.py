@@ -6,13 +6,11 @@ import errno
 import json
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import linear_run
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from trainer_misc import checkpoints
@@ -133,15 +131,6 @@ def test_the_average_is_kept_in_float32(dtype: torch.dtype) -> None:
     assert all(torch.equal(p, raw[name]) for name, p in model.named_parameters())
 
 
-@pytest.fixture
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps the precision of a process' first run for all."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
-@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_precisions_learn(precision: str, tmp_path: Path) -> None:
     loop = linear_run.new_loop(tmp_path, 60, mixed_precision=precision, save_every=1000)
@@ -152,7 +141,6 @@ def test_precisions_learn(precision: str, tmp_path: Path) -> None:
         assert all(t.dtype == torch.float32 for t in tensors.values() if t.is_floating_point())
 
 
-@pytest.mark.usefixtures("fresh_accelerate")
 def test_float16_lowers_the_scale_of_the_loss_and_goes_on_from_it(tmp_path: Path) -> None:
     loop = linear_run.new_loop(tmp_path, 8, mixed_precision="fp16")
     linear_run.train(loop, bad=3, good=5, kind="gradient")

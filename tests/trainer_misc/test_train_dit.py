@@ -44,14 +44,6 @@ PLAIN = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Any:
-    """accelerate keeps the precision of a process' first run for all."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("training")
@@ -127,6 +119,13 @@ def test_it_learns_and_writes_what_generates(files: dict[str, Path], tmp_path: P
         assert torch.equal(value, pipeline.transformer.state_dict()[name])
     size = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 1}
     assert len(model.generate("a red circle", video_num_inference_steps=1, **size)) == 9
+    for config in (
+        path for part in ("model", "pipeline") for path in tmp_path.glob(f"{part}/**/*.json")
+    ):
+        assert (
+            str(tmp_path) not in config.read_text()
+            and str(files["model"]) not in config.read_text()
+        )
     card = (tmp_path / "model/README.md").read_text()
     assert "30 optimizer steps" in card and "moving average (decay 0.5)" in card
     assert str(tmp_path) not in card

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from golden import PROJECT_ROOT
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,14 +22,6 @@ from trainer_misc import train_vae
 from trainer_misc.options import parse
 from trainer_misc.vae_options import GROUPS
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Any:
-    """accelerate keeps the precision of a process' first run for all."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

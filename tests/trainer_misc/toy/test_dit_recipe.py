@@ -7,11 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from golden import PROJECT_ROOT
 from safetensors.torch import load_file
 from tiny_checkpoint import VAE_CONFIG
@@ -27,14 +25,6 @@ from trainer_misc.toy.text import write_text_encoders
 from video_vae import CausalVideoVAE
 
 BUNDLED = PROJECT_ROOT / "pyramid_dit" / "toy"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Any:
-    """accelerate keeps the precision of a process' first run for all."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +125,19 @@ def test_pictures_and_clips_are_mixed_each_with_its_own_columns(
     assert trainer.objectives[False].max_units == 13
 
 
+def test_muon_takes_the_hidden_matrices_once_and_the_betas_that_are_given(
+    files: Path, tmp_path: Path
+) -> None:
+    given = arguments(files, tmp_path, "--opt_beta2", "0.5", "--opt_eps", "1e-6")
+    trainer = train_dit.Trainer(parse(None, GROUPS, given))
+    groups = trainer.loop.optimizer.param_groups
+    assert all(group["betas"] == (0.95, 0.5) and group["eps"] == 1e-6 for group in groups)
+    assert [group["muon"] for group in groups] == [True, False, False]
+    taken = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = [*trainer.model.dit.parameters(), *trainer.model.text_encoder.parameters()]
+    assert len(set(taken)) == len(taken) and set(taken) == {id(p) for p in trained}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -161,8 +164,10 @@ def test_two_processes_train_one_checkpoint(files: Path, tmp_path: Path) -> None
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    configs = list((tmp_path / "model").rglob("*.json"))
-    assert configs and not any(str(tmp_path) in path.read_text() for path in configs)
+    configs = [path.read_text() for path in (tmp_path / "model").rglob("*.json")]
+    assert configs and not any(
+        str(place) in text for text in configs for place in (tmp_path, files)
+    )
 
 
 def test_text_encoders_of_a_seed_are_the_same(tmp_path: Path) -> None:

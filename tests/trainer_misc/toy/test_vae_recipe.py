@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from golden import PROJECT_ROOT
 from tiny_checkpoint import VAE_CONFIG
 
@@ -25,14 +24,6 @@ from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
 from video_vae.training_latents import coarsen, fix_posterior
 
 RECIPE = PROJECT_ROOT / "trainer_misc" / "toy"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Any:
-    """accelerate keeps the precision of a process' first run for all."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
