@@ -17,6 +17,8 @@ _STREAM = re.compile(
 )
 _DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
 _FRAME_RATE = re.compile(r", (\d+(?:\.\d+)?) fps\b")
+_PIXEL_ASPECT = re.compile(r"\[SAR (\d+):(\d+) ")
+_ROTATION = re.compile(r"^ +display ?matrix: rotation of (-?[\d.]+) degrees", re.I | re.MULTILINE)
 _SOUND = re.compile(r"^  Stream #\S+.*?: Audio: ", re.MULTILINE)
 _COLORS = re.compile(r"([\w-]+)/([\w-]+)/([\w-]+)")
 _ONE_NAME = re.compile(r"\b(bt709|smpte170m|smpte240m)\b")  # of all three, where they agree
@@ -48,6 +50,8 @@ class VideoHeader:
     has_sound: bool
     frame_rate: float | None = None
     """Frames a second on the average, None where the file does not say."""
+    aspect: float = 1
+    """Width by height of what is shown: turned, and with square pixels."""
 
     @classmethod
     def read(cls, path: str | Path, input_options: Sequence[str] = ()) -> VideoHeader:
@@ -76,6 +80,7 @@ class VideoHeader:
         seconds = None
         if duration:
             seconds = 3600 * int(duration[1]) + 60 * int(duration[2]) + float(duration[3])
+        about = said[stream.start() :].partition("\n  Stream ")[0]
         return cls(
             pixel_format=stream["pixels"],
             width=int(stream["width"]),
@@ -85,7 +90,8 @@ class VideoHeader:
             transfer=names[2],
             seconds=seconds,
             has_sound=_SOUND.search(said) is not None,
-            frame_rate=_frame_rate(said[stream.start() :].partition("\n")[0]),
+            frame_rate=_frame_rate(about.partition("\n")[0]),
+            aspect=_aspect(int(stream["width"]) / max(1, int(stream["height"])), about),
         )
 
     def filters(self, size: tuple[int, int] | None, fps: float | None) -> list[str]:
@@ -145,6 +151,15 @@ class VideoHeader:
             "zscale=t=iec61966-2-1",
             "format=gbrp",
         ]
+
+
+def _aspect(stored: float, about: str) -> float:
+    """Width by height as shown, by what ffmpeg says about the stream."""
+    pixel, turn = _PIXEL_ASPECT.search(about.partition("\n")[0]), _ROTATION.search(about)
+    if pixel and int(pixel[1]) and int(pixel[2]):
+        stored *= int(pixel[1]) / int(pixel[2])
+    on_its_side = turn is not None and round(float(turn[1]) / 90) % 2 == 1
+    return 1 / stored if on_its_side else stored
 
 
 def _frame_rate(stream: str) -> float | None:

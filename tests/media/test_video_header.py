@@ -46,13 +46,16 @@ def test_pixels_become_square(aspect: str, tmp_path: Path) -> None:
         frame = next(iter(video_frames(path, size=size, fps=24)))
         assert size is None or frame.shape == (size[1], size[0], 3)
         assert abs(roundness(frame) - 1) < 0.05
-    assert video_size(path) == {"4/3": (640, 360), "8/9": (480, 405), "1/1": (480, 360)}[aspect]
+    width, height = {"4/3": (640, 360), "8/9": (480, 405), "1/1": (480, 360)}[aspect]
+    assert video_size(path) == (width, height)
+    assert VideoHeader.read(path).aspect == pytest.approx(width / height)
 
 
 def test_pixels_become_square_in_a_video_that_lies_on_its_side(tmp_path: Path) -> None:
     path = disk(tmp_path / "disk.mp4", "4/3")
     ffmpeg("-display_rotation", "90", "-i", path, "-c", "copy", tmp_path / "turned.mp4")
     assert video_size(tmp_path / "turned.mp4") == (360, 640)
+    assert VideoHeader.read(tmp_path / "turned.mp4").aspect == pytest.approx(360 / 640)
     frame = next(iter(video_frames(tmp_path / "turned.mp4", size=(64, 128))))
     assert abs(roundness(frame) - 1) < 0.05
 

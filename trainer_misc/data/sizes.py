@@ -61,6 +61,6 @@ def sizes_of(resolution: str | Sequence[Size]) -> list[Size]:
     return sizes
 
 
-def closest_size(width: int, height: int, sizes: Sequence[Size]) -> Size:
+def closest_size(width: float, height: float, sizes: Sequence[Size]) -> Size:
     """The size whose ratio of the sides is the closest to that of a picture, up or down."""
     return min(sizes, key=lambda size: abs(math.log(size[0] * height / (size[1] * width))))

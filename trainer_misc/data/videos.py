@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyramid_dit.checks import FRAME_RATE, FRAMES, SIDE
 from pyramid_dit.flow.sizes import TEMPORAL_FACTOR
-from pyramid_dit.media.video_files import video_frames, video_size
+from pyramid_dit.media.video_files import video_frames
 from pyramid_dit.media.video_header import VideoHeader
 
 from .batches import BucketedBatches
@@ -123,10 +123,9 @@ class TextVideoBatches(BucketedBatches):
     def _bucket(self, record: Record) -> Bucket:
         self._annotations.require(record, "video")
         with self._annotations.file(record, "video") as path, _said_of(path):
-            indices = record.get("frames")
-            there = len(indices) if indices else Timing.of(path, self.fps).frames
-            shape = video_size(path) if len(self.sizes) > 1 else self.sizes[0]
-            return self._whole_frames(path, there), closest_size(*shape, self.sizes)
+            indices, header = record.get("frames"), VideoHeader.read(path)
+            there = len(indices) if indices else Timing.of(header, self.fps).frames
+            return self._whole_frames(path, there), closest_size(header.aspect, 1, self.sizes)
 
     def _whole_frames(self, path: Path, there: int) -> int:
         """How many of the frames that are there make whole latents; SampleError for too few."""
@@ -214,8 +213,7 @@ class Timing(NamedTuple):
     frames: int
 
     @classmethod
-    def of(cls, path: Path, fps: float) -> Timing:
-        header = VideoHeader.read(path)
+    def of(cls, header: VideoHeader, fps: float) -> Timing:
         rate = fps
         if header.frame_rate is not None:
             # some room, for 47.95 is twice 23.976, which goes by the name of 24
@@ -225,7 +223,7 @@ class Timing(NamedTuple):
 
 
 def _window(path: Path, length: int, size: Size, fps: float, place: float) -> np.ndarray:
-    rate, there = Timing.of(path, fps)
+    rate, there = Timing.of(VideoHeader.read(path), fps)
     begin = _begin(place, there, length)
     clip = _frames_from(path, begin, length, size, rate)
     if begin > 0 and len(clip) < length:  # the sound may be longer than the picture
