@@ -150,7 +150,8 @@ class Trainer:
         seed = torch.initial_seed()  # which the loop sets for every batch
         model = self.model
         model.accumulate_steps = entries.get("number", number)
-        model.objective = self.objectives[is_of_pictures(entries)]
+        pictures = is_of_pictures(entries)
+        model.objective = self.objectives[pictures]
         loss, log = model(
             entries["video"],
             entries["text"],
@@ -161,7 +162,9 @@ class Trainer:
             generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
         )
         samples = len(entries["video"]) / self.places.sharing
-        return loss, {name: value.item() for name, value in log.items()} | {SAMPLES: samples}
+        kind = "image_" if pictures and self.options.image_anno is not None else ""
+        figures = {f"{kind}{name}": value.item() for name, value in log.items()}
+        return loss, figures | {SAMPLES: samples}
 
     def _sheet(self) -> Any:
         lines = self.options.sample_prompts.read_text(encoding="utf-8").splitlines()

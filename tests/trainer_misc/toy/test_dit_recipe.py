@@ -90,6 +90,8 @@ def test_the_recipe_trains_everything_and_goes_on(files: Path, tmp_path: Path) -
     train_dit.main(arguments(files, tmp_path, "--steps", "5", "--sample_steps", "5"))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    kinds = ["image_loss" in line for line in lines]
+    assert set(kinds) == {True, False} and kinds == ["loss" not in line for line in lines]
     assert (tmp_path / "sheet-000005.png").stat().st_size > 1000
     for part in ("text_encoder", "text_encoder_2"):
         one, other = (
