@@ -169,7 +169,10 @@ class Trainer:
     def _sheet(self) -> Any:
         lines = self.options.sample_prompts.read_text(encoding="utf-8").splitlines()
         prompts = [line for line in lines if line.strip()]
-        return lambda path: sample_sheet(self.model, prompts, path, self.options.model_path)
+        output, source = self.options.output_dir, self.options.model_path
+        return lambda path: sample_sheet(
+            *(self.model, prompts, path, source), str(output / f"sample-{self.loop.step:06d}")
+        )
 
     def _validation(self) -> Any:
         channels = self.model.latent_channels
