@@ -69,6 +69,7 @@ setup(
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
             "tensorboard>=2.20,<3",
+            "webdataset>=1,<2",  # writes the shards that are read
         ],
     },
     entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.cli:main"]},

@@ -11,6 +11,10 @@ from .options import Flag
 COUNT, POSITIVE, SHARE = Whole(0), Whole(1), Number(0, 1)
 RATE = Number(0, 1)
 
+SOURCES = (
+    "JSON lines; a folder of videos or pictures, with captions beside them or in metadata.jsonl or "
+    "metadata.csv; or WebDataset shards, as clips-{000..012}.tar"
+)
 DATA = [
     Flag("max_skipped", 0.05, "largest share of samples that may be unreadable", check=SHARE),
     Flag(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pyramid_dit.checks import Number
 
-from .common_options import COUNT, DATA, POSITIVE, PROCESSES, RUN, SHARE, STEPS
+from .common_options import COUNT, DATA, POSITIVE, PROCESSES, RUN, SHARE, SOURCES, STEPS
+from .data.sizes import GRID, sizes_of
 from .optimization import SCHEDULES
 from .options import Flag
 
@@ -17,6 +18,13 @@ def numbers(text: str | list[int]) -> tuple[int, ...]:
     """`1,2,1` as whole numbers; ValueError."""
     parts = text.split(",") if isinstance(text, str) else text
     return tuple(int(part) for part in parts)
+
+
+def resolution(name: str, value: str) -> None:
+    """Refuse what is no resolution; ValueError."""
+    for side in (side for size in sizes_of(value) for side in size):
+        if side % GRID:
+            raise ValueError(f"{name} must have sides that are multiples of {GRID}, got {side}")
 
 
 GROUPS: dict[str, list[Flag]] = {
@@ -73,7 +81,7 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("sync_video_input", False, "the ranks of such a group see the same clips"),
     ],
     "data": [
-        Flag("anno_file", None, "annotations, JSON lines", kind=Path),
+        Flag("anno_file", None, f"annotations: {SOURCES}", kind=Path),
         Flag(
             "image_anno",
             None,
@@ -100,8 +108,10 @@ GROUPS: dict[str, list[Flag]] = {
         Flag(
             "resolution",
             "384p",
-            "size of pictures and of videos that are encoded here",
-            choices=("384p", "768p"),
+            "of pictures and videos that are encoded here: 384p or 768p, each for a square, a tall "
+            "and a wide size, of which a sample gets the closest to its own; 384p-any or 768p-any "
+            "for sizes of many shapes; or sizes, as 640x384,384x640",
+            check=resolution,
         ),
         *DATA,
     ],

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,12 +32,14 @@ from pyramid_dit.checks import FRAMES, SIDE
 from pyramid_dit.devices.cpu import keep_freed_memory
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.files import replacing
+from pyramid_dit.flow.sizes import TEMPORAL_FACTOR, temp_of
 from pyramid_dit.generation.latent_codec import encode_clip
 from pyramid_dit.models.text_encoder import TextEncoderWithMask
 from video_vae import CausalVideoVAE
 
 from .common_options import POSITIVE, SHARE
-from .data.annotations import Annotations, Record, check_record
+from .data.annotations import Annotations
+from .data.folders import Record
 from .data.latents import STORED, read_text_features
 from .data.skipped import SampleError, Skip, Skipped, Tally
 from .data.tensor_files import read_tensor
@@ -105,21 +108,19 @@ class Extraction(ABC):
 
     Raises:
         FileNotFoundError: The annotations or the model are missing.
-        ValueError: A line does not fit, or a setting.
+        ValueError: A setting does not fit.
     """
 
     key: str
     """The entry of an annotation that names the file."""
     needed: tuple[str, ...]
-    """The entries that each has."""
+    """The entries that each must have."""
 
     def __init__(self, options: Namespace, device: torch.device) -> None:
         self.options, self.device = options, device
         here = launched_process()
         self.rank, self.world = (0, 1) if here is None else (here.rank, here.processes)
-        self.annotations = Annotations.read(
-            options.anno_file, lambda record: check_record(record, self.needed)
-        )
+        self.annotations = Annotations.read(options.anno_file)
         self.done = self.made = 0
 
     def run(self) -> None:
@@ -146,23 +147,24 @@ class Extraction(ABC):
                     self.made += 1
                 self.done += sum(entry is None for entry in found)
                 bar.update(len(batch))
-        logger.info("%d made, %d were there, %s", self.made, self.done, dict(skipped.kinds) or "")
+        logger.info("%d made, %d were there", self.made, self.done)
+        skipped.say()
 
     def _target(self, index: int) -> Path:
         return self.annotations.find(self.annotations[index][self.key])
 
     def _read(self, index: int) -> tuple[Any] | Skip | None:
         """What is made of the sample, None if it is there already, or why it cannot be used."""
-        record = self.annotations[index]
         try:
-            if self._is_whole(self._target(index)):
+            record = self.annotations.checked(index, self.needed)
+            if self._is_whole(self._target(index), record):
                 return None
             return (self._sample(record),)
         except SampleError as error:
-            return Skip(index, str(record[self.key]), error.kind, str(error))
+            return Skip(index, self.annotations.called(index, self.key), error.kind, str(error))
 
     @abstractmethod
-    def _is_whole(self, path: Path) -> bool:
+    def _is_whole(self, path: Path, record: Record) -> bool:
         """Whether the file is there and holds what it should."""
 
     @abstractmethod
@@ -198,27 +200,40 @@ class LatentExtraction(Extraction):
         self.vae = CausalVideoVAE.from_pretrained(folder, torch_dtype=dtype)
         self.vae.to(device).eval().requires_grad_(False)
 
-    def _is_whole(self, path: Path) -> bool:
+    def _is_whole(self, path: Path, record: Record) -> bool:
         options = self.options
         try:
             latents = read_tensor(path, "latent")
         except SampleError:
             return False
         size = (options.height // self.vae.spatial_factor, options.width // self.vae.spatial_factor)
-        most = 1 + (options.num_frames - 1) // self.vae.temporal_factor
         return (
             tuple(latents.shape[-2:]) == size
-            and 1 <= latents.shape[-3] <= most
             and bool(latents.isfinite().all())
+            and self._is_as_long(latents.shape[-3], record)
         )
 
-    def _sample(self, record: Record) -> Tensor:
+    def _is_as_long(self, length: int, record: Record) -> bool:
+        """Whether so many latent frames are all that there can be of a video.
+
+        Fewer than asked for are so of a short video, but may come from a run for shorter clips.
+        """
+        most = temp_of(self.options.num_frames)
+        if length >= most:
+            return length == most
+        try:
+            return length == 1 + (len(self._frames(record)) - 1) // TEMPORAL_FACTOR
+        except SampleError:  # the video may be gone since
+            return True
+
+    def _frames(self, record: Record) -> np.ndarray:
         options, path = self.options, self.annotations.find(record["video"])
         size = (options.width, options.height)
-        clip = read_clip(path, options.num_frames, size=size, indices=record.get("frames"))
-        if not len(clip):
-            raise SampleError("too short", f"{path} has no frames")
-        return clip_pixels(clip[: 1 + (len(clip) - 1) // 8 * 8])
+        return read_clip(path, options.num_frames, size=size, indices=record.get("frames"))
+
+    def _sample(self, record: Record) -> Tensor:
+        clip = self._frames(record)
+        return clip_pixels(clip[: 1 + (len(clip) - 1) // TEMPORAL_FACTOR * TEMPORAL_FACTOR])
 
     @torch.no_grad()
     def _make(self, samples: Mapping[int, Tensor]) -> dict[int, dict[str, Tensor]]:
@@ -258,11 +273,11 @@ class TextExtraction(Extraction):
     def run(self) -> None:
         """Make what is not there yet, the features of the empty prompt first."""
         empty = self.options.empty_text_feature or self.options.anno_file.parent / EMPTY_TEXT
-        if self.rank == 0 and not self._is_whole(empty):
+        if self.rank == 0 and not self._is_whole(empty, {}):
             write_tensors(empty, self._make({0: ""})[0])
         super().run()
 
-    def _is_whole(self, path: Path) -> bool:
+    def _is_whole(self, path: Path, record: Record) -> bool:
         try:
             read_text_features(path)
         except SampleError:
@@ -307,8 +322,7 @@ def check(options: Namespace) -> None:
     for name in ("model_path", "anno_file"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed")
-    if (options.num_frames - 1) % 8:
-        raise ValueError(f"--num_frames must be 8n+1, got {options.num_frames}")
+    temp_of(options.num_frames)
 
 
 def extract(options: Namespace) -> Extraction:

@@ -57,6 +57,12 @@ def numbered(
     return zip(count(start), coming, strict=False)
 
 
+def say_skipped(batches: Batches) -> None:
+    """List in the log which samples of `batches` could not be used, by kind."""
+    for counter in getattr(batches, "skipped", []):
+        counter.say()
+
+
 def log_to_people() -> None:
     """Have what trainers say come with the time, and ffmpeg's reader keep quiet."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

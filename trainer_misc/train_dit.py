@@ -19,6 +19,7 @@ from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
+from pyramid_dit.flow.sizes import frames_of
 from video_vae.checkpoint_file import read_state_dict
 
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
@@ -31,13 +32,10 @@ from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
 from .optimization import Muon, muon_groups
 from .options import parse
-from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
+from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .sharding import divide_weights
 
 logger = logging.getLogger(__name__)
-
-SIZES = {"384p": (640, 384), "768p": (1280, 768)}
-FRAMES_OF_LATENT = 8
 
 
 class Places:
@@ -138,6 +136,7 @@ class Trainer:
             draw_sheet=self._sheet() if self.options.sample_steps else None,
             validate=self._validation() if self.options.validate_steps else None,
         )
+        say_skipped(self.batches)
         if finished:
             export(self.model, self.loop, self.options)
 
@@ -311,9 +310,8 @@ def open_batches(
     }
     videos: Batches
     if options.load_vae:
-        width, height = SIZES[options.resolution]
-        frames = 1 + FRAMES_OF_LATENT * (options.max_frames - 1)
-        videos = TextVideoBatches(file, width=width, height=height, num_frames=frames, **common)
+        frames = frames_of(options.max_frames)
+        videos = TextVideoBatches(file, options.resolution, frames, **common)
     else:
         videos = LatentBatches(file, max_frames=options.max_frames, **of_latents, **common)
     if validation or options.image_anno is None:

@@ -31,7 +31,7 @@ from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
 from .optimization import Muon, muon_groups, parameter_groups
 from .options import parse
-from .runs import first_step, log_to_people, numbered, run_or_say, schedule_of
+from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .toy.shape_batches import ShapeBatches
 from .vae_options import GROUPS
 from .vae_weights import hidden_kernels, inflate, initialize
@@ -89,6 +89,7 @@ class Trainer:
         """Train, and write the VAE to `output_dir/causal_video_vae`."""
         sheet = self._sheet if self.options.sheet_steps else None
         finished = self.loop.run(self.loss, batches=self._numbered, draw_sheet=sheet)
+        say_skipped(self.batches)
         if finished:
             self.export()
 

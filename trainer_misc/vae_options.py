@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyramid_dit.checks import Number
 
-from .common_options import COUNT, DATA, POSITIVE, PROCESSES, RATE, RUN, SHARE, STEPS
+from .common_options import COUNT, DATA, POSITIVE, PROCESSES, RATE, RUN, SHARE, SOURCES, STEPS
 from .optimization import SCHEDULES
 from .options import Flag
 
@@ -75,8 +75,8 @@ GROUPS: dict[str, list[Flag]] = {
         ),
     ],
     "data": [
-        Flag("image_anno", None, "annotations of pictures, JSON lines", kind=Path),
-        Flag("video_anno", None, "annotations of videos, JSON lines", kind=Path),
+        Flag("image_anno", None, f"pictures: {SOURCES}", kind=Path),
+        Flag("video_anno", None, f"videos: {SOURCES}", kind=Path),
         Flag("drawn_shapes", False, "moving shapes, drawn on the fly, in place of annotations"),
         Flag("any_color", 0.0, "share of the drawn clips in colors of the whole cube", check=SHARE),
         Flag("use_image_video_mixed_training", False, "pictures among the videos"),

@@ -140,24 +140,41 @@ def test_another_size_is_made_again(source: Path, annotations: Path) -> None:
     assert (found.made, found.done) == (4, 0)
 
 
-def test_what_cannot_be_used_is_counted(source: Path, annotations: Path, tmp_path: Path) -> None:
+def test_latents_of_shorter_clips_are_made_again(source: Path, annotations: Path) -> None:
+    assert run("latents", source, annotations, "--num_frames", "9").made == 4
+    found = run("latents", source, annotations, "--num_frames", "17")
+    assert (found.made, found.done) == (3, 1), "the one has no more than 9 frames listed"
+    found = run("latents", source, annotations, "--num_frames", "25")
+    assert (found.made, found.done) == (0, 4), "the videos have 20"
+    assert run("latents", source, annotations, "--num_frames", "9").made == 3
+
+
+def test_what_cannot_be_used_is_counted(
+    source: Path, annotations: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     records = [json.loads(line) for line in annotations.open()]
     records[1]["video"] = "nowhere.mp4"
     (tmp_path / "text.mp4").write_text("no video")
     records[3]["video"] = str(tmp_path / "text.mp4")
+    records += [
+        {"video": records[0]["video"]},
+        records[0] | {"frames": [19, 20], "latent": "new.pt"},
+    ]
     broken = write(tmp_path / "broken.jsonl", records)
-    with pytest.raises(ValueError, match="1 of 4 samples cannot be used .missing file: 1"):
+    with pytest.raises(ValueError, match="1 of 6 samples cannot be used .missing file: 1"):
         run("latents", source, broken)
-    found = run("latents", source, broken, "--max_skipped", "0.5")
+    with caplog.at_level("WARNING"):
+        found = run("latents", source, broken, "--max_skipped", "0.7")
     assert found.made + found.done == 2
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "skipped.jsonl").open()]
-    assert sorted(kinds) == ["missing file", "unreadable file"]
+    assert sorted(kinds) == ["missing column", "missing file", "too short", "unreadable file"]
+    assert "4 of 6 samples were passed over (" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--num_frames", "16"], "--num_frames must be 8n+1, got 16"),
+        (["--num_frames", "16"], "number of frames must be 8n + 1, got 16"),
         (["--width", "63"], "--width must be a multiple of 8, got 63"),
         (["--model_path", "nowhere"], "nowhere"),
         (["--anno_file", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -7,12 +7,11 @@ import logging
 import pickle
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from math import floor
 from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -80,10 +79,11 @@ def loader(
 class BucketedBatches(ABC):
     """Batches of samples that annotations name, in buckets of those that fit together.
 
-    A sample that cannot be used is replaced by another of its bucket, and is counted.
+    A sample that cannot be used is counted, named, and replaced by another: of its bucket, or of
+    the next one where nothing in that can be used.
 
     Args:
-        anno_file: JSON lines, see `Annotations`; or a folder, see `folder_annotations`.
+        anno_file: JSON lines, a folder or WebDataset shards, see `Annotations.open`.
         batch_size: Samples in a batch.
         seed: Of the order and of every draw.
         rank: Which process this is.
@@ -93,7 +93,7 @@ class BucketedBatches(ABC):
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: An annotation does not fit, or too many samples cannot be used.
+        ValueError: Too many samples cannot be used.
 
     Attributes:
         skipped: Counts the samples that cannot be used.
@@ -114,8 +114,7 @@ class BucketedBatches(ABC):
         Whole(1)("world", self.world)
         Whole(0, self.world - 1)("rank", self.rank)
         _SHARE("max_skipped", self.max_skipped)
-        read = Annotations.of_folder if Path(self.anno_file).is_dir() else Annotations.read
-        self._annotations = read(self.anno_file, self._check)
+        self._annotations = Annotations.open(self.anno_file, self._columns()[0])
         count = len(self._annotations)
         counter = Skipped(count, self.max_skipped, self.skipped_to, self.world)
         self.skipped = [counter]
@@ -153,15 +152,14 @@ class BucketedBatches(ABC):
         """
         Whole(0, 2**63 - 1)("the number of a batch", number)
         epoch, which, indices = self._schedule(number)
-        bucket = list(self.buckets)[which]
-        samples = []
         try:
-            for slot, index in enumerate(indices.tolist()):
-                samples.append(self._usable(index, bucket, epoch, slot))
+            for bucket, dealt in self._dealt(which, indices, [self.seed, number]):
+                if samples := self._samples(dealt.tolist(), bucket, epoch):
+                    return self._batch(samples, bucket)
         finally:
             if get_worker_info() is None:
                 self.skipped[0].count(*self.take())
-        return self._batch(samples, bucket)
+        raise ValueError(f"none of the samples of {self.anno_file} can be used")
 
     def take(self) -> list[Tally]:
         """What happened since the last call, for the one of `skipped`."""
@@ -169,8 +167,8 @@ class BucketedBatches(ABC):
         return [taken]
 
     @abstractmethod
-    def _check(self, record: Record) -> None:
-        """Raise a ValueError for a record that does not fit."""
+    def _columns(self) -> Sequence[str]:
+        """What annotations must have; the first names a sample in messages."""
 
     @abstractmethod
     def _bucket(self, record: Record) -> Hashable:
@@ -184,32 +182,46 @@ class BucketedBatches(ABC):
     def _batch(self, samples: list[Any], bucket: Any) -> dict[str, Any]:
         """Samples of a bucket as one batch."""
 
-    @abstractmethod
-    def _name(self, record: Record) -> str:
-        """What a sample is called in messages."""
-
     def _look(self, index: int) -> Hashable | Skip:
-        record = self._annotations[index]
         try:
-            return self._bucket(record)
+            return self._bucket(self._annotations.checked(index, self._columns()))
         except SampleError as error:
-            return Skip(index, self._name(record), error.kind, str(error))
+            return self._skip(index, error)
 
-    def _usable(self, index: int, bucket: Any, epoch: int, slot: int) -> Any:
-        """The sample at `index`, or the first usable one of others of its bucket, shuffled."""
-        for candidate in itertools.chain([index], self._others(index, bucket, epoch)):
-            if candidate in self._failed:
-                continue
-            record = self._annotations[candidate]
-            source = np.random.default_rng([self.seed, epoch, candidate, slot])
-            self._news.tried += 1
-            try:
-                return self._sample(record, bucket, source)
-            except SampleError as error:
-                self._failed.add(candidate)
-                skip = Skip(candidate, self._name(record), error.kind, str(error))
-                self._news.skips.append(skip)
-        raise ValueError(f"none of the {len(self.buckets[bucket])} samples of {bucket} can be used")
+    def _skip(self, index: int, error: SampleError) -> Skip:
+        name = self._annotations.called(index, self._columns()[0])
+        return Skip(index, name, error.kind, str(error))
+
+    def _dealt(
+        self, which: int, indices: np.ndarray, seed: list[int]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """A bucket and samples of it; then others, where nothing in it can be used."""
+        buckets = list(self.buckets)
+        yield buckets[which], indices
+        source = np.random.default_rng(seed)
+        for bucket in buckets[which + 1 :] + buckets[:which]:
+            yield bucket, np.resize(source.permutation(self.buckets[bucket]), len(indices))
+
+    def _samples(self, indices: list[int], bucket: Any, epoch: int) -> list[Any]:
+        """The samples at `indices`, or for those that cannot be used the first usable ones of
+        others of the bucket, shuffled; no samples where there is none."""
+        samples = []
+        for slot, index in enumerate(indices):
+            for candidate in itertools.chain([index], self._others(index, bucket, epoch)):
+                if candidate in self._failed:
+                    continue
+                source = np.random.default_rng([self.seed, epoch, candidate, slot])
+                self._news.tried += 1
+                try:
+                    record = self._annotations.checked(candidate, self._columns())
+                    samples.append(self._sample(record, bucket, source))
+                    break
+                except SampleError as error:
+                    self._failed.add(candidate)
+                    self._news.skips.append(self._skip(candidate, error))
+            else:
+                return []
+        return samples
 
     def _others(self, index: int, bucket: Any, epoch: int) -> Iterator[int]:
         source = np.random.default_rng([self.seed, epoch, index])

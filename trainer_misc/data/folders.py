@@ -16,81 +16,112 @@ VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"})
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"})
 TABLES = ("metadata.jsonl", "metadata.csv")
 
+WHERE = "__where__"
+"""Entry of a record: what it is called in messages."""
+PROBLEM = "__problem__"
+"""Entry of a record that cannot be used: the kind and the reason, as a SampleError has them."""
+
 
 def folder_annotations(folder: str | PathLike[str]) -> list[Record]:
     """The videos and pictures of a folder: `{"video", "text"}` or `{"image", "text"}` each.
 
-    They are named in `metadata.jsonl` or `metadata.csv` by `file_name` and `text`, or each has its
-    caption beside it, `clip.txt` for `clip.mp4`; what has none is left without `text`. Folders in
-    the folder are looked through, too; what begins with a dot is not.
+    They are named in `metadata.jsonl` or `metadata.csv` by `file_name` and `text`, as the folders
+    of the library datasets and the training examples of diffusers have it; or each has its caption
+    beside it, `clip.txt` for `clip.mp4`. What has no caption is left without `text`. Folders in the
+    folder are looked through, too, for such tables as well; what begins with a dot is not. What
+    cannot be understood has an entry `PROBLEM`; letters that are no UTF-8 are left as surrogates.
 
     Args:
         folder: The folder.
 
     Returns:
-        Records in the order of the table or of the names, with whole paths.
+        Records in the order of the tables or of the names, with whole paths.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: There is no video or picture in it, or an entry of its table does not fit.
+        ValueError: There is no video or picture in it, or a table cannot be read.
     """
     top = Path(folder).absolute()
     if not top.is_dir():
         raise FileNotFoundError(f"no such folder: {str(folder)!r}")
-    table = next((top / name for name in TABLES if (top / name).is_file()), None)
-    records = list(_captioned(top) if table is None else _listed(table))
+    files = [path for path in sorted(top.rglob("*")) if path.is_file() and _is_seen(path, top)]
+    tables: dict[Path, Path] = {}
+    for path in files:
+        if path.name == TABLES[0] or (path.name in TABLES and path.parent not in tables):
+            tables[path.parent] = path
+    if tables:
+        records = [record for table in tables.values() for record in _listed(table)]
+    else:
+        records = [_captioned(path) for path in files if kind_of(path.name)]
     if not records:
         raise ValueError(f"there are no videos or pictures in {str(folder)!r}")
     return records
 
 
-def _captioned(top: Path) -> Iterator[Record]:
-    for path in sorted(top.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(top).parts)
-        if hidden or path.suffix.lower() not in VIDEOS | PICTURES or not path.is_file():
-            continue
-        record = {_kind(path): str(path)}
-        caption = path.with_suffix(".txt")
-        if caption.is_file():
-            try:
-                record["text"] = " ".join(caption.read_text(encoding="utf-8-sig").split())
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{caption} is no text in UTF-8") from error
-        yield record
+def kind_of(name: str) -> str | None:
+    """Whether a file is a "video" or an "image" by its name, None for neither."""
+    ending = Path(name).suffix.lower()
+    return "video" if ending in VIDEOS else "image" if ending in PICTURES else None
+
+
+def plain_text(content: bytes) -> str:
+    """A caption in one line; letters that are no UTF-8 are left as surrogates."""
+    return " ".join(
+        content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").split()
+    )
+
+
+def _is_seen(path: Path, top: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(top).parts)
+
+
+def _captioned(path: Path) -> Record:
+    record = {str(kind_of(path.name)): str(path), WHERE: str(path)}
+    caption = path.with_suffix(".txt")
+    if caption.is_file():
+        record["text"] = plain_text(caption.read_bytes())
+    return record
 
 
 def _listed(table: Path) -> Iterator[Record]:
     for number, row in _rows(table):
-        name, text = row.get("file_name"), row.get("text")
-        if not isinstance(name, str) or not name or not isinstance(text, str):
-            raise ValueError(f"{table}, line {number}: it needs 'file_name' and 'text'")
-        path = table.parent / name
-        if path.suffix.lower() not in VIDEOS | PICTURES:
-            raise ValueError(f"{table}, line {number}: {name!r} is no video or picture by its name")
-        yield {_kind(path): str(path), "text": text}
+        record: Record = {WHERE: f"{table}, line {number}"}
+        if PROBLEM in row:
+            yield record | row
+            continue
+        name = row.get("file_name")
+        kind = kind_of(name) if isinstance(name, str) else None
+        if not isinstance(name, str) or not name:
+            record[PROBLEM] = "missing column", "it lacks 'file_name', which must be a string"
+        elif kind is None:
+            record[PROBLEM] = "wrong column", f"{name!r} is no video or picture by its name"
+        else:
+            record[kind] = str(table.parent / name)
+        if row.get("text") is not None:
+            record["text"] = row["text"]
+        yield record
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of the line and content of the entries of a table."""
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             if table.suffix == ".csv":
                 reader = csv.DictReader(file)
                 yield from ((reader.line_num, row) for row in reader)
                 return
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    what = type(row).__name__
-                    raise ValueError(f"{table}, line {number}: it holds a {what}, not an object")
-                yield number, row
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{table}, line {number}: no valid JSON: {error}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
+                if line.strip():
+                    yield number, _object(line)
+    except csv.Error as error:
         raise ValueError(f"{table} cannot be read: {error}") from error
 
 
-def _kind(path: Path) -> str:
-    return "video" if path.suffix.lower() in VIDEOS else "image"
+def _object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {PROBLEM: ("no valid JSON", f"no valid JSON: {error}")}
+    if not isinstance(row, dict):
+        return {PROBLEM: ("no valid JSON", f"it holds a {type(row).__name__}, not an object")}
+    return row

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pyramid_dit.checks import SIDE, OneOf
+from pyramid_dit.checks import SIDE
 from pyramid_dit.media.image_files import open_image
 from pyramid_dit.media.images import image_pixels
 
-from .annotations import Record, check_record
 from .batches import BucketedBatches
+from .folders import Record
+from .sizes import Size, closest_size, sizes_of
 from .skipped import SampleError
 
-Size: TypeAlias = tuple[int, int]
-"""Width and height."""
-
-SIZES: dict[str, list[Size]] = {
-    "768p": [(1024, 1024), (768, 1280), (1280, 768)],
-    "384p": [(512, 512), (384, 640), (640, 384)],
-}
 _ORIENTATION = 0x0112  # the EXIF tag
 _ON_THE_SIDE = range(5, 9)  # its values of pictures that are turned by a quarter
 
@@ -46,39 +39,28 @@ class ImageBatches(BucketedBatches):
     Arguments and errors as for `BucketedBatches`, and:
 
     Args:
-        resolution: "384p" or "768p", see `SIZES`; or other sizes, width and height each.
+        resolution: See `sizes_of`.
     """
 
     _: KW_ONLY
     resolution: str | Sequence[Size] = "384p"
 
     def __post_init__(self) -> None:
-        if isinstance(self.resolution, str):
-            OneOf(tuple(SIZES))("resolution", self.resolution)
-            self.sizes = SIZES[self.resolution]
-        else:
-            self.sizes = [(width, height) for width, height in self.resolution]
-        if not self.sizes:
-            raise ValueError("resolution has no sizes")
-        for side in (side for size in self.sizes for side in size):
-            SIDE("a side of resolution", side)
+        self.sizes = sizes_of(self.resolution)
         super().__post_init__()
 
-    def _check(self, record: Record) -> None:
-        check_record(record, ["image", "text"])
-
-    def _name(self, record: Record) -> str:
-        return str(record["image"])
+    def _columns(self) -> list[str]:
+        return ["image", "text"]
 
     def _bucket(self, record: Record) -> Size:
-        width, height = picture_size(self._annotations.find(record["image"]))
-        return closest_size(width, height, self.sizes)
+        with self._annotations.file(record, "image") as path:
+            return closest_size(*picture_size(path), self.sizes)
 
     def _sample(
         self, record: Record, bucket: Size, source: np.random.Generator
     ) -> tuple[Tensor, str]:
-        path = self._annotations.find(record["image"])
-        return _crop(path, bucket, source), record["text"]
+        with self._annotations.file(record, "image") as path:
+            return _crop(path, bucket, source), record["text"]
 
     def _batch(self, samples: list[tuple[Tensor, str]], bucket: Size) -> dict[str, Any]:
         return {
@@ -110,27 +92,19 @@ class StillBatches(BucketedBatches):
         SIDE("resolution", self.resolution)
         super().__post_init__()
 
-    def _check(self, record: Record) -> None:
-        check_record(record, ["image"])
-
-    def _name(self, record: Record) -> str:
-        return str(record["image"])
+    def _columns(self) -> list[str]:
+        return ["image"]
 
     def _bucket(self, record: Record) -> str:
-        find_file(self._annotations.find(record["image"]))
+        self._annotations.require(record, "image")
         return "image"
 
     def _sample(self, record: Record, bucket: str, source: np.random.Generator) -> Tensor:
-        path = self._annotations.find(record["image"])
-        return _crop(path, (self.resolution, self.resolution), source)
+        with self._annotations.file(record, "image") as path:
+            return _crop(path, (self.resolution, self.resolution), source)
 
     def _batch(self, samples: list[Tensor], bucket: str) -> dict[str, Any]:
         return {"video": torch.stack(samples), "identifier": bucket}
-
-
-def closest_size(width: int, height: int, sizes: Sequence[Size]) -> Size:
-    """The size whose ratio of the sides is the closest to that of a picture, up or down."""
-    return min(sizes, key=lambda size: abs(math.log(size[0] * height / (size[1] * width))))
 
 
 def covering(image: Image.Image, size: Size, place: tuple[float, float]) -> Image.Image:
@@ -179,12 +153,6 @@ def read_picture(path: Path) -> Image.Image:
         raise SampleError("missing file", f"there is no file {path}") from None
     except (OSError, ValueError) as error:
         raise SampleError("unreadable file", f"{path} {error}") from error
-
-
-def find_file(path: Path) -> None:
-    """Raise a SampleError where there is no file."""
-    if not path.is_file():
-        raise SampleError("missing file", f"there is no file {path}")
 
 
 def _crop(path: Path, size: Size, source: np.random.Generator) -> Tensor:

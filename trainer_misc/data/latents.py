@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 
 from pyramid_dit.checks import FLAG, LATENT_FRAMES, Whole
 
-from .annotations import Record, check_record
 from .batches import BucketedBatches
+from .folders import Record
 from .skipped import SampleError
 from .tensor_files import read_tensor, read_tensors, tensor_shape
 
@@ -57,15 +57,12 @@ class LatentBatches(BucketedBatches):
         Whole(1)("channels", self.channels)
         super().__post_init__()
 
-    def _check(self, record: Record) -> None:
-        check_record(record, ["latent", "text_fea" if self.text_features else "text"])
-
-    def _name(self, record: Record) -> str:
-        return str(record["latent"])
+    def _columns(self) -> list[str]:
+        return ["latent", "text_fea" if self.text_features else "text"]
 
     def _bucket(self, record: Record) -> Bucket:
-        path = self._annotations.find(record["latent"])
-        return self._cut(path, tensor_shape(path, "latent"))
+        with self._annotations.file(record, "latent") as path:
+            return self._cut(path, tensor_shape(path, "latent"))
 
     def _cut(self, path: Path, shape: tuple[int, ...]) -> Bucket:
         single = shape[1:] if len(shape) == 5 and shape[0] == 1 else shape
@@ -79,16 +76,17 @@ class LatentBatches(BucketedBatches):
     def _sample(
         self, record: Record, bucket: Bucket, source: np.random.Generator
     ) -> tuple[Tensor, Features | str]:
-        path = self._annotations.find(record["latent"])
-        stored = read_tensor(path, "latent", self.max_frames)
-        if self._cut(path, tuple(stored.shape)) != bucket:
-            raise SampleError("wrong shape", f"{path} has changed: it had {list(bucket)}")
-        latents = stored.float().reshape(self.channels, *bucket)
-        if not latents.isfinite().all():
-            raise SampleError("not finite", f"{path} has NaN or infinity in it")
+        with self._annotations.file(record, "latent") as path:
+            stored = read_tensor(path, "latent", self.max_frames)
+            if self._cut(path, tuple(stored.shape)) != bucket:
+                raise SampleError("wrong shape", f"{path} has changed: it had {list(bucket)}")
+            latents = stored.float().reshape(self.channels, *bucket)
+            if not latents.isfinite().all():
+                raise SampleError("not finite", f"{path} has NaN or infinity in it")
         if not self.text_features:
             return latents, record["text"]
-        return latents, read_text_features(self._annotations.find(record["text_fea"]))
+        with self._annotations.file(record, "text_fea") as path:
+            return latents, read_text_features(path)
 
     def _batch(self, samples: list[tuple[Tensor, Any]], bucket: Bucket) -> dict[str, Any]:
         texts: Any = [text for _, text in samples]

@@ -94,13 +94,22 @@ class Skipped:
             self._name(list(new.values()))
         tried = min(self._samples, max(self._tried, self._least_tried))
         if len(self._counted) > self._most * tried:
-            kinds = ", ".join(f"{kind}: {count}" for kind, count in self.kinds.most_common())
             last = list(new.values())[-1]
             raise ValueError(
-                f"{len(self._counted)} of {round(tried)} samples cannot be used ({kinds}), more "
-                f"than the share of {self._most:g} that may fail; such as {last.name}: "
-                f"{last.reason}"
+                f"{len(self._counted)} of {round(tried)} samples cannot be used "
+                f"({self._listed()}), more than the share of {self._most:g} that may fail; such as "
+                f"{last.name}: {last.reason}"
             )
+
+    def say(self) -> None:
+        """List in the log how many there were of each kind, if any."""
+        if self._counted:
+            where = "" if self._file is None else f"; {self._file} names them"
+            text = "%d of %d samples were passed over (%s)%s"
+            logger.warning(text, len(self._counted), self._samples, self._listed(), where)
+
+    def _listed(self) -> str:
+        return ", ".join(f"{kind}: {count}" for kind, count in self.kinds.most_common())
 
     def _name(self, skips: list[Skip]) -> None:
         for skip in skips:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyramid_dit.checks import FRAME_RATE, FRAMES, SIDE
-from pyramid_dit.media.video_files import video_frames
+from pyramid_dit.flow.sizes import TEMPORAL_FACTOR
+from pyramid_dit.media.video_files import video_frames, video_size
 from pyramid_dit.media.video_header import VideoHeader
 
-from .annotations import Record, check_record
 from .batches import BucketedBatches
-from .images import Size, find_file
+from .folders import Record
+from .sizes import Size, closest_size, sizes_of
 from .skipped import SampleError
 
 
@@ -54,96 +55,104 @@ class VideoBatches(BucketedBatches):
         FRAME_RATE("fps", self.fps)
         super().__post_init__()
 
-    def _check(self, record: Record) -> None:
-        check_record(record, ["video"])
-
-    def _name(self, record: Record) -> str:
-        return str(record["video"])
+    def _columns(self) -> list[str]:
+        return ["video"]
 
     def _bucket(self, record: Record) -> str:
-        find_file(self._annotations.find(record["video"]))
+        self._annotations.require(record, "video")
         return "video"
 
     def _sample(self, record: Record, bucket: str, source: np.random.Generator) -> Tensor:
-        clip = read_clip(
-            self._annotations.find(record["video"]),
-            self.max_frames,
-            size=(self.resolution, self.resolution),
-            fps=self.fps,
-            place=source.random(),
-            indices=record.get("frames"),
-        )
+        with self._annotations.file(record, "video") as path:
+            clip = read_clip(
+                path,
+                self.max_frames,
+                size=(self.resolution, self.resolution),
+                fps=self.fps,
+                place=source.random(),
+                indices=record.get("frames"),
+            )
         return clip_pixels(clip[np.arange(self.max_frames) % len(clip)])
 
     def _batch(self, samples: list[Tensor], bucket: str) -> dict[str, Any]:
         return {"video": torch.stack(samples), "identifier": bucket}
 
 
+Bucket: TypeAlias = tuple[int, Size]
+"""Frames of a clip, and its size."""
+
+
 @dataclass(eq=False, repr=False)
 class TextVideoBatches(BucketedBatches):
-    """Batches of `{"video", "text"}`. A batch has
+    """Batches of `{"video", "text"}`, one size and length each. A batch has
 
     - `video`: pixels `[b, 3, t, h, w]` in [-1, 1];
     - `text`: the texts;
     - `identifier`: "video".
 
-    The beginning of a video is taken, as latents are made of it, at a rate as for `VideoBatches`,
-    scaled to cover the size and cropped in the middle. A shorter video cannot be used.
+    Of the sizes a video gets the one whose shape is the closest to its own; it is scaled to cover
+    it and cropped in the middle. The beginning is taken, at a rate as for `VideoBatches`: t is the
+    largest 8n + 1 up to `num_frames` that the video has. Where it has fewer frames than its header
+    says, its batch is cut to what there is. With less than `least_frames` it cannot be used.
 
     Arguments and errors as for `BucketedBatches`, and:
 
     Args:
-        width: In pixels.
-        height: In pixels.
-        num_frames: Frames of a clip.
+        resolution: See `sizes_of`.
+        num_frames: Most frames of a clip.
+        least_frames: Fewest; where more are wanted than `num_frames`, so many.
         fps: Frames a second; see `read_clip`.
     """
 
-    width: int
-    height: int
+    resolution: str | Sequence[Size]
     num_frames: int
     _: KW_ONLY
+    least_frames: int = 9
     fps: float = 24
 
     def __post_init__(self) -> None:
-        SIDE("width", self.width)
-        SIDE("height", self.height)
         FRAMES("num_frames", self.num_frames)
+        FRAMES("least_frames", self.least_frames)
         FRAME_RATE("fps", self.fps)
+        self.sizes = sizes_of(self.resolution)
         super().__post_init__()
 
-    def _check(self, record: Record) -> None:
-        check_record(record, ["video", "text"])
+    def _columns(self) -> list[str]:
+        return ["video", "text"]
 
-    def _name(self, record: Record) -> str:
-        return str(record["video"])
+    def _bucket(self, record: Record) -> Bucket:
+        self._annotations.require(record, "video")
+        with self._annotations.file(record, "video") as path, _said_of(path):
+            indices = record.get("frames")
+            there = len(indices) if indices else Timing.of(path, self.fps).frames
+            shape = video_size(path) if len(self.sizes) > 1 else self.sizes[0]
+            return self._whole_frames(path, there), closest_size(*shape, self.sizes)
 
-    def _bucket(self, record: Record) -> str:
-        find_file(self._annotations.find(record["video"]))
-        return "video"
+    def _whole_frames(self, path: Path, there: int) -> int:
+        """How many of the frames that are there make whole latents; SampleError for too few."""
+        if there >= self.num_frames:
+            return self.num_frames
+        least = min(self.least_frames, self.num_frames)
+        if there < least:
+            raise SampleError("too short", f"{path} has {there} frames, and not {least}")
+        return there - (there - 1) % TEMPORAL_FACTOR
 
     def _sample(
-        self, record: Record, bucket: str, source: np.random.Generator
+        self, record: Record, bucket: Bucket, source: np.random.Generator
     ) -> tuple[Tensor, str]:
-        path = self._annotations.find(record["video"])
-        clip = read_clip(
-            path,
-            self.num_frames,
-            size=(self.width, self.height),
-            fps=self.fps,
-            indices=record.get("frames"),
-        )
-        if len(clip) < self.num_frames:
-            raise SampleError(
-                "too short", f"{path} has {len(clip)} of the {self.num_frames} frames"
-            )
+        frames, size = bucket
+        with self._annotations.file(record, "video") as path:
+            indices = record.get("frames")
+            clip = read_clip(path, frames, size=size, fps=self.fps, indices=indices)
+            clip = clip[: self._whole_frames(path, len(clip))]
         return clip_pixels(clip), record["text"]
 
-    def _batch(self, samples: list[tuple[Tensor, str]], bucket: str) -> dict[str, Any]:
+    def _batch(self, samples: list[tuple[Tensor, str]], bucket: Bucket) -> dict[str, Any]:
+        shortest = min(pixels.shape[1] for pixels, _ in samples)
         return {
-            "video": torch.stack([pixels for pixels, _ in samples]),
+            "video": torch.stack([pixels[:, :shortest] for pixels, _ in samples]),
             "text": [text for _, text in samples],
-            "identifier": bucket,
+            "identifier": "video",
         }
 
 
@@ -173,11 +182,23 @@ def read_clip(
     Raises:
         SampleError: The file is not there, is no video, or lacks one of `indices`.
     """
-    try:
+    with _said_of(path):
         if indices is not None:
             begin = _begin(place, len(indices), length)
             return _stored_frames(path, indices[begin : begin + length], size)
         return _window(path, length, size, fps, place)
+
+
+def clip_pixels(clip: np.ndarray) -> Tensor:
+    """Bytes `[t, h, w, 3]` as pixels `[3, t, h, w]`, float32 in [-1, 1]."""
+    return (torch.tensor(clip).float() / 127.5 - 1).movedim(-1, 0).contiguous()
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """Turns what the reading of a video says into a SampleError."""
+    try:
+        yield
     except FileNotFoundError:
         raise SampleError("missing file", f"there is no file {path}") from None
     except SampleError:
@@ -186,18 +207,25 @@ def read_clip(
         raise SampleError("unreadable file", str(error)) from error
 
 
-def clip_pixels(clip: np.ndarray) -> Tensor:
-    """Bytes `[t, h, w, 3]` as pixels `[3, t, h, w]`, float32 in [-1, 1]."""
-    return (torch.tensor(clip).float() / 127.5 - 1).movedim(-1, 0).contiguous()
+class Timing(NamedTuple):
+    """Frames a second that are taken of a video, and about how many that makes."""
+
+    rate: float
+    frames: int
+
+    @classmethod
+    def of(cls, path: Path, fps: float) -> Timing:
+        header = VideoHeader.read(path)
+        rate = fps
+        if header.frame_rate is not None:
+            # some room, for 47.95 is twice 23.976, which goes by the name of 24
+            rate = header.frame_rate / max(1, math.floor(header.frame_rate / fps + 0.01))
+        # the header rounds to hundredths of a second
+        return cls(rate, math.floor(((header.seconds or 0) + 0.005) * rate))
 
 
 def _window(path: Path, length: int, size: Size, fps: float, place: float) -> np.ndarray:
-    header = VideoHeader.read(path)
-    rate = fps
-    if header.frame_rate is not None:
-        # some room, for 47.95 is twice 23.976, which goes by the name of 24
-        rate = header.frame_rate / max(1, math.floor(header.frame_rate / fps + 0.01))
-    there = math.floor((header.seconds or 0) * rate)
+    rate, there = Timing.of(path, fps)
     begin = _begin(place, there, length)
     clip = _frames_from(path, begin, length, size, rate)
     if begin > 0 and len(clip) < length:  # the sound may be longer than the picture

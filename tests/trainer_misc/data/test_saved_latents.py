@@ -221,10 +221,17 @@ def test_a_hostile_latent_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_bucket_of_which_nothing_can_be_used(tmp_path: Path) -> None:
-    records = [write_sample(tmp_path, index, (3, 4, 4)) for index in range(2)]
-    for record in records:
+    records = [write_sample(tmp_path, index, (3, 4, 4 + index % 2)) for index in range(4)]
+    for record in records[::2]:
         (tmp_path / record["text_fea"]).unlink()
-    with pytest.raises(ValueError, match="none of the 2 samples"):
+    batches = batches_of(write_lines(tmp_path, records), max_skipped=1)
+    assert len(batches.buckets) == 2
+    for number in range(4):
+        assert set(samples_in(batches[number])) <= {1, 3}, "the next bucket takes its place"
+    assert batches.skipped[0].kinds == {"missing file": 2}
+    for record in records[1::2]:
+        (tmp_path / record["text_fea"]).unlink()
+    with pytest.raises(ValueError, match="none of the samples"):
         batches_of(write_lines(tmp_path, records), max_skipped=1)[0]
 
 

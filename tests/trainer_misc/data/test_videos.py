@@ -187,7 +187,7 @@ def test_the_share_of_images(share: float, expected: int) -> None:
 def test_videos_with_texts(folder: Path) -> None:
     names = ["24.mp4", "60.mp4", "tall.mp4"]
     path = write_lines(folder, "t.jsonl", [{"video": name, "text": name} for name in names])
-    batches = TextVideoBatches(path, 48, 32, 17, batch_size=3, seed=1)
+    batches = TextVideoBatches(path, [(48, 32)], 17, batch_size=3, seed=1)
     batch = batches[0]
     assert batch["video"].shape == (3, 3, 17, 32, 48) and batch["identifier"] == "video"
     assert set(batch["text"]) == set(names)
@@ -196,12 +196,64 @@ def test_videos_with_texts(folder: Path) -> None:
         assert near(numbers(clip), [step * index for index in range(17)])
 
 
+def test_buckets_of_sizes_and_lengths(folder: Path, tmp_path: Path) -> None:
+    names = ["24.mp4", "60.mp4", "8.mp4", "tall.mp4", "turned.mp4", "short.mp4"]
+    turn = ["-display_rotation", "90", "-i", str(folder / "24.mp4"), "-c", "copy"]
+    command = [get_ffmpeg_exe(), "-v", "error", *turn, str(tmp_path / "turned.mp4")]
+    subprocess.run(command, check=True)
+    records = [
+        {"video": str((tmp_path if name == "turned.mp4" else folder) / name), "text": name}
+        for name in names
+    ]
+    records.append({"video": records[0]["video"], "text": "listed", "frames": [*range(70, 88)]})
+    path = write_lines(tmp_path, "a.jsonl", records)
+    batches = TextVideoBatches(path, "96x64,64x96", 33, batch_size=2, seed=1, max_skipped=0.2)
+    found: dict[str, tuple[int, ...]] = {}
+    for number in range(batches.batches_per_epoch):
+        batch = batches[number]
+        for text, clip in zip(batch["text"], batch["video"], strict=True):
+            found[text] = tuple(clip.shape[1:])
+            if text == "listed":
+                assert near(numbers(clip), [*range(70, 87)])
+    assert found == {
+        "24.mp4": (33, 64, 96),
+        "60.mp4": (33, 64, 96),
+        "8.mp4": (17, 64, 96),
+        "tall.mp4": (25, 96, 64),
+        "turned.mp4": (33, 96, 64),
+        "listed": (17, 64, 96),
+    }
+    assert batches.skipped[0].kinds == {"too short": 1}
+
+
+def test_a_batch_is_as_long_as_what_there_is(tmp_path: Path) -> None:
+    """The sound is longer than the picture, and the header tells the longer of both."""
+    for name, sound in (("a", 1.1), ("b", 1), ("c", 0.1)):
+        short = write_video(tmp_path / "short.mp4", 33 if name == "b" else 20, 24)
+        tone = ["-f", "lavfi", "-i", f"sine=duration={sound}", "-c:v", "copy"]
+        command = [get_ffmpeg_exe(), "-v", "error", "-i", short, *tone, tmp_path / f"{name}.mp4"]
+        subprocess.run([str(word) for word in command], check=True)
+    records = [{"video": f"{name}.mp4", "text": name} for name in "ac"]
+    batches = TextVideoBatches(
+        write_lines(tmp_path, "1.jsonl", records), [(32, 32)], 41, batch_size=1
+    )
+    assert {batches[number]["video"].shape[2] for number in range(2)} == {17}
+    records = [{"video": f"{name}.mp4", "text": name} for name in "ab"]
+    batches = TextVideoBatches(
+        write_lines(tmp_path, "2.jsonl", records), [(32, 32)], 25, batch_size=2
+    )
+    assert list(batches.buckets) == [(25, (32, 32))]
+    clips = batches[0]["video"]
+    assert clips.shape[2] == 17
+    assert all(near(numbers(clip), [*range(17)]) for clip in clips)
+
+
 def test_failures(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     good = str(folder / "24.mp4")
     names = ["none.mp4", "text.mp4", str(folder / "short.mp4"), good, good]
     path = write_lines(tmp_path, "a.jsonl", [{"video": name, "text": name} for name in names])
-    batches = TextVideoBatches(path, 32, 32, 9, batch_size=2, max_skipped=0.7)
+    batches = TextVideoBatches(path, [(32, 32)], 9, batch_size=2, max_skipped=0.7)
     for number in range(batches.batches_per_epoch):
         assert batches[number]["text"] == [good, good]
     assert batches.skipped[0].kinds == {"missing file": 1, "unreadable file": 1, "too short": 1}
