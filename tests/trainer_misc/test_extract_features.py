@@ -22,9 +22,8 @@ from training_files import VARIANT
 from pyramid_dit import FluxTextEncoderWithMask
 from pyramid_dit.video_io import export_to_video
 from trainer_misc import extract_features, train_dit
-from trainer_misc.data import LatentBatches
+from trainer_misc.data import LatentBatches, TextVideoBatches
 from trainer_misc.data.latents import read_text_features
-from trainer_misc.data.videos import clip_pixels, read_clip
 from trainer_misc.extract_features import GROUPS, extract
 from trainer_misc.options import parse
 from video_vae import CausalVideoVAE
@@ -90,9 +89,11 @@ def test_latents_are_those_that_training_would_make(source: Path, annotations: P
         annotations, batch_size=1, max_frames=3, text_features=False, channels=4
     )
     assert sorted(batches.buckets) == [(2, 6, 8), (3, 6, 8)]
-    for number in range(4):
-        clip = read_clip(source / f"{number}.mp4", 9 if number == 2 else 17, size=(64, 48))
-        pixels = clip_pixels(clip)[None]
+    raw = TextVideoBatches(annotations, [(64, 48)], 17, batch_size=1)
+    clips = {batch["text"][0]: batch["video"] for batch in (raw[number] for number in range(4))}
+    for number, text in enumerate(TEXTS):
+        pixels = clips[text]
+        assert pixels.shape == (1, 3, 9 if number == 2 else 17, 48, 64)
         noise = torch.Generator().manual_seed(number)
         with torch.no_grad():
             expected = vae.encode(pixels).latent_dist.sample([noise])

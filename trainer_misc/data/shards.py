@@ -24,6 +24,7 @@ STORED = "__stored__"
 """Entry of a record: for each of its files the shard, the place in it and the size in bytes."""
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_ARCHIVE = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz)$")
 _TENSORS = ("latent", "text_fea")
 _PAST_TEXT = 2**22  # bytes; a caption is shorter
 
@@ -33,7 +34,7 @@ def are_shards(source: str | PathLike[str]) -> bool:
     path = Path(source)
     if path.is_dir():
         return any(path.glob("*.tar"))
-    return ".tar" in path.suffixes or path.suffix == ".tgz"
+    return _ARCHIVE.search(path.name) is not None
 
 
 def shard_annotations(source: str | PathLike[str]) -> list[Record]:
