@@ -108,8 +108,9 @@ GROUPS: dict[str, list[Flag]] = {
         Flag(
             "resolution",
             "384p",
-            "of pictures and videos that are encoded here: 384p or 768p, each for sizes of many "
-            "shapes, of which a sample gets the closest to its own; or sizes, as 640x384,384x640",
+            "of pictures and videos that are encoded here: 384p or 768p, each for a square, a tall "
+            "and a wide size, of which a sample gets the closest to its own; 384p-any or 768p-any "
+            "for sizes of many shapes; or sizes, as 640x384,384x640",
             check=resolution,
         ),
         *DATA,

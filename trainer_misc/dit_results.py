@@ -23,6 +23,7 @@ from pyramid_dit.files import write_folder
 from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.generation.video_generator import VideoGenerator
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
+from pyramid_dit.media.video_files import export_to_video
 
 from .data import Batches
 from .log import Figures
@@ -88,11 +89,16 @@ def validation(
 
 
 def sample_sheet(
-    model: PyramidDiTForVideoGeneration, prompts: Sequence[str], path: Path, source: Path
+    model: PyramidDiTForVideoGeneration,
+    prompts: Sequence[str],
+    path: Path,
+    source: Path,
+    videos_as: str,
 ) -> None:
     """Short videos of `prompts` with the weights as they are, in one PNG at `path`.
 
-    The VAE is that of the folder `source`, where the model has none.
+    They are also written as `<videos_as>-0.mp4` and so on. The VAE is that of the folder `source`,
+    where the model has none.
     """
     components = model.video_generator.components
     vae = components.vae
@@ -109,6 +115,8 @@ def sample_sheet(
     generator.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
     videos = generator.generate(list(prompts), temp=min(3, 1 + own.frame_per_unit), generator=seeds)
+    for number, video in enumerate(videos):
+        export_to_video(video, f"{videos_as}-{number}.mp4")
     rows = [evenly_spaced(video, 4) for video in videos]
     picture_grid(rows, row_labels=list(prompts)).save(path, "PNG")
 

@@ -149,7 +149,8 @@ class Trainer:
         seed = torch.initial_seed()  # which the loop sets for every batch
         model = self.model
         model.accumulate_steps = entries.get("number", number)
-        model.objective = self.objectives[is_of_pictures(entries)]
+        pictures = is_of_pictures(entries)
+        model.objective = self.objectives[pictures]
         loss, log = model(
             entries["video"],
             entries["text"],
@@ -160,12 +161,17 @@ class Trainer:
             generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
         )
         samples = len(entries["video"]) / self.places.sharing
-        return loss, {name: value.item() for name, value in log.items()} | {SAMPLES: samples}
+        kind = "image_" if pictures and self.options.image_anno is not None else ""
+        figures = {f"{kind}{name}": value.item() for name, value in log.items()}
+        return loss, figures | {SAMPLES: samples}
 
     def _sheet(self) -> Any:
         lines = self.options.sample_prompts.read_text(encoding="utf-8").splitlines()
         prompts = [line for line in lines if line.strip()]
-        return lambda path: sample_sheet(self.model, prompts, path, self.options.model_path)
+        output, source = self.options.output_dir, self.options.model_path
+        return lambda path: sample_sheet(
+            *(self.model, prompts, path, source), str(output / f"sample-{self.loop.step:06d}")
+        )
 
     def _validation(self) -> Any:
         channels = self.model.latent_channels

@@ -12,8 +12,13 @@ from pyramid_dit.checks import SIDE
 Size: TypeAlias = tuple[int, int]
 """Width and height."""
 
-AREAS = {"384p": 512 * 512, "768p": 1024 * 1024}
-"""Most pixels of the named resolutions."""
+REFERENCE: dict[str, list[Size]] = {
+    "384p": [(512, 512), (384, 640), (640, 384)],
+    "768p": [(1024, 1024), (768, 1280), (1280, 768)],
+}
+"""The sizes of the reference."""
+AREAS = {"384p-any": 512 * 512, "768p-any": 1024 * 1024}
+"""Most pixels of sizes of all shapes."""
 GRID = 64
 """Pixels that divide the sides: of a patch of the coarsest of three stages of latents."""
 WIDEST = 2.5
@@ -35,21 +40,24 @@ def sizes_of(resolution: str | Sequence[Size]) -> list[Size]:
     """The sizes that a resolution means.
 
     Args:
-        resolution: "384p" or "768p", see `AREAS`, for those of `aspect_sizes`; sizes as
-            "640x384,384x640"; or as pairs of width and height.
+        resolution: "384p" or "768p" for the three of the reference; "384p-any" or "768p-any" for
+            those of `aspect_sizes`; sizes as "640x384,384x640", or as pairs of width and height.
 
     Raises:
         TypeError: A side is no whole number.
         ValueError: There is no such resolution, or a side is out of range.
     """
     if isinstance(resolution, str):
+        if resolution in REFERENCE:
+            return REFERENCE[resolution]
         if resolution in AREAS:
             return aspect_sizes(AREAS[resolution])
         pairs = [re.fullmatch(r"(\d+)x(\d+)", part.strip()) for part in resolution.split(",")]
         sizes = [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
         if len(sizes) < len(pairs):
             raise ValueError(
-                f"resolution must be {', '.join(AREAS)} or sizes such as 640x384,384x640, "
+                f"resolution must be {', '.join([*REFERENCE, *AREAS])} or sizes such as "
+                f"640x384,384x640, "
                 f"got {resolution!r}"
             )
     else:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny_checkpoint import VAE_CONFIG
 
 from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.video_io import video_frames
 from trainer_misc import train_dit
 from trainer_misc.data import MixedBatches
 from trainer_misc.dit_options import GROUPS
@@ -90,7 +91,12 @@ def test_the_recipe_trains_everything_and_goes_on(files: Path, tmp_path: Path) -
     train_dit.main(arguments(files, tmp_path, "--steps", "5", "--sample_steps", "5"))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    kinds = ["image_loss" in line for line in lines]
+    assert set(kinds) == {True, False} and kinds == ["loss" not in line for line in lines]
     assert (tmp_path / "sheet-000005.png").stat().st_size > 1000
+    prompts = (files / "latents/prompts.txt").read_text().splitlines()
+    videos = sorted(tmp_path.glob("sample-000005-*.mp4"))
+    assert len(videos) == len(prompts) and len(list(video_frames(videos[0]))) == 9
     for part in ("text_encoder", "text_encoder_2"):
         one, other = (
             load_file(folder / part / "model.safetensors")
