@@ -57,8 +57,7 @@ def sizes_of(resolution: str | Sequence[Size]) -> list[Size]:
         if len(sizes) < len(pairs):
             raise ValueError(
                 f"resolution must be {', '.join([*REFERENCE, *AREAS])} or sizes such as "
-                f"640x384,384x640, "
-                f"got {resolution!r}"
+                f"640x384,384x640, got {resolution!r}"
             )
     else:
         sizes = [(width, height) for width, height in resolution]
