@@ -58,20 +58,27 @@ _BAD_INPUT_ERRORS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are printed as one line."""
-    verbose = False
+    verbose, nothing = False, "no video was written"
     kept: list[str] = []
+    problems: list[str] = []
 
     def work(received: list[int]) -> None:
-        nonlocal verbose
+        nonlocal verbose, nothing
         given = sys.argv[1:] if arguments is None else arguments
         options = parse_options(given)
         verbose = options.verbose
+        if options.command == "doctor":
+            nothing = "not all was looked at"
+            from .doctor import run_doctor
+
+            problems.extend(run_doctor(options))
+            return
         _run(options, given, kept, received)
 
     def report(error: BaseException, received: list[int]) -> int:
         # An import that a signal breaks off may report something else in its stead.
         if received or isinstance(error, KeyboardInterrupt):
-            message = f"interrupted, {'; '.join(kept) or 'no video was written'}"
+            message = f"interrupted, {'; '.join(kept) or nothing}"
             status = 128 + (received[0] if received else signal.SIGINT)
         else:
             if verbose:
@@ -81,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(message)
         return status
 
-    return status_of(work, report, once=True, to_the_end=arguments is None)
+    status = status_of(work, report, once=True, to_the_end=arguments is None)
+    return FAILED if problems and not status else status
 
 
 def status_of(

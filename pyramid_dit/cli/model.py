@@ -112,7 +112,7 @@ def load_model(
     model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
-        model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
+        model_dtype=dtype_name(options.dtype, folder, device),
         device="cpu" if options.offload or options.shard else device,
         memory=options.memory,
     )
@@ -124,6 +124,11 @@ def load_model(
     model.vae.enable_tiling()
     logger.info("%s: %s, %s, on %s", folder.path, folder.variant, model.dtype, device)
     return model
+
+
+def dtype_name(asked: str | None, folder: CheckpointFolder, device: str) -> str:
+    """The dtype that a model is loaded in: what was asked for, or the model's, or the device's."""
+    return asked or folder.model_dtype or ("fp32" if device == "cpu" else "bf16")
 
 
 def device_name(name: str, here: LaunchedProcess | None) -> str:
