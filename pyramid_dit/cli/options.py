@@ -20,7 +20,7 @@ STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
 """The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
-COMMANDS = ("doctor",)
+COMMANDS = ("doctor", "page")
 """What the first word may be in place of a prompt."""
 FLAGS = {name: option for name, option in OPTIONS.items() if option.flag is not None}
 """What the record of arguments has for the command line, by the name of the argument."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from .status import one_line
+
 NAME_WIDTH = 14
 
 
@@ -38,8 +40,6 @@ class Report:
         Args:
             what: Was tried.
         """
-        from .command import one_line  # which imports what imports this
-
         try:
             yield
         except Exception as error:  # libraries raise anything over a damaged file

@@ -221,7 +221,6 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "swapped tokenizers": (
         swap("tokenizer", "tokenizer_2"),
         [
-            "tokenizer does not fit text_encoder: it has 69 tokens, the encoder 177",
             "tokenizer does not fit text_encoder: CLIP starts",
             "tokenizer_2 does not fit text_encoder_2: it has 177 tokens, the encoder 69",
             "tokenizer_2 does not fit text_encoder_2: it is CLIP's",
@@ -282,8 +281,9 @@ def test_steps_that_are_not_finite(doctor: Doctor, toy: Path) -> None:
     weights["proj_out.weight"] *= 1e38
     save_file(weights, path, metadata={"format": "pt"})
     _, facts, problems = doctor("--model", toy)
-    assert problems == ["steps of the transformer are not finite (stage 1, 2, 3 of 3)"]
-    assert "finite" not in facts["steps"]
+    (problem,) = problems
+    assert re.match("the steps: .* not finite from its step . of 6 on", problem)
+    assert "steps" not in facts
 
 
 def test_weights_that_do_not_fit_into_memory(
