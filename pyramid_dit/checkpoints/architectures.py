@@ -80,3 +80,22 @@ def architecture_of(transformer: nn.Module) -> Architecture:
     """The architecture of `transformer`."""
     entries = ARCHITECTURES.values()
     return next(entry for entry in entries if isinstance(transformer, entry.transformer))
+
+
+def architecture_of_encoders(class_names: Mapping[str, str]) -> Architecture:
+    """The architecture that reads its prompts by these text encoders.
+
+    Args:
+        class_names: Of the encoders that there are, by their names in a checkpoint.
+
+    Raises:
+        ValueError: There is none, or they belong to no architecture.
+    """
+    for entry in ARCHITECTURES.values():
+        known = {part.encoder: part.class_name for part in entry.text_encoder.parts()}
+        if class_names and class_names.items() <= known.items():
+            return entry
+    named = ", ".join(f"{name} {kind}" for name, kind in class_names.items()) or "none"
+    raise ValueError(
+        f"without a transformer the text encoders say which model it is; there are {named}"
+    )

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ..flow.latents import LatentStatistics
 from ..json_files import read_json
 from ..models.text_encoder import TextPart
-from .architectures import Architecture, architecture_of_config
+from .architectures import (
+    Architecture,
+    architecture_of_config,
+    architecture_of_encoders,
+)
 from .defaults import GenerationDefaults, stated
 from .settings import Settings
 from .sizes import check_sizes, stored_dtypes
@@ -58,6 +62,13 @@ class CheckpointFolder:
     """Components that were saved as None."""
     file_variant: str | None = None
     """Part of the names of files of weights that `save_pretrained(variant=...)` wrote."""
+    use_safetensors: bool | None = None
+    """True takes weights in safetensors only, False pickled ones only."""
+
+    @property
+    def which_files(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that say which of the files of weights are read."""
+        return {"variant": self.file_variant, "use_safetensors": self.use_safetensors}
 
     @property
     def transformer_title(self) -> str:
@@ -94,8 +105,15 @@ class CheckpointFolder:
             if named is not None and not isinstance(named, str):
                 raise ValueError(f"model_variant in {folder / INDEX_NAME} is {named!r}, not a name")
             chosen = _choose_variant(folder, variant or named)
+        absent = frozenset(k for k, v in index.items() if v == [None, None])
         config_path = folder / chosen / "config.json"
-        config = read_json(config_path)
+        config = {} if chosen in absent else read_json(config_path)
+        if config:
+            architecture = architecture_of_config(config, config_path)
+        else:
+            encoders = {k: v[-1] for k, v in index.items() if k.startswith("text_encoder") and v}
+            present = {name: kind for name, kind in encoders.items() if name not in absent}
+            architecture = architecture_of_encoders(present)
         vae_folder = PIPELINE_VAE if saved else VAE_FOLDER
         vae_path = folder / vae_folder / "config.json"
         said = index if saved else {**index, "generation_defaults": stated(index, chosen)}
@@ -108,12 +126,12 @@ class CheckpointFolder:
         return cls(
             path=folder,
             variant=chosen,
-            architecture=architecture_of_config(config, config_path),
+            architecture=architecture,
             model_dtype=index.get("model_dtype") or _stored_half_precision(folder / chosen),
             settings=settings,
             vae_folder=vae_folder,
             scheduler_config={k: v for k, v in scheduler.items() if not k.startswith("_")},
-            absent=frozenset(k for k, v in index.items() if v == [None, None]),
+            absent=absent,
             file_variant=file_variant,
         )
 
@@ -127,7 +145,9 @@ class CheckpointFolder:
         """What to do where a caller does not say."""
         return self.settings.generation_defaults
 
-    def check_files(self, text_parts: Sequence[TextPart], *, vae: bool) -> None:
+    def check_files(
+        self, text_parts: Sequence[TextPart], *, vae: bool, transformer: bool = True
+    ) -> None:
         """Look for every file of the transformer, of the VAE and of the text encoders.
 
         What configs and headers of weights say has to fit; no weight is read.
@@ -135,13 +155,15 @@ class CheckpointFolder:
         Args:
             text_parts: Encoders that will be loaded, each with its tokenizer.
             vae: Whether the VAE will be.
+            transformer: Whether the transformer will be.
 
         Raises:
             FileNotFoundError: A folder or a file is missing.
             ValueError: A file of weights is truncated or of other sizes than its config, or a JSON
                 file cannot be read.
         """
-        names = [self.variant, *([self.vae_folder] if vae else [])]
+        models = {self.variant: transformer, self.vae_folder: vae}
+        names = [name for name, wanted in models.items() if wanted]
         names += [name for part in text_parts for name in (part.encoder, part.tokenizer)]
         for name in names:
             self.check_part(name)
@@ -166,7 +188,7 @@ class CheckpointFolder:
             _check_tokenizer(self.path / name)
             return []
         kind: type[nn.Module]
-        weights = _DIFFUSERS_WEIGHTS
+        weights: Sequence[str] = _DIFFUSERS_WEIGHTS
         if name == self.variant:
             kind = self.architecture.transformer
         elif name == self.vae_folder:
@@ -174,6 +196,9 @@ class CheckpointFolder:
         else:
             kind = next(part.model_class for part in parts if part.encoder == name)
             weights = _TRANSFORMERS_WEIGHTS
+        if self.use_safetensors is not None:
+            safe = [name for name in weights if name.endswith(".safetensors")]
+            weights = safe if self.use_safetensors else [n for n in weights if n not in safe]
         files = _find_weights(self.path / name, weights, self.file_variant)
         check_sizes(self.path / name, files, kind)
         return files
@@ -227,7 +252,7 @@ def _find_weights(folder: Path, weight_names: Sequence[str], kind: str | None) -
             return [_whole(folder / shard) for shard in shards]
         if (folder / name).is_file():
             return [_whole(folder / name)]
-    raise FileNotFoundError(f"{folder} has no weights: neither {' nor '.join(weight_names)}")
+    raise FileNotFoundError(f"{folder} has no weights: no {' and no '.join(weight_names)}")
 
 
 def _whole(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ TOY_FOLDER = Path(__file__).parents[1] / "toy"
 
 
 def open_checkpoint(
-    folder_or_hub_id: str | PathLike[str] | None, variant: str | None = None, **options: Any
+    folder_or_hub_id: str | PathLike[str] | None,
+    variant: str | None = None,
+    *,
+    subfolder: str | None = None,
+    use_safetensors: bool | None = None,
+    **options: Any,
 ) -> CheckpointFolder:
     """Look into a checkpoint, which is fetched first if it lies on the hub.
 
@@ -21,6 +27,8 @@ def open_checkpoint(
         folder_or_hub_id: A folder or `owner/repository`; None is the checkpoint that comes with
             this package.
         variant: As for `CheckpointFolder.open`.
+        subfolder: Where the checkpoint lies in the folder or repository.
+        use_safetensors: True takes weights in safetensors only, False pickled ones only.
         options: Further arguments of `download_checkpoint`.
 
     Raises:
@@ -30,8 +38,10 @@ def open_checkpoint(
     """
     source = TOY_FOLDER if folder_or_hub_id is None else Path(folder_or_hub_id)
     if not source.exists() and is_repo_id(str(folder_or_hub_id)):
+        options |= {"subfolder": subfolder, "use_safetensors": use_safetensors}
         source = download_checkpoint(str(folder_or_hub_id), variant, **options)
-    return CheckpointFolder.open(source, variant)
+    folder = CheckpointFolder.open(source / subfolder if subfolder else source, variant)
+    return replace(folder, use_safetensors=use_safetensors)
 
 
 def download_checkpoint(
@@ -40,6 +50,12 @@ def download_checkpoint(
     *,
     revision: str | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    subfolder: str | None = None,
+    use_safetensors: bool | None = None,
+    transformer: bool = True,
     vae: bool = True,
     text_encoder: bool = True,
 ) -> Path:
@@ -50,11 +66,18 @@ def download_checkpoint(
         variant: `diffusion_transformer_768p`, or in short `768p`; by default as for a folder.
         revision: Branch, tag or commit.
         cache_dir: Where to keep it; by default the hub's cache.
+        token: For repositories that are not public; by default that of `hf auth login`, False for
+            none.
+        local_files_only: Take what the cache holds, and do not ask the hub.
+        force_download: Fetch again what the cache holds.
+        subfolder: Where the checkpoint lies in the repository.
+        use_safetensors: True leaves out pickled weights, False those in safetensors.
+        transformer: Fetch the transformer's weights.
         vae: Fetch the VAE too.
         text_encoder: Fetch the text encoders and their tokenizers too.
 
     Returns:
-        The folder it lies in.
+        The folder of the repository.
 
     Raises:
         FileNotFoundError: No such repository, or no such variant in it.
@@ -69,12 +92,19 @@ def download_checkpoint(
         RevisionNotFoundError,
     )
 
+    above = f"{subfolder}/" if subfolder else ""
+    left_out = {None: [], True: ["*.bin", "*.pt"], False: ["*.safetensors"]}[use_safetensors]
+
     def fetch(*patterns: str) -> Path:
         folder = snapshot_download(
             repo_id,
             revision=revision,
             cache_dir=None if cache_dir is None else Path(cache_dir),
-            allow_patterns=list(patterns),
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            allow_patterns=[above + pattern for pattern in patterns],
+            ignore_patterns=left_out,
         )
         return Path(folder)
 
@@ -82,10 +112,12 @@ def download_checkpoint(
         # The small configs first: gigabytes of text encoders are in vain without the variant.
         path = fetch(INDEX_NAME, "*/config.json", "scheduler/*")
         try:
-            folder = CheckpointFolder.open(path, variant)
+            folder = CheckpointFolder.open(path / above, variant)
         except FileNotFoundError as error:
             raise FileNotFoundError(str(error).replace(str(path), repo_id)) from error
-        patterns = [INDEX_NAME, "scheduler/*", f"{folder.variant}/*"]
+        patterns = [INDEX_NAME, "*/config.json", "scheduler/*"]
+        if transformer:
+            patterns.append(f"{folder.variant}/*")
         if vae:
             patterns.append(f"{folder.vae_folder}/*")
         if text_encoder:

@@ -52,9 +52,8 @@ def read_transformer(
     Raises:
         ValueError: Weights are missing, left over, or of another shape.
     """
-    path, variant = folder.path / folder.variant, folder.file_variant
-    kind = folder.architecture.transformer
-    model = load_model(kind, path, dtype=dtype, variant=variant, **options)
+    path, kind = folder.path / folder.variant, folder.architecture.transformer
+    model = load_model(kind, path, dtype=dtype, **folder.which_files, **options)
     model.register_to_config(**folder.settings.of_transformer())
     return model
 
@@ -69,14 +68,19 @@ def read_vae(folder: CheckpointFolder, *, dtype: torch.dtype) -> CausalVideoVAE:
     Raises:
         ValueError: Weights are missing, left over, or of another shape.
     """
-    path, variant = folder.path / folder.vae_folder, folder.file_variant
-    model = load_model(CausalVideoVAE, path, dtype=vae_dtype(dtype), variant=variant)
+    path = folder.path / folder.vae_folder
+    model = load_model(CausalVideoVAE, path, dtype=vae_dtype(dtype), **folder.which_files)
     model.register_to_config(**folder.settings.of_vae())
     return model
 
 
 def load_model(
-    model_class: type[Model], folder: Path, *, dtype: torch.dtype, **overrides: Any
+    model_class: type[Model],
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    use_safetensors: bool | None = None,
+    **overrides: Any,
 ) -> Model:
     """Load a diffusers model from `folder`, frozen, every key of its weights matching.
 
@@ -84,17 +88,19 @@ def load_model(
         model_class: Class of the model.
         folder: Where `config.json` and the weights lie.
         dtype: Dtype of the weights.
+        use_safetensors: Whether to read safetensors; None does where there are any.
         overrides: Entries that replace those of the config.
 
     Raises:
         ValueError: Weights are missing, left over, or of another shape.
     """
+    if use_safetensors is None:  # diffusers finds shards of the other kind only when asked
+        use_safetensors = any(folder.glob("diffusion_pytorch_model*.safetensors"))
     try:
         model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
             folder,
             torch_dtype=dtype,
-            # diffusers finds shards of the other kind only when asked
-            use_safetensors=any(folder.glob("diffusion_pytorch_model*.safetensors")),
+            use_safetensors=use_safetensors,
             output_loading_info=True,
             local_files_only=True,
             **overrides,

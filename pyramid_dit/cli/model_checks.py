@@ -107,7 +107,7 @@ def _load(
     report: Report, folder: CheckpointFolder, parts: Sequence[TextPart], dtype: torch.dtype
 ) -> dict[str, Any]:
     """The parts that are whole, by the names of a pipeline's components."""
-    path, variant = folder.path, folder.file_variant
+    path, files_read = folder.path, folder.which_files
     loaders: dict[str, tuple[str, Callable[[], Any]]] = {
         folder.variant: ("transformer", partial(read_transformer, folder, dtype=dtype)),
         folder.vae_folder: ("vae", partial(read_vae, folder, dtype=dtype)),
@@ -115,7 +115,7 @@ def _load(
     for part in parts:
         loaders[part.encoder] = (
             part.encoder,
-            partial(part.load_encoder, path, dtype=dtype, variant=variant),
+            partial(part.load_encoder, path, dtype=dtype, **files_read),
         )
         loaders[part.tokenizer] = (part.tokenizer, partial(part.load_tokenizer, path))
     whole: list[str] = []

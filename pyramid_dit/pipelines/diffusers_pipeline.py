@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -18,7 +18,11 @@ from transformers import (
 
 from video_vae import CausalVideoVAE
 
-from ..checkpoints.architectures import architecture_of
+from ..checkpoints.architectures import (
+    Architecture,
+    architecture_of,
+    architecture_of_encoders,
+)
 from ..checkpoints.defaults import GenerationDefaults
 from ..checkpoints.settings import Settings, Source
 from ..devices.offload import accelerator_device, module_device, moved_to
@@ -37,14 +41,18 @@ from ..sampling.prompts import Prompts
 from .delegation import Part, delegated
 from .pipeline_arguments import PipelineArguments
 from .pipeline_loading import (
+    TEXT_ENCODERS,
+    Dtype,
     Quantization,
     check_names,
     component_settings,
     load_components,
     one_device,
+    one_dtype,
 )
 from .pipeline_lora import TransformerLoraLoaderMixin
 from .pipeline_output import PyramidFlowPipelineOutput
+from .registration import public_place, register
 
 
 class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
@@ -54,7 +62,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     `video_generator` it is at hand, for what diffusers has no convention for, such as streams.
 
     Args:
-        transformer: The transformer.
+        transformer: The transformer; without it, there is `encode_prompt` alone.
         scheduler: The mathematics of the stages.
         vae: The VAE; without it, ask for `output_type="latent"`.
         text_encoder: CLIP. Without text encoders, pass encoded prompts (`prompt_embeds` etc.).
@@ -80,19 +88,19 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer->vae"
     _callback_tensor_inputs = ["latents"]
     _optional_components = [
-        "vae",
+        *("transformer", "vae"),
         *("text_encoder", "tokenizer"),
         *("text_encoder_2", "tokenizer_2"),
         *("text_encoder_3", "tokenizer_3"),
     ]
 
-    transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT
+    transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT | None
     scheduler: PyramidFlowMatchEulerDiscreteScheduler
     vae: CausalVideoVAE | None
 
     def __init__(
         self,
-        transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT,
+        transformer: PyramidFluxTransformer | PyramidDiffusionMMDiT | None,
         scheduler: PyramidFlowMatchEulerDiscreteScheduler,
         vae: CausalVideoVAE | None = None,
         text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
@@ -129,19 +137,28 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         self._num_timesteps = 0
         self._current_timestep: float | None = None
 
+    def register_to_config(self, **entries: Any) -> None:
+        """As of all pipelines; the classes of this project are written by their packages."""
+        super().register_to_config(**{k: public_place(v) for k, v in entries.items()})
+
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str] | None = None,
         variant: str | None = None,
         *,
-        torch_dtype: str | torch.dtype | None = None,
-        dtype: str | torch.dtype | None = None,
-        device_map: str | torch.device | None = None,
+        torch_dtype: Dtype | None = None,
+        dtype: Dtype | None = None,
+        device_map: str | torch.device | Mapping[str, str | torch.device] | None = None,
         memory: str | None = None,
         quantization_config: Quantization | None = None,
+        subfolder: str | None = None,
+        use_safetensors: bool | None = None,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
         **components: Any,
     ) -> PyramidFlowPipeline:
         """Load a pipeline from a folder or the hub, in the released layout or in diffusers' own.
@@ -152,42 +169,57 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
                 the small checkpoint that comes with this package.
             variant: In the released layout the transformer, `diffusion_transformer_768p` or in
                 short `768p`; by default what `model_index.json` names, else `768p`, else the only
-                one there is.
+                one there is. In diffusers' layout the variant of the files, such as `fp16`, which
+                is found without being named.
             torch_dtype: `bf16`, `fp16`, `fp32` or a dtype; by default what the weights of the
-                transformer are stored in.
+                transformer are stored in. Also a dictionary of them by component, with `default`
+                for the others. A VAE in float16 becomes float32, as its range is too small.
             dtype: The same, as diffusers calls it of late.
             device_map: One device, where all models are put; by default the CPU. With `memory`
-                what they compute on, by default the accelerator.
+                what they compute on, by default the accelerator. `{"": device}` is the same.
             memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`: where the weights are kept
                 while they are not at work, see `memory_presets`.
             quantization_config: A `PipelineQuantizationConfig`, or a dictionary of configs by
                 component (of diffusers for the transformer, of transformers for text encoders),
                 or a config for the transformer alone. GGUF files diffusers reads of its own models
                 only.
+            subfolder: Where the checkpoint lies in the folder or repository.
+            use_safetensors: True takes weights in safetensors only, False pickled ones only; by
+                default safetensors where there are any.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where to keep what is fetched from the hub.
+            token: For repositories that are not public; by default that of `hf auth login`.
+            local_files_only: Take what the cache holds, and do not ask the hub.
+            force_download: Fetch again what the cache holds.
             components: Arguments of the constructor, in place of what the checkpoint has; None
                 leaves a component out.
 
         Raises:
-            TypeError: There is no such argument.
+            TypeError: There is no such argument, or it is one of diffusers' that would have no
+                effect here.
             FileNotFoundError: No such folder, repository, variant or file.
             ConnectionError: The hub cannot be reached.
             ValueError: The variant is ambiguous, or a file is damaged or does not fit.
         """
         expected, optional = cls._get_signature_keys(cls)
         check_names(components, [*expected, *optional])
+        asked_dtype = one_dtype(torch_dtype, dtype, expected)
         device = one_device(device_map)
         if memory is not None:
             check_preset(memory)
         folder, loaded = load_components(
             pretrained_model_name_or_path,
             variant,
-            dtype=dtype or torch_dtype,
+            dtype=asked_dtype,
             given=components,
             quantization=quantization_config,
+            subfolder=subfolder,
+            use_safetensors=use_safetensors,
             revision=revision,
             cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
         )
         pipeline = cls(**loaded)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path or folder.path))
@@ -314,9 +346,17 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         return Settings.of(own, *component_settings(self.vae, self.transformer))
 
     @property
+    def _architecture(self) -> Architecture:
+        if self.transformer is not None:
+            return architecture_of(self.transformer)
+        encoders = {name: getattr(self, name) for name in sorted(TEXT_ENCODERS)}
+        present = {k: type(v).__name__ for k, v in encoders.items() if v is not None}
+        return architecture_of_encoders(present)
+
+    @property
     def text_encoder_with_mask(self) -> TextEncoderWithMask | None:
         """The text encoders as the transformer wants them, None where one is missing."""
-        kind = architecture_of(self.transformer).text_encoder
+        kind = self._architecture.text_encoder
         pairs = [(getattr(self, p.encoder), getattr(self, p.tokenizer)) for p in kind.parts()]
         if any(part is None for pair in pairs for part in pair):
             return None
@@ -325,7 +365,9 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     @property
     def video_generator(self) -> VideoGenerator:
         """What makes the videos, of these components, with its `generate`, `stream` and so on."""
-        settings, architecture = self._settings, architecture_of(self.transformer)
+        if self.transformer is None:
+            raise ValueError("this pipeline has no transformer")
+        settings, architecture = self._settings, self._architecture
         components = Components(
             self.transformer,
             self.scheduler,
@@ -440,4 +482,10 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         )
         with moved_to(encoder, module_device(encoder)):
             text = prompts.encode(encoder, max_sequence_length)
+        if self.transformer is None:
+            return text.arguments()
         return text.to(module_device(self.transformer), self.transformer.dtype).arguments()
+
+
+register(PyramidFlowPipeline, PyramidFluxTransformer, PyramidDiffusionMMDiT, CausalVideoVAE)
+register(PyramidFlowMatchEulerDiscreteScheduler)
