@@ -19,6 +19,7 @@ STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
 """The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
+LORA_SCALE = Number(-10, 10)
 FLAGS = {name: option for name, option in OPTIONS.items() if option.flag is not None}
 """What the record of arguments has for the command line, by the name of the argument."""
 
@@ -227,6 +228,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         help="which transformer of the model, such as 384p, 768p or image (default: the model's)",
     )
     model.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA to add, as a file, a folder or a repository on the hub, and how strongly "
+        "(default: 1); may be given again",
+    )
+    model.add_argument(
         "--device",
         type=_device,
         default="auto",
@@ -308,6 +318,17 @@ def parse_size(text: str) -> tuple[int, int]:
             f"width and height must be multiples of {SIZE_MULTIPLE}, not {text}; {fits} would do"
         )
     return width, height
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """What and how strongly, of `FILE[:SCALE]`; a colon in a name is no matter."""
+    source, colon, scale = text.rpartition(":")
+    try:
+        return (source, LORA_SCALE.parse(scale)) if colon and source else (text, 1.0)
+    except ValueError as error:
+        if re.fullmatch(r"[-+\d.]+", scale):
+            raise argparse.ArgumentTypeError(f"the scale of {source}: {error}") from error
+        return text, 1.0
 
 
 def _device(text: str) -> str:
