@@ -127,17 +127,17 @@ def load_model(
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
     disable_progress_bar()  # of loading; the hub's have been shown by now
+    later = bool(options.lora)  # adapters come before weights are spread over memories
+    on_cpu = options.offload or options.shard or (later and options.memory)
     model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
         model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
-        device="cpu"
-        if options.offload or options.shard or (options.lora and options.memory)
-        else device,
-        memory=None if options.lora else options.memory,
+        device="cpu" if on_cpu else device,
+        memory=None if later else options.memory,
     )
     _add_loras(model, options.lora)
-    if options.lora and options.memory:
+    if later and options.memory:
         apply_preset(model.video_generator, options.memory, torch.device(device))
     if options.offload == "layer":
         model.enable_sequential_cpu_offload(device)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..checks import SIDE, OneOrMore, Whole
+from ..checks import SIDE, Number, OneOrMore, Whole
 from ..flow.sizes import added_temp_of, temp_of
 from ..generation.arguments import DEFAULTS, OPTIONS
 
@@ -19,7 +19,6 @@ STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
 """The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
-LORA_SCALE = Number(-10, 10)
 FLAGS = {name: option for name, option in OPTIONS.items() if option.flag is not None}
 """What the record of arguments has for the command line, by the name of the argument."""
 
@@ -321,10 +320,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _lora(text: str) -> tuple[str, float]:
-    """What and how strongly, of `FILE[:SCALE]`; a colon in a name is no matter."""
+    """What and how strongly, of `FILE[:SCALE]`; a colon may be in a name too."""
     source, colon, scale = text.rpartition(":")
     try:
-        return (source, LORA_SCALE.parse(scale)) if colon and source else (text, 1.0)
+        return (source, Number(-10, 10).parse(scale)) if colon and source else (text, 1.0)
     except ValueError as error:
         if re.fullmatch(r"[-+\d.]+", scale):
             raise argparse.ArgumentTypeError(f"the scale of {source}: {error}") from error
