@@ -179,9 +179,13 @@ class TrainingLoop:
 
     def _weights(self) -> Tensors:
         """What checkpoints hold, whole; all processes have to ask together."""
-        options = dataclasses.replace(WHOLE, ignore_frozen_params=self.config.trained_alone)
+        alone = self.config.trained_alone
+        options = dataclasses.replace(WHOLE, ignore_frozen_params=alone)
         weights: Any = get_model_state_dict(self._root, options=options)
-        return weights
+        if not alone:
+            return weights
+        trained = {name for name, p in self._root.named_parameters() if p.requires_grad}
+        return {name: value for name, value in weights.items() if name in trained}  # no buffers
 
     def _set_optimizer_state(self, state: dict[str, Any]) -> None:
         """Take over what was saved; parameters that had no gradient yet have no state."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.files import replacing
 from pyramid_dit.models.lora import require_peft
-from pyramid_dit.models.lora_text import TrainedTokens, changed_tokens, token_embedding
+from pyramid_dit.models.lora_text import TrainedTokens, changed_tokens
 from pyramid_dit.pipelines.lora_format import FILE_NAME, write_lora
 
 ADAPTER = "default"
@@ -56,7 +56,7 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
     if options.train_text_encoder:
         encoder = model.text_encoder.requires_grad_(False)
         for part in encoder.parts():
-            TrainedTokens(token_embedding(encoder.get_submodule(part.encoder)))
+            TrainedTokens(encoder.get_submodule(part.encoder))
         modules["text_encoder"] = encoder
     return modules
 

@@ -27,9 +27,9 @@ class TokenChanges(NamedTuple):
     rows: Tensor
     """What is added to their embeddings `[n, d]`."""
 
-    def check(self, name: str, embedding: nn.Module) -> None:
-        """Refuse changes that do not fit `embedding`, of the text encoder `name` (ValueError)."""
-        weight: Tensor = embedding.weight  # type: ignore[assignment]
+    def check(self, name: str, encoder: nn.Module) -> None:
+        """Refuse changes that do not fit the text encoder, which is called `name` (ValueError)."""
+        weight: Tensor = token_embeddings(encoder)[0].weight  # type: ignore[assignment]
         count, width = weight.shape
         fits = (
             self.ids.ndim == 1
@@ -45,20 +45,22 @@ class TokenChanges(NamedTuple):
 
 
 class TrainedTokens(nn.Module):
-    """A trainable change of all rows of an embedding, zero at first, in float32.
+    """A trainable change of all token embeddings of a text encoder, zero at first, in float32.
 
     Args:
-        embedding: What it is added to; it holds this module from then on.
+        encoder: What it is added to; it holds this module as `trained_tokens` from then on.
     """
 
-    def __init__(self, embedding: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        weight: Tensor = embedding.weight  # type: ignore[assignment]
+        embeddings = token_embeddings(encoder)
+        weight: Tensor = embeddings[0].weight  # type: ignore[assignment]
         count, width = weight.shape
         self.change = nn.Embedding(count, width, device=weight.device)
         nn.init.zeros_(self.change.weight)
-        embedding.add_module("trained_tokens", self)
-        embedding.register_forward_hook(self._add)
+        encoder.add_module("trained_tokens", self)
+        for embedding in embeddings:
+            embedding.register_forward_hook(self._add)
 
     def _add(self, embedding: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + self.change(inputs[0]).to(output.dtype)
@@ -93,8 +95,8 @@ class LoraText:
             return 0.0
         return adapter_strength(transformer, self.adapter)
 
-    def add_to(self, embedding: nn.Module, changes: TokenChanges) -> None:
-        """Have `embedding` give `changes` too."""
+    def add_to(self, encoder: nn.Module, changes: TokenChanges) -> None:
+        """Have a text encoder look up `changes` too."""
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             asked = inputs[0]
@@ -106,7 +108,7 @@ class LoraText:
             added = torch.where((ids[places] == asked)[..., None], rows[places] * strength, 0)
             return output + added.to(output.dtype)
 
-        if len(changes.ids):
+        for embedding in token_embeddings(encoder) if len(changes.ids) else ():
             embedding.register_forward_hook(add)
 
 
@@ -133,7 +135,7 @@ def adapter_strength(transformer: nn.Module, adapter: str) -> float:
     return 0.0
 
 
-def token_embedding(encoder: Any) -> nn.Module:
-    """Where a text encoder of `transformers` looks tokens up."""
-    embedding: nn.Module = encoder.get_input_embeddings()
-    return embedding
+def token_embeddings(encoder: Any) -> list[nn.Module]:
+    """Where a text encoder of `transformers` may look tokens up: T5 has two with one weight."""
+    weight = encoder.get_input_embeddings().weight
+    return [m for m in encoder.modules() if isinstance(m, nn.Embedding) and m.weight is weight]

@@ -11,7 +11,7 @@ from diffusers.loaders import CogVideoXLoraLoaderMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..models.lora_text import LoraText, token_embedding
+from ..models.lora_text import LoraText
 from .lora_format import (
     PREFIX,
     token_changes,
@@ -73,14 +73,14 @@ class TransformerLoraLoaderMixin(CogVideoXLoraLoaderMixin):
             metadata = {PREFIX + key: value for key, value in metadata.items()}
         if text_encoders is None:
             text_encoders = {name: getattr(_pipeline, name, None) for name in changes}
-        embeddings = {}
+        encoders: dict[str, nn.Module] = {}
         for name, change in changes.items():
             encoder = text_encoders.get(name)
             if encoder is None:
                 logger.warning("the LoRA's token embeddings are left out: there is no %s", name)
                 continue
-            embeddings[name] = token_embedding(encoder)
-            change.check(name, embeddings[name])
+            change.check(name, encoder)
+            encoders[name] = encoder
         known = set(getattr(transformer, "peft_config", {}))
         super().load_lora_into_transformer(
             {PREFIX + key: value for key, value in weights.items()},
@@ -92,8 +92,8 @@ class TransformerLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         )
         adapter = adapter_name or (set(transformer.peft_config) - known).pop()
         text = LoraText(transformer, adapter, words)
-        for name, embedding in embeddings.items():
-            text.add_to(embedding, changes[name])
+        for name, encoder in encoders.items():
+            text.add_to(encoder, changes[name])
 
     @classmethod
     def save_lora_weights(
