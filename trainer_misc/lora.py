@@ -46,9 +46,10 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
     dit = model.dit.requires_grad_(False)
     targets = lora_targets(dit, options.lora_targets)
     alpha = options.lora_rank if options.lora_alpha is None else options.lora_alpha
-    dit.add_adapter(
-        LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets), ADAPTER
-    )
+    config = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets)
+    with torch.random.fork_rng():  # the same adapters in all processes
+        torch.manual_seed(options.seed)
+        dit.add_adapter(config, ADAPTER)
     for parameter in dit.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
