@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,23 @@ def print_log(options: Namespace, *, is_main: bool) -> None:
     logging.basicConfig(level=level if is_main else logging.ERROR, format="%(message)s")
     if not is_main:
         warnings.simplefilter("ignore")
+
+
+def check_sources(options: Namespace) -> None:
+    """Look for the model and the LoRAs that are on this machine, before anything is loaded.
+
+    Raises:
+        UsageError: One is not there, and can be no repository of the hub.
+        ImportError: There is no `peft`, which LoRAs take.
+    """
+    check_model_name(options.model)
+    for source, _ in options.lora:
+        if not Path(source).exists() and not is_repo_id(source):
+            raise UsageError(f"--lora {source!r} is no file, no folder and no repository")
+    if options.lora:
+        from ..models.lora import require_peft
+
+        require_peft()
 
 
 def check_model_name(model: str | None) -> None:
@@ -106,16 +124,22 @@ def load_model(
 
     from transformers.utils.logging import disable_progress_bar
 
+    from ..generation.memory_presets import apply_preset
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
     disable_progress_bar()  # of loading; the hub's have been shown by now
+    later = bool(options.lora)  # adapters come before weights are spread over memories
+    on_cpu = options.offload or options.shard or (later and options.memory)
     model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
         model_dtype=dtype_name(options.dtype, folder, device),
-        device="cpu" if options.offload or options.shard else device,
-        memory=options.memory,
+        device="cpu" if on_cpu else device,
+        memory=None if later else options.memory,
     )
+    _add_loras(model, options.lora)
+    if later and options.memory:
+        apply_preset(model.video_generator, options.memory, torch.device(device))
     if options.offload == "layer":
         model.enable_sequential_cpu_offload(device)
     if options.shard:
@@ -129,6 +153,17 @@ def load_model(
 def dtype_name(asked: str | None, folder: CheckpointFolder, device: str) -> str:
     """The dtype that a model is loaded in: what was asked for, or the model's, or the device's."""
     return asked or folder.model_dtype or ("fp32" if device == "cpu" else "bf16")
+
+
+def _add_loras(model: PyramidDiTForVideoGeneration, loras: Sequence[tuple[str, float]]) -> None:
+    names = [f"lora_{number}" for number in range(1, 1 + len(loras))]
+    for name, (source, _) in zip(names, loras, strict=True):
+        try:
+            model.load_lora_weights(source, name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"--lora {source}: {error}") from error
+    if loras:
+        model.dit.set_adapters(names, [scale for _, scale in loras])
 
 
 def device_name(name: str, here: LaunchedProcess | None) -> str:
