@@ -72,5 +72,5 @@ setup(
             "webdataset>=1,<2",  # writes the shards that are read
         ],
     },
-    entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.cli:main"]},
+    entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.__main__:main"]},
 )

@@ -21,6 +21,7 @@ from golden import PROJECT_ROOT
 from pyramid_dit.cli import options as cli_options
 from pyramid_dit.cli.sources import Storyboard
 from pyramid_dit.generation import memory_presets
+from pyramid_dit.page import command as page_command
 from trainer_misc import dit_options, vae_options
 from trainer_misc.options import parse
 
@@ -203,12 +204,14 @@ def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         if name == "torchrun":
             start = arguments.index("-m")
             name, arguments = "python", arguments[start:]
-        if name == "pyramid-flow" or (name, *arguments[:2]) == ("python", "-m", "pyramid_dit"):
+        if (name, *arguments[:1]) == ("pyramid-flow", "page"):
+            page_command.parse_options(arguments[1:])
+        elif name == "pyramid-flow" or (name, *arguments[:2]) == ("python", "-m", "pyramid_dit"):
             cli_options.parse_options(arguments[2 if name == "python" else 0 :])
         elif name == "python" and arguments[0] == "-m":
             parse_with(arguments[1], arguments[2:], monkeypatch)
         elif name == "python" and arguments[0] == "app.py":
-            importlib.import_module("app").parse_options(arguments[1:])
+            page_command.parse_options(arguments[1:])
         elif name.startswith("scripts/"):
             assert PROJECT_ROOT / name in SCRIPTS, f"{name_of(page)} runs {name}"
         else:
@@ -255,6 +258,7 @@ def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("page", ["README.md", "docs/inference.md", "docs/troubleshooting.md"])
 def test_options_of_the_command_exist(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = set(cli_options._build_parser()._option_string_actions)
+    known |= set(cli_options._doctor_parser()._option_string_actions)
     known |= set(parse_with("app", [], monkeypatch)._option_string_actions)
     documented = options_of(PROJECT_ROOT / page)
     assert documented
@@ -346,7 +350,7 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
     (call,) = calls_of(python, shell, "app_multigpu_engine.sh", "--port", "8000", **settings)
     program, *arguments = call.split()
     assert program == str(PROJECT_ROOT / "app.py")
-    options = importlib.import_module("app").parse_options(arguments)
+    options = page_command.parse_options(arguments)
     assert (options.gpus, options.model, options.port) == (4, "owner/model", 8000)
     assert options.host == "127.0.0.1" and not options.share
 

@@ -90,7 +90,10 @@ class CheckpointFolder:
         if saved and variant in (None, PIPELINE_TRANSFORMER, file_variant):
             chosen = PIPELINE_TRANSFORMER
         else:
-            chosen = _choose_variant(folder, variant or index.get("model_variant"))
+            named = index.get("model_variant")
+            if named is not None and not isinstance(named, str):
+                raise ValueError(f"model_variant in {folder / INDEX_NAME} is {named!r}, not a name")
+            chosen = _choose_variant(folder, variant or named)
         config_path = folder / chosen / "config.json"
         config = read_json(config_path)
         vae_folder = PIPELINE_VAE if saved else VAE_FOLDER
@@ -138,21 +141,42 @@ class CheckpointFolder:
             ValueError: A file of weights is truncated or of other sizes than its config, or a JSON
                 file cannot be read.
         """
+        names = [self.variant, *([self.vae_folder] if vae else [])]
+        names += [name for part in text_parts for name in (part.encoder, part.tokenizer)]
+        for name in names:
+            self.check_part(name)
+
+    def check_part(self, name: str) -> list[Path]:
+        """Look for the files in one folder, as `check_files` does in all.
+
+        Args:
+            name: Of the folder: of the transformer, of the VAE, of a text encoder or a tokenizer.
+
+        Returns:
+            The files of weights, none of a tokenizer.
+
+        Raises:
+            FileNotFoundError: As of `check_files`.
+            ValueError: As of `check_files`.
+        """
         from video_vae import CausalVideoVAE  # only now: it brings models
 
-        models: dict[str, type[nn.Module]] = {self.variant: self.architecture.transformer}
-        if vae:
-            models[self.vae_folder] = CausalVideoVAE
-        kinds = [_DIFFUSERS_WEIGHTS] * len(models) + [_TRANSFORMERS_WEIGHTS] * len(text_parts)
-        models |= {part.encoder: part.model_class for part in text_parts}
-        weights = [
-            _find_weights(self.path / name, names, self.file_variant)
-            for name, names in zip(models, kinds, strict=True)
-        ]
-        for part in text_parts:
-            _check_tokenizer(self.path / part.tokenizer)
-        for (name, model_class), files in zip(models.items(), weights, strict=True):
-            check_sizes(self.path / name, files, model_class)
+        parts = self.architecture.text_encoder.parts()
+        if name in {part.tokenizer for part in parts}:
+            _check_tokenizer(self.path / name)
+            return []
+        kind: type[nn.Module]
+        weights = _DIFFUSERS_WEIGHTS
+        if name == self.variant:
+            kind = self.architecture.transformer
+        elif name == self.vae_folder:
+            kind = CausalVideoVAE
+        else:
+            kind = next(part.model_class for part in parts if part.encoder == name)
+            weights = _TRANSFORMERS_WEIGHTS
+        files = _find_weights(self.path / name, weights, self.file_variant)
+        check_sizes(self.path / name, files, kind)
+        return files
 
 
 def full_variant_name(variant: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, TypeAlias
 
-from ..checks import Whole, shown
+from ..checks import Number, OneOrMore, Whole, shown
 from ..flow.latents import FrameStatistics, LatentStatistics
 from .defaults import GenerationDefaults
 
@@ -75,6 +75,12 @@ def _statistics(entry: Any, source: str | PathLike[str]) -> LatentStatistics:
             f"latent_statistics in {source} must have first_frame and later_frames, each with "
             f"shift and scale, got {shown(entry)}"
         ) from error
+    try:
+        for frames in (first, later):
+            OneOrMore(Number(-1e6, 1e6))("shift", frames.shift)
+            OneOrMore(Number(0, 1e6, above=True))("scale", frames.scale)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"latent_statistics in {source}: {error}") from error
     return LatentStatistics(first, later)
 
 

@@ -36,7 +36,7 @@ def check_sources(options: Namespace) -> None:
         UsageError: One is not there, and can be no repository of the hub.
         ImportError: There is no `peft`, which LoRAs take.
     """
-    _check_model_name(options.model)
+    check_model_name(options.model)
     for source, _ in options.lora:
         if not Path(source).exists() and not is_repo_id(source):
             raise UsageError(f"--lora {source!r} is no file, no folder and no repository")
@@ -46,7 +46,8 @@ def check_sources(options: Namespace) -> None:
         require_peft()
 
 
-def _check_model_name(model: str | None) -> None:
+def check_model_name(model: str | None) -> None:
+    """Refuse with a `UsageError` what is no folder and can be no repository of the hub."""
     if model is None or Path(model).is_dir():
         return
     if Path(model).exists():
@@ -132,7 +133,7 @@ def load_model(
     model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
-        model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
+        model_dtype=dtype_name(options.dtype, folder, device),
         device="cpu" if on_cpu else device,
         memory=None if later else options.memory,
     )
@@ -158,6 +159,11 @@ def _add_loras(model: PyramidDiTForVideoGeneration, loras: Sequence[tuple[str, f
             raise ValueError(f"--lora {source}: {error}") from error
     if loras:
         model.dit.set_adapters(names, [scale for _, scale in loras])
+
+
+def dtype_name(asked: str | None, folder: CheckpointFolder, device: str) -> str:
+    """The dtype that a model is loaded in: what was asked for, or the model's, or the device's."""
+    return asked or folder.model_dtype or ("fp32" if device == "cpu" else "bf16")
 
 
 def device_name(name: str, here: LaunchedProcess | None) -> str:

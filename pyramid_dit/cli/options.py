@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
 """The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
+COMMANDS = ("doctor", "page")
+"""What the first word may be in place of a prompt."""
 FLAGS = {name: option for name, option in OPTIONS.items() if option.flag is not None}
 """What the record of arguments has for the command line, by the name of the argument."""
 
@@ -46,7 +49,17 @@ examples:
       --image city.jpg "FPV flying over the city"
   pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 768p --gpus 4 "a lighthouse"
 
+  pyramid-flow doctor looks whether machine and model are fit for it (pyramid-flow doctor --help)
+
 exit status: 0 done, 1 it could not be done, 2 wrong options or input, 130 interrupted (Ctrl-C)
+"""
+
+
+DOCTOR = """\
+Look whether this machine and a model are fit to make videos, and print it on one screen that can be
+pasted into a report: versions, device and memory; whether the model's files are complete, its
+tokenizers and text encoders fit each other, a picture survives the VAE, latents are as the
+checkpoint's statistics say, and steps of the transformer are finite.
 """
 
 
@@ -64,15 +77,26 @@ class OneLineParser(argparse.ArgumentParser):
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line.
 
+    Returns:
+        The options, and in `command` which of `COMMANDS` it is; None makes a video.
+
     Raises:
         UsageError: An option is unknown, malformed, or does not go with another.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["doctor"]:
+        options = _doctor_parser().parse_args(arguments[1:])
+        options.command = "doctor"
+        return options
     parser = _build_parser()
     options, unknown = parser.parse_known_args(arguments)
+    options.command = None
     if unknown:
         hint = "" if unknown[0].startswith("-") else "; put the prompt in quotes"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    options.prompt = options.prompt or ""
+    if options.prompt and options.named_prompt:
+        parser.error(f"the prompt is given twice: {options.prompt!r} and {options.named_prompt!r}")
+    options.prompt = options.prompt or options.named_prompt or ""
     _check_sources(parser, options)
     if options.image is not None and options.video_num_inference_steps is not None:
         parser.error("--video-steps does not go with --image, where --steps serves all frames")
@@ -114,6 +138,13 @@ def _build_parser() -> argparse.ArgumentParser:
         "prompt",
         nargs="?",
         help="what the video should show, in quotes; may be left out with --image and --extend",
+    )
+    parser.add_argument(
+        "--prompt",
+        dest="named_prompt",
+        metavar="TEXT",
+        help=f"the same, also where it is the one word {' or '.join(COMMANDS)}, which else is a "
+        "command",
     )
 
     video = parser.add_argument_group("the video")
@@ -212,8 +243,24 @@ def _reader(check: Any, *, several: bool) -> Callable[[str], Any]:
     return read
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that say which model runs where, and return their group."""
+def _doctor_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="pyramid-flow doctor",
+        description=DOCTOR,
+        epilog="exit status: 0 nothing is wrong, 1 something is, 2 wrong options",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_single_model_options(parser)
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show what the libraries say while they load"
+    )
+    return parser
+
+
+def _add_single_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options for a model in this process alone, and return their group."""
     model = parser.add_argument_group("the model and the machine")
     model.add_argument(
         "--model",
@@ -227,15 +274,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         help="which transformer of the model, such as 384p, 768p or image (default: the model's)",
     )
     model.add_argument(
-        "--lora",
-        type=_lora,
-        action="append",
-        default=[],
-        metavar="FILE[:SCALE]",
-        help="a LoRA to add, as a file, a folder or a repository on the hub, and how strongly "
-        "(default: 1); may be given again",
-    )
-    model.add_argument(
         "--device",
         type=_device,
         default="auto",
@@ -247,16 +285,37 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         help="precision of the weights (default: the model's, else bf16 on a GPU, fp32 on the CPU)",
     )
     model.add_argument(
-        "--offload",
-        choices=("model", "layer"),
-        help="save GPU memory by keeping weights in the computer's and bringing over one model, "
-        "or one layer (slow), at a time",
-    )
-    model.add_argument(
         "--memory",
         choices=MEMORY_PRESETS,
         help="fit into so much GPU memory, or into what is free (auto): what that takes is in "
         "docs/memory.md",
+    )
+    model.add_argument(
+        "--threads",
+        type=_reader(Whole(), several=False),
+        metavar="N",
+        help="CPU threads (default: all cores)",
+    )
+    return model
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that say which model runs where, and return their group."""
+    model = _add_single_model_options(parser)
+    model.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA to add, as a file, a folder or a repository on the hub, and how strongly "
+        "(default: 1); may be given again",
+    )
+    model.add_argument(
+        "--offload",
+        choices=("model", "layer"),
+        help="save GPU memory by keeping weights in the computer's and bringing over one model, "
+        "or one layer (slow), at a time",
     )
     model.add_argument(
         "--gpus",
@@ -271,12 +330,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         action="store_true",
         help="with --gpus, keep only a part of the weights on each GPU, for models that do not "
         "fit on one",
-    )
-    model.add_argument(
-        "--threads",
-        type=_reader(Whole(), several=False),
-        metavar="N",
-        help="CPU threads (default: all cores)",
     )
     return model
 

@@ -66,7 +66,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
     here = launched_process()
     end_with_launcher()
     if find_spec("gradio") is None:
-        raise ImportError('the page needs Gradio: pip install ".[app]"')
+        raise ImportError('the page needs Gradio: pip install "gradio>=6.30"')
     if options.shard and here is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
     check_sources(options)

@@ -12,9 +12,9 @@ import pytest
 from page_server import PATIENCE, running_page
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
-import app
 from pyramid_dit.cli.options import UsageError
 from pyramid_dit.page import hosts
+from pyramid_dit.page.command import parse_options
 from pyramid_dit.page.hosts import own_names
 
 httpx = pytest.importorskip("httpx")
@@ -169,5 +169,5 @@ def test_every_name_can_be_allowed_and_is_warned_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["http://a.com", "a.com:80", "a.com/x", "", "a b", "*.com", "-a"])
 def test_an_option_that_is_no_name(name: str) -> None:
     with pytest.raises(UsageError, match="--allow-host: a host is a name") as caught:
-        app.parse_options([f"--allow-host={name}"])
+        parse_options([f"--allow-host={name}"])
     assert repr(name) in str(caught.value)

@@ -673,31 +673,12 @@ def test_a_client_cancels(client: Any, jobs: list[Job]) -> None:
 # ---- the command ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--port", "x"], "invalid int value"),
-        (["--model", "no/where/at/all"], "is no folder"),
-        (["--shard"], "add --gpus"),
-        (["--port", "99999"], "cannot serve at 127.0.0.1, port 99999"),
-        (["--host", "192.0.2.1", "--port", "7860"], "cannot serve at 192.0.2.1"),
-        (["--gpus", "2", "--device", "cuda:1"], "does not go with"),
-    ],
-)
-def test_wrong_options_are_told_in_one_line(options: list[str], words: str) -> None:
-    command = [sys.executable, "app.py", *options]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 def test_a_signal_while_the_model_is_loaded_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     code = """
 import signal, sys
-import app, pyramid_dit.page.serve as serve
+from pyramid_dit.page import command, serve
 serve.load_model = lambda *_: signal.pause()  # takes until the signal comes
-sys.exit(app.main(sys.argv[1:]))
+sys.exit(command.main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", code, "--model", str(folder)]
     options: dict[str, Any] = {"cwd": PROJECT_ROOT, "env": os.environ | {"TMPDIR": str(tmp_path)}}

@@ -232,7 +232,8 @@ def test_two_processes_train_as_one_with_their_batches(
         "divided_lora": ["--use_fsdp"],
     }[kind]
     lora = ["--lora_rank", "2"] if "lora" in kind else []
-    same = [*lora, "--steps", "2", "--sync_video_input", "--video_sync_group", "1", "--opt_eps", "1"]
+    same = [*lora, "--steps", "2", "--opt_eps", "1"]
+    same += ["--sync_video_input", "--video_sync_group", "1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "trainer_misc.train_dit"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
