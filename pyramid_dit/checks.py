@@ -139,6 +139,11 @@ class OneOf:
         if value not in self.words:
             raise ValueError(f"{name} must be one of {', '.join(self.words)}, got {shown(value)}")
 
+    def parse(self, text: str) -> str:
+        """The word in `text`; ValueError."""
+        self("it", text)
+        return text
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -18,7 +18,7 @@ from ..json_files import read_json
 from ..models.text_encoder import TextPart
 from .architectures import Architecture, architecture_of_config
 from .defaults import GenerationDefaults, stated
-from .settings import Settings
+from .settings import STEPPING, Settings, stepping
 from .sizes import check_sizes, stored_dtypes
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class CheckpointFolder:
     settings: Settings
     vae_folder: str = VAE_FOLDER
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the scheduler, which a folder in the released layout does not tell."""
+    """Arguments of the scheduler, as far as the folder tells: one in the released layout has at
+    most those of `settings.STEPPING`, in `model_index.json`, which goes before a saved config."""
     absent: frozenset[str] = frozenset()
     """Components that were saved as None."""
     file_variant: str | None = None
@@ -104,7 +105,10 @@ class CheckpointFolder:
             (read_json(vae_path) if vae_path.exists() else {}, vae_path),
             (config, config_path),
         )
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json") if saved else {}
+        scheduler_path = folder / "scheduler" / "scheduler_config.json"
+        scheduler = read_json(scheduler_path) if saved else {}
+        stepping(scheduler, scheduler_path)
+        scheduler |= stepping(index, folder / INDEX_NAME)
         return cls(
             path=folder,
             variant=chosen,
@@ -126,6 +130,11 @@ class CheckpointFolder:
     def defaults(self) -> GenerationDefaults:
         """What to do where a caller does not say."""
         return self.settings.generation_defaults
+
+    @property
+    def stepping(self) -> dict[str, str]:
+        """How sampling steps: what is said of the fields in `settings.STEPPING`."""
+        return {name: said for name, said in self.scheduler_config.items() if name in STEPPING}
 
     def check_files(self, text_parts: Sequence[TextPart], *, vae: bool) -> None:
         """Look for every file of the transformer, of the VAE and of the text encoders.

@@ -45,6 +45,7 @@ from ..checks import (
     shown,
     tensor,
 )
+from ..flow.solvers import SOLVERS
 
 if sys.version_info >= (3, 11):
     from typing import dataclass_transform
@@ -94,6 +95,8 @@ class Option:
     """Whether it may be given along with what was saved of a run."""
     kept: bool = False
     """Whether what is saved of a run has it, for the rest of that run."""
+    formerly: Any = None
+    """What held before there was this option, where that is not its default."""
 
     @property
     def key(self) -> str:
@@ -167,6 +170,17 @@ class KeywordArguments:
         info="In tokens, about a word each; what is longer is cut.",
         kept=True,
         default=128,
+    )
+    solver: str | None = option(
+        "How steps are made: `euler` as by the official code, or `ab2` of second order, which "
+        "needs fewer steps for the same error.",
+        OneOf(SOLVERS),
+        flag="--solver",
+        metavar="NAME",
+        label="Solver",
+        info="How steps are made; ab2 needs fewer of them.",
+        formerly="euler",
+        default=None,
     )
     image_latents: Tensor | None = option(
         "Latents of the image `[b or 1, c, 1, h/8, w/8]`, not normalized, instead of a draw "

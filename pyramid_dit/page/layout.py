@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..checks import Number, Whole
+from ..checks import Number, OneOf, Whole
 from ..generation.arguments import OPTIONS
 from .examples import Examples
 from .preview import SCRIPT, TEMPLATE
@@ -347,4 +347,6 @@ def _option(key: str, card: ModelCard, *, least: float | None = None) -> Any:
     if isinstance(allowed, Number | Whole):
         step = 1 if isinstance(allowed, Whole) else 0.1
         return gr.Slider(allowed.least if least is None else least, allowed.most, step=step, **said)
+    if isinstance(allowed, OneOf):
+        return gr.Radio([*allowed.words], **said)
     return gr.Textbox(lines=2, max_length=MAX_PROMPT, **said)

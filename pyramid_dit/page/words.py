@@ -70,6 +70,7 @@ def details_html(settings: Settings, note: str, unknown: Sequence[str] = ()) -> 
     rows = [("Seed", str(options["seed"])), ("Length", note)]
     rows += [("Size", f"{settings.width} × {settings.height}")]
     rows += [("Steps", f"{options['steps']}, later {options['video_steps']}")]
+    rows += [("Solver", options["solver"])]
     rows += [("Guidance", f"{options['guidance']:g}, later {options['video_guidance']:g}")]
     if options["negative_prompt"]:
         rows.append(("Negative", options["negative_prompt"]))

@@ -363,7 +363,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
 
     @property
     def num_timesteps(self) -> int:
-        """Euler steps that were made so far in the call at work, or in the last one."""
+        """Steps that were made so far in the call at work, or in the last one."""
         return self._num_timesteps
 
     @property

@@ -134,13 +134,14 @@ class PyramidDiTForVideoGeneration:
         if kwargs:
             logger.warning("arguments without effect: %s", ", ".join(kwargs))
         dtype = resolve_dtype(model_dtype)
+        folder = _open_folder(model_path, model_variant, model_name)
         scheduler = PyramidFlowMatchEulerDiscreteScheduler(
             shift=timestep_shift,
             stages=len(stages),
             stage_range=list(stage_range),
             gamma=scheduler_gamma,
+            **folder.stepping,
         )
-        folder = _open_folder(model_path, model_variant, model_name)
         unit = folder.settings.frame_per_unit if frame_per_unit is None else frame_per_unit
         self.objective = FlowObjective(
             scheduler,
@@ -616,18 +617,17 @@ def _dropped(count: int, generator: torch.Generator | None) -> list[bool]:
 
 def _saved_arguments(folder: CheckpointFolder) -> dict[str, Any]:
     """Arguments of the constructor that a pipeline in diffusers' layout was saved with."""
-    if not folder.scheduler_config:
-        return {}
     config = folder.scheduler_config
     encoders = {part.encoder for part in folder.architecture.text_encoder.parts()}
-    return {
-        "timestep_shift": config["shift"],
-        "stage_range": config["stage_range"],
-        "scheduler_gamma": config["gamma"],
-        "stages": [2**stage for stage in range(config["stages"])],
+    saved: dict[str, Any] = {
         "load_vae": "vae" not in folder.absent,
         "load_text_encoder": not encoders & folder.absent,
     }
+    names = {"timestep_shift": "shift", "stage_range": "stage_range", "scheduler_gamma": "gamma"}
+    saved |= {name: config[entry] for name, entry in names.items() if entry in config}
+    if "stages" in config:
+        saved["stages"] = [2**stage for stage in range(config["stages"])]
+    return saved
 
 
 def _open_folder(

@@ -50,6 +50,7 @@ BAD_OPTIONS = {
     "half a step": ([PROMPT, "--video-steps", "1.5"], "whole number"),
     "video steps with an image": ([PROMPT, "--image", "a.png", "--video-steps", "2"], "--steps"),
     "negative guidance": ([PROMPT, "--guidance", "-1"], "at least 0"),
+    "unknown solver": ([PROMPT, "--solver", "heun"], "euler, ab2"),
     "negative seed": ([PROMPT, "--seed", "-1"], "at least 0"),
     "unknown dtype": ([PROMPT, "--dtype", "int8"], "bf16"),
     "unknown device": ([PROMPT, "--device", "c/d"], "cuda:1"),

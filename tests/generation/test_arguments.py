@@ -55,6 +55,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "latents": [torch.tensor([float("nan")]), "noise"],
     "generator": [3],
     "prompt_suffix": [3],
+    "solver": ["heun", "Euler", 3],
 }
 
 
