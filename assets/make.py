@@ -1,10 +1,10 @@
-"""Makes the pictures of the README with the bundled checkpoint: `python assets/make.py`."""
+"""Makes the pictures of the README with the bundled checkpoint, and the icon of the page."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
@@ -30,8 +30,21 @@ def label(prompt: str) -> str:
     return "\n".join([" ".join(words[:3]), " ".join(words[3:-4]), " ".join(words[-4:])])
 
 
+def icon(side: int = 64, finer: int = 8) -> Image.Image:
+    """A pyramid of three stages, drawn `finer` times as large and scaled down."""
+    image = Image.new("RGBA", (side * finer, side * finer))
+    draw = ImageDraw.Draw(image)
+    unit = side * finer / 64
+    draw.rounded_rectangle((0, 0, 64 * unit, 64 * unit), 14 * unit, "#0f766e")
+    for width, top in ((12, 13), (26, 27), (40, 41)):
+        box = (32 - width / 2, top, 32 + width / 2, top + 10)
+        draw.rounded_rectangle([value * unit for value in box], 3 * unit, "white")
+    return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
 def main() -> None:
-    """Write `videos.gif` and `contact-sheet.png`."""
+    """Write `videos.gif` and `contact-sheet.png`, and the icon of the page."""
+    icon().save(HERE.parent / "pyramid_dit/page/icon.png", optimize=True)
     model = PyramidDiTForVideoGeneration.from_pretrained()
     videos = [model.generate(prompt, num_frames=49, seed=0) for prompt in PROMPTS]
     rows = range(0, len(PROMPTS), COLUMNS)

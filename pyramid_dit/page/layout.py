@@ -14,9 +14,11 @@ from .preview import SCRIPT, TEMPLATE
 from .settings import MAX_PROMPT, MAX_SCENES, ON_PAGE, SCENE_START, ModelCard, offered
 from .words import header_html, status_html
 
-# Where the page is one column, what is being made would be out of sight.
-SCROLL_TO_RESULT = """
+# Errors of the last run go. Where the page is one column, what is being made would be out of sight.
+BEFORE_MAKING = """
 (...inputs) => {
+  const errors = document.querySelectorAll(".toast-body.error [data-testid=toast-close]");
+  errors.forEach((close) => close.click());
   const result = document.querySelector("#pf-result");
   if (result && result.getBoundingClientRect().top > window.innerHeight * 0.4) {
     result.scrollIntoView({ behavior: "smooth", block: "start" });
@@ -94,32 +96,30 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
     choices: dict[str, dict[str, gr.Dropdown]] = {}
     make: dict[str, gr.Button] = {}
     with gr.Tabs(elem_id="pf-modes") as all_tabs:
-        with gr.Tab("Text", id="text") as tabs["text"]:
+        with gr.Tab("Text", id="text", elem_id="pf-tab-text") as tabs["text"]:
             example = f"For example: {examples.prompts[0]}"
             prompts["text"] = _prompt("What the video should show", example)
             choices["text"] = _choices("text", card)
             make["text"] = _make_button("text")
             gr.Examples([[p] for p in examples.prompts], prompts["text"], label="Examples")
-        with gr.Tab("Picture", id="image") as tabs["image"]:
-            image = gr.File(
-                label="Picture to start from", file_types=["image"], height=110, elem_id="pf-image"
-            )
+        with gr.Tab("Picture", id="image", elem_id="pf-tab-image") as tabs["image"]:
+            image = _drop("Picture to start from, or paste one", ["image"], "pf-image")
             image_note = gr.HTML("", padding=False, elem_classes="pf-note")
             image_crop = _crop("The video starts with this", "pf-image-crop")
             prompts["image"] = _prompt("What happens in it", "")
             choices["image"] = _choices("image", card)
             make["image"] = _make_button("image")
             pictures = _picture_examples(examples)
-        with gr.Tab("Extend", id="extend") as tabs["extend"]:
-            video = gr.File(
-                label="Video that is to go on", file_types=["video"], height=110, elem_id="pf-video"
-            )
+        with gr.Tab("Extend", id="extend", elem_id="pf-tab-extend") as tabs["extend"]:
+            video = _drop("Video to extend", ["video"], "pf-video")
             video_note = gr.HTML("", padding=False, elem_classes="pf-note")
             video_crop = _crop("The new frames follow this one", "pf-video-crop")
             prompts["extend"] = _prompt("What happens next", "")
             choices["extend"] = _choices("extend", card)
             make["extend"] = _make_button("extend")
-        with gr.Tab("Storyboard", id="storyboard") as tabs["storyboard"]:
+        with gr.Tab("Storyboard", id="storyboard", elem_id="pf-tab-storyboard") as tabs[
+            "storyboard"
+        ]:
             choices["storyboard"] = _choices("storyboard", card)
             scenes = _scenes(examples, chosen=bool(choices["storyboard"]))
             make["storyboard"] = _make_button("storyboard")
@@ -145,12 +145,8 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
     with gr.Accordion("More settings", open=False, elem_id="pf-more"):
         options |= {key: _option(key, card) for key in ON_PAGE if key not in options}
     with gr.Accordion("Settings from a video", open=False, elem_id="pf-restore-box"):
-        restore = gr.File(
-            label="Drop a video that was made here to fill the fields as they were",
-            file_types=[".mp4"],
-            height=110,
-            elem_id="pf-restore",
-        )
+        gr.Markdown("A video that was made here fills the fields as they were.")
+        restore = _drop("Video from here", [".mp4"], "pf-restore")
     return Fields(
         tabs=all_tabs,
         mode_tabs=tabs,
@@ -249,6 +245,12 @@ def _choices(mode: str, card: ModelCard) -> dict[str, gr.Dropdown]:
 def _make_button(mode: str) -> gr.Button:
     words = "Extend the video" if mode == "extend" else "Make the video"
     return gr.Button(words, variant="primary", size="lg", elem_id=f"pf-make-{mode}")
+
+
+def _drop(label: str, file_types: list[str], elem_id: str) -> gr.File:
+    return gr.File(
+        label=label, file_types=file_types, height=130, elem_id=elem_id, elem_classes="pf-drop"
+    )
 
 
 def _crop(label: str, elem_id: str) -> gr.Image:

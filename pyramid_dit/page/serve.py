@@ -215,7 +215,7 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
 
     from .failures import FailuresInWords
     from .media_checks import MAX_VIDEO_BYTES
-    from .theme import STYLE, theme
+    from .theme import ICON, KEYS, STYLE, theme
     from .uploads import UploadLimit
 
     class Guarded(App):
@@ -242,6 +242,8 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
         run_history=False,
         theme=theme(),
         css_paths=STYLE,
+        js=KEYS,
+        favicon_path=ICON,
         _app=Guarded(default_response_class=ORJSONResponse),
     )
     if public is not None:
