@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.route_utils import FnIndexInferError
 
 from ..checks import shown
+from ..generation.arguments import OPTIONS
 from .hosts import App, Message, Receive, Scope, Send, answer
 from .visitors import FULL, in_words
 from .worker import QueueFull
@@ -47,6 +48,7 @@ class Blocks(gr.Blocks):
         Raises:
             Error: The inputs are not what the function takes.
         """
+        inputs = _completed(block_fn.inputs, inputs)
         _check_kinds(block_fn.inputs, inputs)
         try:
             return await super().preprocess_data(block_fn, inputs, *rest)
@@ -138,6 +140,17 @@ def _told(error: Exception) -> tuple[int, str]:
         return 400, MALFORMED
     logger.exception("a request could not be answered")
     return 500, in_words(error)
+
+
+def _completed(fields: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """The values of a request, and of fields that came after it was written what held before."""
+    known = {option.label: option.formerly for option in OPTIONS.values() if option.formerly}
+    completed = [*values]
+    for block in fields[len(completed) :]:
+        if block.label not in known:
+            break
+        completed.append(known[block.label])
+    return completed
 
 
 def _check_kinds(fields: Sequence[Any], values: Sequence[Any]) -> None:
