@@ -125,20 +125,3 @@ def write_adapters(
     write_lora(output / FILE_NAME, adapters, config, tokens=tokens, words=words)
     with replacing(output / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
-
-
-@torch.no_grad()
-def round_trip(vae: Any, pixels: Tensor) -> list[float]:
-    """How near to themselves clips come back from a VAE: no transformer makes them better.
-
-    Args:
-        vae: It.
-        pixels: Clips `[b, 3, t, h, w]` in [-1, 1].
-
-    Returns:
-        PSNR of each in decibels.
-    """
-    given = pixels.to(vae.device, vae.dtype)
-    back = vae.decode(vae.encode(given).latent_dist.mode()).sample.clamp(-1, 1)
-    errors = (back - given).float().square().mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
-    return (10 * torch.log10(4 / errors)).tolist()

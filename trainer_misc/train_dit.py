@@ -31,9 +31,10 @@ from .dit_results import export, sample_sheet, validation
 from .log import SAMPLES, Figures
 from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
-from .lora import add_adapters, check_lora, round_trip
+from .lora import add_adapters, check_lora
 from .optimization import Muon, muon_groups
 from .options import parse
+from .round_trip import psnr, through_vae
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .sharding import divide_weights
 
@@ -158,7 +159,9 @@ class Trainer:
             batch = self.batches[number]
             pixels = batch["video"][:LIMIT_CLIPS]
             pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels[:, :, :LIMIT_FRAMES]
-            found += zip(round_trip(self.model.vae, pixels), batch["text"], strict=False)
+            found += zip(
+                psnr(through_vae(self.model.vae, pixels), pixels), batch["text"], strict=False
+            )
             if len(found) >= LIMIT_CLIPS:
                 break
         mean = sum(psnr for psnr, _ in found) / len(found)
