@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from vae_ranks import CONFIG
-from vae_runs import SmallDiscriminator
+from vae_ranks import CONFIG, SmallDiscriminator
 
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
 from video_vae.losses import VAELossOutput

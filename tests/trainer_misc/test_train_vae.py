@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from golden import PROJECT_ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_checkpoint import VAE_CONFIG
-from vae_runs import SmallDiscriminator
+from training_files import run_two, run_two_in_turn
+from vae_ranks import SmallDiscriminator
 
 from pyramid_dit.video_io import export_to_video
 from trainer_misc import train_vae
@@ -133,18 +130,6 @@ def test_the_encoder_can_be_left_as_it_is(files: Path, tmp_path: Path) -> None:
     assert changed == {"decoder", "post_quant_conv"} or changed == {"decoder"}
 
 
-def run_two(*arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc-per-node", "2", *arguments],
-        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize("discriminator", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_train_one_model(discriminator: bool, files: Path, tmp_path: Path) -> None:
     more = ("--add_discriminator", "--disc_start", "1") if discriminator else ()
@@ -162,8 +147,10 @@ def test_stage_two_is_one_process_with_the_whole_clips(files: Path, tmp_path: Pa
     given = (*given, "--lr", "0.01", "--opt_eps", "1", "--lr_scheduler", "constant")
     train_vae.main(arguments(files, tmp_path / "alone", *given, "--steps", "3"))
     shared = ("--use_context_parallel", "--context_size", "2")
-    runs = arguments(files, tmp_path / "shared", *given, *shared)
-    run_two(str(PROJECT_ROOT / "tests/vae_runs.py"), "2,3", *runs)
+    runs = [
+        arguments(files, tmp_path / "shared", *given, *shared, "--steps", step) for step in "23"
+    ]
+    run_two_in_turn("train_vae", runs, tmp_path)
     logs = [figures(tmp_path / name) for name in ("alone", "shared")]
     for name in ("loss", "mse", "kl", "adversarial_weight", "discriminator"):
         assert logs[0][0][name] == pytest.approx(logs[1][0][name], rel=1e-5), name
