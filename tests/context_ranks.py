@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from vae_ranks import CONFIG
+from vae_ranks import CONFIG, SmallDiscriminator
 
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
-from video_vae.discriminator import PatchDiscriminator
 from video_vae.losses import VAELossOutput
 
 CASES = {
@@ -35,8 +34,8 @@ def new_wrapper(**settings: object) -> CausalVideoVAELossWrapper:
         CausalVideoVAE(**CONFIG), load_loss_module=True, kl_weight=1e-3, **settings
     )
     assert wrapper.loss is not None
-    if wrapper.loss.discriminator is not None:  # a small one
-        wrapper.loss.discriminator = PatchDiscriminator(base_channels=8, num_layers=2)
+    if wrapper.loss.discriminator is not None:
+        wrapper.loss.discriminator = SmallDiscriminator()
     return wrapper.double().train()
 
 

@@ -237,6 +237,9 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
         quiet=True,
         show_error=False,
         ssr_mode=False,
+        # Gradio has asked its server already, and waited for the answer. Without this it asks once
+        # more, for the page, and gives up where that takes over 3 s, as on a busy machine it does.
+        _frontend=False,
         max_file_size=MAX_VIDEO_BYTES,
         footer_links=["api", "settings"],
         run_history=False,

@@ -109,6 +109,7 @@ def test_folders_and_shards_as_documented(files: Path, shell: Shell) -> None:
         assert len(trained(files / "output" / name)) == 1
 
 
+@pytest.mark.slow
 def test_from_raw_files_over_extraction_to_trained_steps_as_documented(
     files: Path, shell: Shell
 ) -> None:

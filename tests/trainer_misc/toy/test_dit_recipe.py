@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from golden import PROJECT_ROOT
 from safetensors.torch import load_file
 from tiny_checkpoint import VAE_CONFIG
+from training_files import run_two
 
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.video_io import video_frames
@@ -160,16 +158,7 @@ def test_mixtures_that_do_not_fit_are_refused(
 
 
 def test_two_processes_train_one_checkpoint(files: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "trainer_misc.train_dit"]
-    done = subprocess.run(
-        [*command, *arguments(files, tmp_path, "--steps", "3")],
-        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("-m", "trainer_misc.train_dit", *arguments(files, tmp_path, "--steps", "3"))
     configs = [path.read_text() for path in (tmp_path / "model").rglob("*.json")]
     assert configs and not any(
         str(place) in text for text in configs for place in (tmp_path, files)
