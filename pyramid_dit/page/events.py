@@ -103,6 +103,8 @@ class Page:
         results.gallery.select(self._show_again, None, shown, **private)
         everything = [*self._filled(), *shown]
         results.use_settings.click(self._use_settings, None, self._filled(), **private)
+        if results.made is not None:
+            results.made.select(self._use_example, None, self._filled(), **private)
         results.go_on.click(
             self._go_on, None, [fields.tabs, fields.video, fields.prompts["extend"]], **private
         )
@@ -368,6 +370,9 @@ class Page:
     def _use_settings(self, request: gr.Request) -> Updates:
         shown = self.visitors.of(request.session_hash).shown
         return {} if shown is None else self._fill(shown.settings)
+
+    def _use_example(self, event: gr.SelectData) -> Updates:
+        return self._fill(self.examples.made[event.index].settings)
 
     def _go_on(self, request: gr.Request) -> Updates:
         fields = self.fields

@@ -12,7 +12,7 @@ from ..generation.arguments import OPTIONS
 from .examples import Examples
 from .preview import SCRIPT, TEMPLATE
 from .settings import MAX_PROMPT, MAX_SCENES, ON_PAGE, SCENE_START, ModelCard, offered
-from .words import header_html, status_html
+from .words import caption, header_html, status_html
 
 # Errors of the last run go. Where the page is one column, what is being made would be out of sight.
 BEFORE_MAKING = """
@@ -87,6 +87,8 @@ class Results:
     use_settings: gr.Button
     go_on: gr.Button
     gallery: gr.Gallery
+    made: gr.Gallery | None
+    """What the model made before, on an empty page."""
 
 
 def build_fields(card: ModelCard, examples: Examples) -> Fields:
@@ -168,12 +170,13 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
     )
 
 
-def build_results() -> Results:
+def build_results(examples: Examples) -> Results:
     """The right column."""
     with gr.Column(elem_id="pf-result"):
         preview = gr.HTML(
             None, html_template=TEMPLATE, js_on_load=SCRIPT, elem_id="pf-preview", padding=False
         )
+        made = _made_examples(examples)
         video = gr.Video(
             label="Video",
             show_label=False,
@@ -191,18 +194,7 @@ def build_results() -> Results:
     with gr.Row(visible=False, elem_id="pf-actions") as actions:
         use_settings = gr.Button("Use these settings", size="sm", elem_id="pf-use", min_width=140)
         go_on = gr.Button("Extend this video", size="sm", elem_id="pf-go-on", min_width=140)
-    gallery = gr.Gallery(
-        label="Made in this visit",
-        columns=5,
-        height="auto",
-        object_fit="cover",
-        allow_preview=False,
-        fit_columns=False,
-        interactive=False,
-        visible=False,
-        buttons=[],
-        elem_id="pf-gallery",
-    )
+    gallery = _gallery("Made in this visit", "pf-gallery", columns=5, visible=False)
     return Results(
         status=status,
         stop=stop,
@@ -213,6 +205,7 @@ def build_results() -> Results:
         use_settings=use_settings,
         go_on=go_on,
         gallery=gallery,
+        made=made,
     )
 
 
@@ -275,6 +268,30 @@ def _picture_examples(examples: Examples) -> gr.Dataset | None:
         label="Examples",
         elem_id="pf-pictures",
     )
+
+
+def _gallery(label: str, elem_id: str, **options: Any) -> gr.Gallery:
+    """Small pictures to choose from."""
+    return gr.Gallery(
+        label=label,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        fit_columns=False,
+        interactive=False,
+        buttons=[],
+        elem_id=elem_id,
+        elem_classes="pf-gallery",
+        **options,
+    )
+
+
+def _made_examples(examples: Examples) -> gr.Gallery | None:
+    if not examples.made:
+        return None
+    items = [(str(path), caption(settings)) for path, settings in examples.made]
+    label = "Made with this model: choose one to fill in its settings"
+    return _gallery(label, "pf-made", value=items, columns=3)
 
 
 def _scenes(examples: Examples, *, chosen: bool) -> Scenes:

@@ -125,17 +125,18 @@ def _serve(
     launched: LaunchedProcess | None,
 ) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from .settings import ModelCard
+    from .settings import DEFAULT_NAME, ModelCard
     from .worker import Worker
 
-    name = "the default checkpoint" if options.model is None else Path(options.model).name
+    name = DEFAULT_NAME if options.model is None else Path(options.model).name
     name += "".join(f" with {Path(source).stem}" for source, _ in options.lora)
     card = ModelCard.of(folder, name, words_taught(model.dit))
     results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
     rate = folder.defaults.frames_per_second
     worker = Worker(start, frames_per_second=rate, folder=results)
     device = _device_words(model, 1 if launched is None else launched.processes)
-    page = build_page(card, worker, results, device, shapes=options.model is None)
+    shapes = options.model is None
+    page = build_page(card, worker, results, device, shapes=shapes, checkpoint=folder.path)
     names = own_names(options.host) | set(options.allow_host)
     if ANY in names:
         sys.stderr.write(
@@ -152,7 +153,13 @@ def _serve(
 
 
 def build_page(
-    card: ModelCard, worker: Worker, folder: Path, device: str, *, shapes: bool
+    card: ModelCard,
+    worker: Worker,
+    folder: Path,
+    device: str,
+    *,
+    shapes: bool,
+    checkpoint: Path | None = None,
 ) -> gr.Blocks:
     """The page as Gradio's blocks.
 
@@ -162,17 +169,20 @@ def build_page(
         folder: Where results go.
         device: What it runs on, for people.
         shapes: Whether the model is the default checkpoint, which knows shapes only.
+        checkpoint: Its folder, which may have videos that the model made.
     """
     import gradio as gr
 
     from .api import add_endpoints
     from .events import Page
-    from .examples import general_examples, shape_examples
+    from .examples import general_examples, made_examples, shape_examples
     from .failures import Blocks
     from .layout import build_fields, build_header, build_results
     from .visitors import Visitors
 
     examples = shape_examples(folder / "examples") if shapes else general_examples()
+    if checkpoint is not None:
+        examples = examples._replace(made=made_examples(checkpoint, card, folder / "made"))
     gr.set_static_paths(folder)  # results are handed out as they lie, without a copy
     visitors = Visitors(folder)
     with Blocks(
@@ -183,7 +193,7 @@ def build_page(
             with gr.Column(scale=5, min_width=320, elem_id="pf-fields"):
                 fields = build_fields(card, examples)
             with gr.Column(scale=6, min_width=320, elem_id="pf-results"):
-                results = build_results()
+                results = build_results(examples)
         page = Page(
             card=card,
             examples=examples,

@@ -19,6 +19,7 @@ MODES = ("text", "image", "extend", "storyboard")
 """Text to video, image to video, a video that goes on, several prompts at chosen times."""
 ON_PAGE = {option.key: name for name, option in OPTIONS.items() if option.label is not None}
 """Arguments that visitors may set, by the name of the field."""
+DEFAULT_NAME = "the default checkpoint"
 MAX_PROMPT = 2000  # characters; the text encoders read fewer
 MAX_SCENES = 6
 AREA_FACTOR = 4
@@ -60,6 +61,11 @@ class Settings:
     options: Mapping[str, Any]
     """What the record of arguments has for the page, by the name of the field. `seconds` of a
     video that goes on are how much longer it gets."""
+
+    @property
+    def variant(self) -> str:
+        """Which transformer of the model."""
+        return self.model.rpartition(", ")[2]
 
     @property
     def prompts(self) -> list[str]:
@@ -172,6 +178,11 @@ class ModelCard:
         seconds = min(max(seconds, 0.1), SCENE_START.most)
         solver = folder.stepping.get("solver", "euler")
         return cls(f"{name}, {variant}", defaults, *defaults.size(), seconds, solver)
+
+    @property
+    def variant(self) -> str:
+        """Which transformer of the model."""
+        return self.settings().variant
 
     @property
     def max_area(self) -> int:

@@ -30,8 +30,8 @@ SETTLED = """() => new Promise((done) => {
 })"""
 NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, video, img, canvas")]
   .filter((one) => one.checkVisibility())
-  .filter((one) => !one.ariaLabel && !one.hasAttribute('alt') && !one.title && !one.innerText?.trim()
-    && ![...(one.labels || [])].some((label) => label.innerText.trim()))
+  .filter((one) => !one.ariaLabel && !one.hasAttribute('alt') && !one.title
+    && !one.innerText?.trim() && ![...(one.labels || [])].some((label) => label.innerText.trim()))
   .map((one) => one.outerHTML)"""
 CLIPPED = """(zone) => {
   const box = zone.getBoundingClientRect();
@@ -48,7 +48,8 @@ PASTE = """([target, kinds]) => {
     if (kind === "text/plain") data.setData(kind, content);
     else data.items.add(new File([Uint8Array.from(content)], "image.png", { type: kind }));
   }
-  const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+  const options = { clipboardData: data, bubbles: true, cancelable: true };
+  const event = new ClipboardEvent("paste", options);
   document.querySelector(target).dispatchEvent(event);
   return event.defaultPrevented;
 }"""
