@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..checks import SIDE, OneOrMore, Whole
+from ..checks import SIDE, OneOrMore, Whole, memory_size
 from ..flow.sizes import added_temp_of, temp_of
 from ..generation.arguments import DEFAULTS, OPTIONS
 
 STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
-"""The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
+"""`auto` and the names of `memory_presets.PRESETS`, which takes PyTorch to import."""
 FLAGS = {name: option for name, option in OPTIONS.items() if option.flag is not None}
 """What the record of arguments has for the command line, by the name of the argument."""
 
@@ -245,8 +245,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     )
     model.add_argument(
         "--memory",
-        choices=MEMORY_PRESETS,
-        help="fit into so much GPU memory, or into what is free (auto): what that takes is in "
+        type=_memory,
+        metavar="SIZE",
+        help="fit into so much memory of the GPU, or of the computer without one, such as 16GB, or "
+        f"into what is free (auto); presets are {', '.join(MEMORY_PRESETS[1:])}, see "
         "docs/memory.md",
     )
     model.add_argument(
@@ -308,6 +310,17 @@ def parse_size(text: str) -> tuple[int, int]:
             f"width and height must be multiples of {SIZE_MULTIPLE}, not {text}; {fits} would do"
         )
     return width, height
+
+
+def _memory(text: str) -> str:
+    if text in MEMORY_PRESETS:
+        return text
+    try:
+        memory_size(text)
+    except ValueError as error:
+        names = ", ".join(MEMORY_PRESETS)
+        raise argparse.ArgumentTypeError(f"must be one of {names}, or {error}") from error
+    return text
 
 
 def _device(text: str) -> str:
