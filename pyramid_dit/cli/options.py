@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..checks import SIDE, Number, OneOrMore, Whole
+from ..checks import SIDE, Number, OneOrMore, Whole, memory_size
 from ..flow.sizes import added_temp_of, temp_of
 from ..generation.arguments import DEFAULTS, OPTIONS
 
 STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
-"""The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
+"""`auto` and the names of `memory_presets.PRESETS`, which takes PyTorch to import."""
 COMMANDS = ("doctor", "page")
 """What the first word may be in place of a prompt."""
 FLAGS = {name: option for name, option in OPTIONS.items() if option.flag is not None}
@@ -286,8 +286,10 @@ def _add_single_model_options(parser: argparse.ArgumentParser) -> argparse._Argu
     )
     model.add_argument(
         "--memory",
-        choices=MEMORY_PRESETS,
-        help="fit into so much GPU memory, or into what is free (auto): what that takes is in "
+        type=_memory,
+        metavar="SIZE",
+        help="fit into so much memory of the GPU, or of the computer without one, such as 16GB, or "
+        f"into what is free (auto); presets are {', '.join(MEMORY_PRESETS[1:])}, see "
         "docs/memory.md",
     )
     model.add_argument(
@@ -381,6 +383,17 @@ def _lora(text: str) -> tuple[str, float]:
         if re.fullmatch(r"[-+\d.]+", scale):
             raise argparse.ArgumentTypeError(f"the scale of {source}: {error}") from error
         return text, 1.0
+
+
+def _memory(text: str) -> str:
+    if text in MEMORY_PRESETS:
+        return text
+    try:
+        memory_size(text)
+    except ValueError as error:
+        names = ", ".join(MEMORY_PRESETS)
+        raise argparse.ArgumentTypeError(f"must be one of {names}, or {error}") from error
+    return text
 
 
 def _device(text: str) -> str:

@@ -292,8 +292,8 @@ class PyramidDiTForVideoGeneration:
                 an accelerator and `fp32` for the CPU.
             device: Where to put the models, by default the CPU; with `memory` what they compute
                 on, by default the accelerator.
-            memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`: where the weights are kept
-                while they are not at work, see `memory_presets`.
+            memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`, or another size: where the
+                weights are kept while they are not at work, see `memory_presets`.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where to keep what is fetched from the hub.
             kwargs: Arguments of the constructor.
