@@ -137,8 +137,9 @@ def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Nam
     parts: dict[str, Any] = {}
 
     def write(target: Path) -> None:
-        _copy_rest(source, target)
         own = model.video_generator.components
+        encoders = model_text_parts(model) if "text_encoder" in parts else []
+        _copy_rest(source, target, written=encoders)
         dit = _filled(unwrapped(own.dit), parts["dit"])
         dit.register_to_config(
             generation_defaults=dataclasses.asdict(own.defaults),
@@ -147,7 +148,7 @@ def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Nam
             _name_or_path="",  # else it names a folder of this machine
         )
         dit.save_pretrained(target / source.variant)
-        for part in model_text_parts(model) if "text_encoder" in parts else ():
+        for part in encoders:
             encoder = unwrapped(own.text_encoder).get_submodule(part)
             inside = _under(f"{part}.", parts["text_encoder"])
             encoder.save_pretrained(target / part, state_dict=inside)
@@ -174,13 +175,18 @@ def model_text_parts(model: PyramidDiTForVideoGeneration) -> list[str]:
     return [part.encoder for part in unwrapped(model.text_encoder).parts()]
 
 
-def _copy_rest(source: CheckpointFolder, target: Path) -> None:
-    """What is not trained, by links where the file system has them: it can be many gigabytes."""
+def _copy_rest(source: CheckpointFolder, target: Path, *, written: Sequence[str]) -> None:
+    """What is not trained, by links where the file system has them: it can be many gigabytes.
+
+    Folders that are `written` afterwards are left out: what is written into a linked file is
+    written into the source.
+    """
+    others = {"README.md", *written}
 
     def left_out(folder: str, names: list[str]) -> list[str]:
         if Path(folder) != source.path:
             return []
-        return [n for n in names if n.startswith((VARIANT_PREFIX, ".")) or n == "README.md"]
+        return [name for name in names if name.startswith((VARIANT_PREFIX, ".")) or name in others]
 
     def link(path: str, copy: str) -> None:
         try:
