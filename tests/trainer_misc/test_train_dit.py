@@ -218,7 +218,7 @@ def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
             assert f"(default: {flag.default})" in text
 
 
-@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3", "sequence"])
+@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3", "sequence", "lora", "divided_lora"])
 def test_two_processes_train_as_one_with_their_batches(
     kind: str, files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -228,8 +228,20 @@ def test_two_processes_train_as_one_with_their_batches(
         "zero2": ["--use_fsdp"],
         "zero3": ["--use_fsdp", "--fsdp_shard_strategy", "zero3"],
         "sequence": ["--use_sequence_parallel", "--sp_group_size", "2"],
+        "lora": [],
+        "divided_lora": ["--use_fsdp"],
     }[kind]
-    same = ["--steps", "2", "--sync_video_input", "--video_sync_group", "1", "--opt_eps", "1"]
+    lora = ["--lora_rank", "2"] if "lora" in kind else []
+    same = [
+        *lora,
+        "--steps",
+        "2",
+        "--sync_video_input",
+        "--video_sync_group",
+        "1",
+        "--opt_eps",
+        "1",
+    ]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "trainer_misc.train_dit"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
