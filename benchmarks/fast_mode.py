@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.devices.cpu import keep_freed_memory
-from trainer_misc.toy.evaluation import evaluate_frames, evaluation_prompts
+from trainer_misc.toy.evaluation import evaluation_prompts
+from trainer_misc.toy.tables import evaluate_frames
 
 from .measure import device_name
 from .report import Report, finish, option_parser
