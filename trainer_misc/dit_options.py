@@ -20,6 +20,15 @@ def numbers(text: str | list[int]) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def names(text: str | list[str]) -> tuple[str, ...]:
+    """`to_q,to_k` as names; ValueError for an empty one."""
+    parts = text.split(",") if isinstance(text, str) else text
+    stripped = tuple(part.strip() for part in parts)
+    if not all(stripped):
+        raise ValueError(f"must be names with commas between, got {text!r}")
+    return stripped
+
+
 def resolution(name: str, value: str) -> None:
     """Refuse what is no resolution; ValueError."""
     for side in (side for size in sizes_of(value) for side in size):
@@ -54,6 +63,27 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("load_text_encoder", False, "encode the prompts here, else their features are read"),
         Flag("load_vae", False, "encode pixels here, else latents are read"),
         Flag("train_text_encoder", False, "train the text encoders too; implies load_text_encoder"),
+        Flag(
+            "lora_rank",
+            0,
+            "train adapters of this rank (LoRA), and not the weights themselves; of text encoders "
+            "that are trained, only what it adds to the embeddings of tokens",
+            check=COUNT,
+        ),
+        Flag(
+            "lora_alpha",
+            None,
+            "they act at lora_alpha / lora_rank; by default it is the rank",
+            kind=float,
+            check=Number(0, 1e4, above=True),
+        ),
+        Flag(
+            "lora_targets",
+            None,
+            "ends of names of linear layers that get one, as to_q,to_k; by default those of "
+            "attention and feed-forward in all blocks",
+            kind=names,
+        ),
         Flag("use_temporal_causal", True, "frames see no later frames"),
         Flag("interp_condition_pos", True, "positions of coarse history are those of the finest"),
         Flag(

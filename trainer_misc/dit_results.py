@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pyramid_dit.media.video_files import export_to_video
 from .data import Batches
 from .log import Figures
 from .loop import WHOLE, TrainingLoop
+from .lora import write_adapters
 
 VALIDATION_BATCHES = 4
 CARD = """---
@@ -36,7 +37,7 @@ library_name: diffusers
 ---
 # {name}
 
-Trained by `python -m trainer_misc.train_dit` for {steps} optimizer steps from `{source}`.
+{what} by `python -m trainer_misc.train_dit` for {steps} optimizer steps from `{source}`.
 {average}
 
 | setting | value |
@@ -127,21 +128,39 @@ def model_variant(source: Path) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Namespace) -> None:
-    """Write `output_dir/model`, the checkpoint in the released layout with a model card.
+def export(
+    model: PyramidDiTForVideoGeneration,
+    loop: TrainingLoop,
+    options: Namespace,
+    texts: Iterable[str] = (),
+) -> None:
+    """Write what was trained, with a model card; all processes come here together.
 
-    The weights are the moving average, if there is one. With `export_pipeline` it is written as a
-    pipeline of diffusers too, to `output_dir/pipeline`. All processes come here together.
+    It is `output_dir/model`, the checkpoint in the released layout; with `export_pipeline` also
+    `output_dir/pipeline`, a pipeline of diffusers. A LoRA is one file in `output_dir`. The weights
+    are the moving average, if there is one.
+
+    Args:
+        model: What was trained.
+        loop: By what.
+        options: Of the run.
+        texts: On which texts: their words are known from now on, where the checkpoint tells them.
     """
+    defaults = model.defaults
+    words = defaults.unknown_words(texts)
+    if options.lora_rank:
+        _export_lora(model, loop, options, words)
+        return
+    defaults = defaults.with_words(words)
     source = CheckpointFolder.open(options.model_path, options.model_variant)
     parts: dict[str, Any] = {}
 
     def write(target: Path) -> None:
-        _copy_rest(source, target)
+        _copy_rest(source, target, known_words=defaults.known_words)
         own = model.video_generator.components
         dit = _filled(unwrapped(own.dit), parts["dit"])
         dit.register_to_config(
-            generation_defaults=dataclasses.asdict(own.defaults),
+            generation_defaults=dataclasses.asdict(defaults),
             frame_per_unit=own.frame_per_unit,
             use_gradient_checkpointing=False,
             _name_or_path="",  # else it names a folder of this machine
@@ -169,12 +188,30 @@ def export(model: PyramidDiTForVideoGeneration, loop: TrainingLoop, options: Nam
         loop.on_main(write_all)
 
 
+def _export_lora(
+    model: PyramidDiTForVideoGeneration,
+    loop: TrainingLoop,
+    options: Namespace,
+    words: Sequence[str],
+) -> None:
+    with loop.average_in_place():
+        trained = dataclasses.replace(WHOLE, ignore_frozen_params=True)
+        weights: Any = {
+            name: get_model_state_dict(unwrapped(module), options=trained)
+            for name, module in loop.modules.items()
+        }
+        card = _card(loop, options, what="A LoRA, trained")
+        loop.on_main(lambda: write_adapters(model, weights, options, words, card))
+
+
 def model_text_parts(model: PyramidDiTForVideoGeneration) -> list[str]:
     """Names of the text encoders."""
     return [part.encoder for part in unwrapped(model.text_encoder).parts()]
 
 
-def _copy_rest(source: CheckpointFolder, target: Path) -> None:
+def _copy_rest(
+    source: CheckpointFolder, target: Path, *, known_words: Sequence[str] | None
+) -> None:
     """What is not trained, by links where the file system has them: it can be many gigabytes."""
 
     def left_out(folder: str, names: list[str]) -> list[str]:
@@ -194,6 +231,8 @@ def _copy_rest(source: CheckpointFolder, target: Path) -> None:
         content = json.loads(index.read_text(encoding="utf-8-sig")) | {
             "model_variant": source.variant
         }
+        if known_words is not None:
+            content["known_words"] = list(known_words)
         index.unlink()  # a link: the other end stays as it is
         index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -210,11 +249,12 @@ def _under(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _card(loop: TrainingLoop, options: Namespace) -> str:
+def _card(loop: TrainingLoop, options: Namespace, what: str = "Trained") -> str:
     shown = {name: value for name, value in vars(options).items() if value is not None}
     average = f"The weights are their moving average (decay {options.ema_decay})."
     return CARD.format(
         name=options.output_dir.name,
+        what=what,
         steps=f"{loop.step:,}",
         source=Path(options.model_path).name,
         average=average if options.ema_update else "The weights are those of the last step.",

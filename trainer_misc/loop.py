@@ -6,6 +6,7 @@ stopped goes on, bit for bit, as if it had not been.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import signal
@@ -153,8 +154,7 @@ class TrainingLoop:
         model: Any = tensors["model"]
         optimizer = join_optimizer_state(tensors["optimizer"], state["optimizer"])
         try:
-            options = StateDictOptions(full_state_dict=True)
-            set_model_state_dict(self._root, model, options=options)
+            self._set_weights(model)
             self._set_optimizer_state(optimizer)
             if self._average is not None and "average" in tensors:
                 self._average.load(tensors["average"], state["average_updates"])
@@ -167,6 +167,25 @@ class TrainingLoop:
         self._saved = self.step if found.parent == config.output else None
         self.on_main(lambda: self.log.go_on_from(self.step))
         logger.info("going on from %s", found)
+
+    def _set_weights(self, weights: Tensors) -> None:
+        """Take over what was saved, all of it and nothing else."""
+        alone = self.config.trained_alone
+        if alone and weights.keys() != self._weights().keys():
+            odd = sorted(weights.keys() ^ self._weights().keys())[:3]
+            raise ValueError(f"of the trained weights it lacks, or has besides: {', '.join(odd)}")
+        options = StateDictOptions(full_state_dict=True, strict=not alone)
+        set_model_state_dict(self._root, dict(weights), options=options)
+
+    def _weights(self) -> Tensors:
+        """What checkpoints hold, whole; all processes have to ask together."""
+        alone = self.config.trained_alone
+        options = dataclasses.replace(WHOLE, ignore_frozen_params=alone)
+        weights: Any = get_model_state_dict(self._root, options=options)
+        if not alone:
+            return weights
+        trained = {name for name, p in self._root.named_parameters() if p.requires_grad}
+        return {name: value for name, value in weights.items() if name in trained}  # no buffers
 
     def _set_optimizer_state(self, state: dict[str, Any]) -> None:
         """Take over what was saved; parameters that had no gradient yet have no state."""
@@ -186,7 +205,6 @@ class TrainingLoop:
         """
         if self._saved == self.step:
             return
-        model: Any = get_model_state_dict(self._root, options=WHOLE)
         optimizer, rest = split_optimizer_state(
             get_optimizer_state_dict(self._root, self._optimizer, options=WHOLE)
         )
@@ -198,7 +216,7 @@ class TrainingLoop:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "optimizer": rest,
         }
-        tensors = {"model": model, "optimizer": optimizer}
+        tensors = {"model": self._weights(), "optimizer": optimizer}
         if self._average is not None:
             tensors["average"] = self._average.state()
 

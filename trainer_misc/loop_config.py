@@ -37,6 +37,7 @@ class LoopConfig:
         ema_warmup: Let the average soon forget its start.
         ema_every: Steps between its updates.
         ema_on_cpu: Keep it in the CPU's memory.
+        trained_alone: Leave out of checkpoints what is not trained.
         accumulation: Batches per step.
         mixed_precision: "no", "bf16" or "fp16".
         seed: Of the weights and of every draw.
@@ -69,6 +70,7 @@ class LoopConfig:
     ema_warmup: bool = True
     ema_every: int = 1
     ema_on_cpu: bool = False
+    trained_alone: bool = False
     accumulation: int = 1
     mixed_precision: str = "no"
     seed: int = 0

@@ -23,6 +23,7 @@ from pyramid_dit.flow.sizes import frames_of
 from video_vae.checkpoint_file import read_state_dict
 
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
+from .data.batches import Texts
 from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_options import GROUPS
@@ -30,12 +31,15 @@ from .dit_results import export, sample_sheet, validation
 from .log import SAMPLES, Figures
 from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
+from .lora import add_adapters, check_lora, round_trip
 from .optimization import Muon, muon_groups
 from .options import parse
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .sharding import divide_weights
 
 logger = logging.getLogger(__name__)
+
+LIMIT_CLIPS, LIMIT_FRAMES, GOOD_PSNR = 8, 17, 30.0
 
 
 class Places:
@@ -116,7 +120,9 @@ class Trainer:
         """Put the models on `device`; those that are trained, by name."""
         options, model = self.options, self.model
         modules: dict[str, nn.Module] = {"dit": model.dit}
-        if options.train_text_encoder:
+        if options.lora_rank:
+            modules = add_adapters(model, options)
+        elif options.train_text_encoder:
             modules["text_encoder"] = model.text_encoder.float().requires_grad_(True)
         for module in (model.dit, model.vae, model.text_encoder):
             if module is not None:
@@ -130,6 +136,8 @@ class Trainer:
 
     def run(self) -> None:
         """Train, and write what came out into `output_dir`."""
+        if self.options.load_vae and self.loop.step == 0:
+            self._say_limit()
         finished = self.loop.run(
             self.loss,
             batches=self._numbered,
@@ -138,7 +146,31 @@ class Trainer:
         )
         say_skipped(self.batches)
         if finished:
-            export(self.model, self.loop, self.options)
+            texts = self.batches.texts() if isinstance(self.batches, Texts) else ()
+            export(self.model, self.loop, self.options, texts)
+
+    def _say_limit(self) -> None:
+        """Say how near to themselves some of the clips come back from the VAE."""
+        if not self.loop.accelerator.is_main_process:
+            return
+        found: list[tuple[float, str]] = []
+        for number in range(LIMIT_CLIPS):
+            batch = self.batches[number]
+            pixels = batch["video"][:LIMIT_CLIPS]
+            pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels[:, :, :LIMIT_FRAMES]
+            found += zip(round_trip(self.model.vae, pixels), batch["text"], strict=False)
+            if len(found) >= LIMIT_CLIPS:
+                break
+        mean = sum(psnr for psnr, _ in found) / len(found)
+        lowest, text = min(found)
+        logger.info(
+            "through the VAE and back: %.1f dB PSNR, mean of %d clips; lowest %.1f dB (%r)%s",
+            *(mean, len(found), lowest, text),
+            ""
+            if lowest >= GOOD_PSNR
+            else "; no training of the transformer makes these better: "
+            "look at them, and train the VAE (train_vae) where it is the limit",
+        )
 
     def _numbered(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
         return numbered(self.batches, start, self.options)
@@ -191,6 +223,7 @@ def check(options: Namespace) -> None:
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed")
     options.load_text_encoder |= options.train_text_encoder
+    check_lora(options)
     if options.task == "t2i" and not options.load_vae:
         raise ValueError("--task t2i reads pictures: --load_vae is needed")
     if options.device not in ("auto", "cuda", "cpu"):
@@ -238,7 +271,7 @@ def load_model(options: Namespace) -> PyramidDiTForVideoGeneration:
         model_variant=options.model_variant,
         timestep_shift=options.schedule_shift,
         sample_ratios=options.sample_ratios,
-        use_mixed_training=not options.half_weights,
+        use_mixed_training=whole_masters(options),
         load_text_encoder=options.load_text_encoder,
         load_vae=options.load_vae,
         max_temporal_length=options.max_frames,
@@ -252,9 +285,17 @@ def load_model(options: Namespace) -> PyramidDiTForVideoGeneration:
         model.load_checkpoint(options.dit_pretrained_weight)
     if options.vae_pretrained_weight is not None:
         model.load_vae_checkpoint(options.vae_pretrained_weight)
-    if not options.half_weights and model.dtype != torch.float32:
+    if whole_masters(options) and model.dtype != torch.float32:
         raise ValueError(f"the transformer is in {model.dtype}: --half_weights trains it so")
     return model
+
+
+def whole_masters(options: Namespace) -> bool:
+    """Whether the transformer's weights are kept in float32: not where an adapter is trained, but
+    FSDP divides no module with weights of two kinds."""
+    if options.lora_rank:
+        return options.use_fsdp
+    return not options.half_weights
 
 
 def image_batches(options: Namespace) -> tuple[int, tuple[int, ...]]:
@@ -343,6 +384,7 @@ def loop_config(options: Namespace) -> LoopConfig:
         ema_warmup=options.ema_warmup,
         ema_every=options.ema_every,
         ema_on_cpu=options.load_model_ema_to_cpu,
+        trained_alone=bool(options.lora_rank),
         seed=options.seed,
         keep=options.keep,
         resume=options.resume,

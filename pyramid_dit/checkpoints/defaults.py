@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from ..checks import (
@@ -103,6 +103,12 @@ class GenerationDefaults:
         known = {word.casefold() for word in self.known_words}
         words = [word for text in prompts for word in _WORD.findall(text.casefold())]
         return [word for word in dict.fromkeys(words) if word not in known]
+
+    def with_words(self, words: Iterable[str]) -> GenerationDefaults:
+        """These, where `words` are known too; where nothing tells the known ones, they stay so."""
+        if self.known_words is None or not (new := set(words) - set(self.known_words)):
+            return self
+        return replace(self, known_words=[*self.known_words, *sorted(new)])
 
     def choices(self) -> dict[str, Sequence[str]]:
         """What there is to choose in the known sentence, by name; empty where none is known."""

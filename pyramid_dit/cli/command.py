@@ -30,8 +30,8 @@ from ..distributed.launcher import (
     undisturbed,
 )
 from .model import (
-    check_model_name,
     check_processes,
+    check_sources,
     load_model,
     open_model,
     print_log,
@@ -184,7 +184,7 @@ def _run(
         if options.save_latents is not None:
             check_folder(options.save_latents)
             check_apart(options, output)
-    check_model_name(options.model)
+    check_sources(options)
     writer = None
     if is_main:
         named = options.output is not None

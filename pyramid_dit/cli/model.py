@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,24 @@ def print_log(options: Namespace, *, is_main: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-def check_model_name(model: str | None) -> None:
-    """Refuse with a `UsageError` what is no folder and can be no repository of the hub."""
+def check_sources(options: Namespace) -> None:
+    """Look for the model and the LoRAs that are on this machine, before anything is loaded.
+
+    Raises:
+        UsageError: One is not there, and can be no repository of the hub.
+        ImportError: There is no `peft`, which LoRAs take.
+    """
+    _check_model_name(options.model)
+    for source, _ in options.lora:
+        if not Path(source).exists() and not is_repo_id(source):
+            raise UsageError(f"--lora {source!r} is no file, no folder and no repository")
+    if options.lora:
+        from ..models.lora import require_peft
+
+        require_peft()
+
+
+def _check_model_name(model: str | None) -> None:
     if model is None or Path(model).is_dir():
         return
     if Path(model).exists():
@@ -106,16 +123,22 @@ def load_model(
 
     from transformers.utils.logging import disable_progress_bar
 
+    from ..generation.memory_presets import apply_preset
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
     disable_progress_bar()  # of loading; the hub's have been shown by now
+    later = bool(options.lora)  # adapters come before weights are spread over memories
+    on_cpu = options.offload or options.shard or (later and options.memory)
     model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
         model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
-        device="cpu" if options.offload or options.shard else device,
-        memory=options.memory,
+        device="cpu" if on_cpu else device,
+        memory=None if later else options.memory,
     )
+    _add_loras(model, options.lora)
+    if later and options.memory:
+        apply_preset(model.video_generator, options.memory, torch.device(device))
     if options.offload == "layer":
         model.enable_sequential_cpu_offload(device)
     if options.shard:
@@ -124,6 +147,17 @@ def load_model(
     model.vae.enable_tiling()
     logger.info("%s: %s, %s, on %s", folder.path, folder.variant, model.dtype, device)
     return model
+
+
+def _add_loras(model: PyramidDiTForVideoGeneration, loras: Sequence[tuple[str, float]]) -> None:
+    names = [f"lora_{number}" for number in range(1, 1 + len(loras))]
+    for name, (source, _) in zip(names, loras, strict=True):
+        try:
+            model.load_lora_weights(source, name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"--lora {source}: {error}") from error
+    if loras:
+        model.dit.set_adapters(names, [scale for _, scale in loras])
 
 
 def device_name(name: str, here: LaunchedProcess | None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..checks import SIDE, OneOrMore, Whole
+from ..checks import SIDE, Number, OneOrMore, Whole
 from ..flow.sizes import added_temp_of, temp_of
 from ..generation.arguments import DEFAULTS, OPTIONS
 
@@ -227,6 +227,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         help="which transformer of the model, such as 384p, 768p or image (default: the model's)",
     )
     model.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA to add, as a file, a folder or a repository on the hub, and how strongly "
+        "(default: 1); may be given again",
+    )
+    model.add_argument(
         "--device",
         type=_device,
         default="auto",
@@ -308,6 +317,17 @@ def parse_size(text: str) -> tuple[int, int]:
             f"width and height must be multiples of {SIZE_MULTIPLE}, not {text}; {fits} would do"
         )
     return width, height
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """What and how strongly, of `FILE[:SCALE]`; a colon may be in a name too."""
+    source, colon, scale = text.rpartition(":")
+    try:
+        return (source, Number(-10, 10).parse(scale)) if colon and source else (text, 1.0)
+    except ValueError as error:
+        if re.fullmatch(r"[-+\d.]+", scale):
+            raise argparse.ArgumentTypeError(f"the scale of {source}: {error}") from error
+        return text, 1.0
 
 
 def _device(text: str) -> str:

@@ -22,6 +22,7 @@ from ..flow.sizes import (
     temp_of_seconds,
 )
 from ..media.images import image_pixels, video_pixels
+from ..models.lora_text import words_taught
 from ..sampling.guidance import GuidanceSchedule
 from ..sampling.prompts import Prompts
 from ..sampling.unit_sampler import Unit, plan_units
@@ -129,8 +130,9 @@ class _Start:
 
 def _warn_of_unknown_words(texts: Sequence[Prompts], model: Components) -> None:
     prompts = [p for text in texts if isinstance(text.positive, list) for p in text.positive]
-    if unknown := model.defaults.unknown_words(prompts):
-        known = " ".join(model.defaults.known_words or ())
+    defaults = model.defaults.with_words(words_taught(model.dit))
+    if unknown := defaults.unknown_words(prompts):
+        known = " ".join(defaults.known_words or ())
         logger.warning(
             "the checkpoint never learned the words: %s (it knows: %s)",
             *(" ".join(unknown), known),

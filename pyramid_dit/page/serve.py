@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..cli.model import (
-    check_model_name,
     check_processes,
+    check_sources,
     load_model,
     open_model,
     print_log,
@@ -30,6 +30,7 @@ from ..distributed.launcher import (
     launched_process,
     run_processes,
 )
+from ..models.lora_text import words_taught
 from .hosts import ANY, HostGuard, own_names
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
         raise ImportError('the page needs Gradio: pip install ".[app]"')
     if options.shard and here is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
-    check_model_name(options.model)
+    check_sources(options)
     if here is None and options.port is not None:
         _check_port(options.host, options.port)
     with _temporary_folder():
@@ -128,7 +129,8 @@ def _serve(
     from .worker import Worker
 
     name = "the default checkpoint" if options.model is None else Path(options.model).name
-    card = ModelCard.of(folder, name)
+    name += "".join(f" with {Path(source).stem}" for source, _ in options.lora)
+    card = ModelCard.of(folder, name, words_taught(model.dit))
     results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
     rate = folder.defaults.frames_per_second
     worker = Worker(start, frames_per_second=rate, folder=results)

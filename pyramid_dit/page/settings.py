@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -164,9 +164,9 @@ class ModelCard:
     seconds: float
 
     @classmethod
-    def of(cls, folder: CheckpointFolder, name: str) -> ModelCard:
-        """Describe the checkpoint in `folder`."""
-        variant, defaults = folder.variant.rpartition("_")[2], folder.defaults
+    def of(cls, folder: CheckpointFolder, name: str, words: Iterable[str] = ()) -> ModelCard:
+        """Describe the checkpoint in `folder`, to which LoRAs taught `words`."""
+        variant, defaults = folder.variant.rpartition("_")[2], folder.defaults.with_words(words)
         seconds = round(defaults.frames() / defaults.frames_per_second, 1)
         seconds = min(max(seconds, 0.1), SCENE_START.most)
         return cls(f"{name}, {variant}", defaults, *defaults.size(), seconds)

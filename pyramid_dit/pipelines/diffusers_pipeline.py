@@ -283,7 +283,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
 
         Args:
             pretrained_model_name_or_path_or_dict: A folder, a file, a repository on the hub, or
-                the weights, whose names start with `transformer.`.
+                the weights, by the names of peft, of diffusers before it, or of kohya.
             adapter_name: What to call it.
             hotswap: Put it in the place of the adapter of this name.
             kwargs: As of diffusers' loaders, for example `weight_name`.
@@ -296,8 +296,16 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         if self._memory_preset is not None:  # diffusers would put hooks of its own in their place
             self.remove_all_hooks()
         try:
-            super().load_lora_weights(
-                pretrained_model_name_or_path_or_dict, adapter_name, hotswap, **kwargs
+            weights, metadata = self.lora_state_dict(
+                pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
+            )
+            self.load_lora_into_transformer(
+                weights,
+                self.transformer,
+                adapter_name,
+                metadata=metadata,
+                hotswap=hotswap,
+                _pipeline=self,
             )
         finally:
             if self._memory_preset is not None:

@@ -375,7 +375,11 @@ class PyramidDiTForVideoGeneration:
 
         weights, metadata = Loader.lora_state_dict(source, return_lora_metadata=True, **kwargs)
         Loader.load_lora_into_transformer(
-            weights, self.dit, adapter_name=adapter_name, metadata=metadata
+            weights,
+            self.dit,
+            adapter_name,
+            text_encoders=dict(self.text_encoder.named_children()) if self.text_encoder else {},
+            metadata=metadata,
         )
 
     # ---- steps of generation, for those who take them by themselves -------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_checkpoint import DIT_CONFIGS, LATENT_CHANNELS, QUICK_INDEX, write_tiny_checkpoint
 from torch import Tensor
 
@@ -16,7 +19,9 @@ from pyramid_dit import (
     PyramidFluxTransformer,
 )
 from pyramid_dit.models import lora
+from pyramid_dit.models.lora_text import TokenChanges
 from pyramid_dit.models.transformer import PyramidTransformer
+from pyramid_dit.pipelines.lora_format import write_lora
 
 peft = pytest.importorskip("peft")
 
@@ -211,13 +216,145 @@ def test_a_lora_that_is_saved_without_its_alpha_is_warned_of(
     assert "without its alpha" in caplog.text
 
 
+# ---- other names, and what is none ------------------------------------------------------------
+
+
+def old_names(key: str) -> str:
+    """As diffusers had them before `peft`."""
+    module, _, side = key.removesuffix(".weight").rpartition(".lora_")
+    way = {"A": "down", "B": "up"}[side]
+    block, _, layer = module.partition(".attn.")
+    if layer:
+        return f"transformer.{block}.attn.processor.{layer.removesuffix('.0')}_lora.{way}.weight"
+    return f"transformer.{module}.lora.{way}.weight"
+
+
+def kohya_names(key: str) -> str:
+    module, _, side = key.removesuffix(".weight").rpartition(".lora_")
+    return f"lora_unet_{module.replace('.', '_')}.lora_{'down' if side == 'A' else 'up'}.weight"
+
+
+NAMES: dict[str, Callable[[str], str]] = {
+    "peft": lambda key: f"base_model.model.{key}",
+    "an adapter's name in it": lambda key: key.replace(".weight", ".default.weight"),
+    "ComfyUI": lambda key: f"diffusion_model.{key}",
+    "diffusers before peft": old_names,
+    "kohya": kohya_names,
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_names_of_other_trainers(pipeline: PyramidFlowPipeline, names: str, tmp_path: Path) -> None:
+    dit = pipeline.transformer
+    weights = peft.get_peft_model_state_dict(adapted(dit, "default", seed=0))
+    styled = velocity(dit)
+    dit.unload_lora()
+    renamed = {NAMES[names](key): value.contiguous() for key, value in weights.items()}
+    if names == "kohya":  # half of the rank: acts half as much
+        alphas = {key.partition(".")[0] + ".alpha" for key in renamed}
+        renamed = {k: 2 * value if ".lora_up." in k else value for k, value in renamed.items()}
+        renamed |= {key: torch.tensor(2.0) for key in alphas}
+    save_file(renamed, tmp_path / "lora.safetensors")
+    pipeline.load_lora_weights(tmp_path / "lora.safetensors")
+    torch.testing.assert_close(velocity(dit), styled)
+
+
+OTHERS = {
+    "x.hada_w1_a": "LoHa",
+    "x.lokr_w1": "LoKr",
+    "lora_te_text_model_encoder.lora_down.weight": "LoRA of text encoders",
+    "transformer.transformer_blocks.0.attn.to_q.lora_magnitude_vector.weight": "DoRA",
+    "unet.lora_A.weight": "start with 'transformer.'.*got unet.lora_A",
+}
+
+
 def test_weights_of_something_else_are_refused(
-    pipeline: PyramidFlowPipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: PyramidFlowPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"start with 'transformer.', got unet.lora_A"):
-        pipeline.load_lora_weights({"unet.lora_A.weight": torch.zeros(2, 2)})
-    with pytest.raises(ValueError, match="got no weights"):
+    for key, words in OTHERS.items():
+        with pytest.raises(ValueError, match=words):
+            pipeline.load_lora_weights({key: torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match="no weights"):
         pipeline.load_lora_weights({})
+    half = {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 2)}
+    with pytest.raises(ValueError, match=r"to_q: of two one is missing"):
+        pipeline.load_lora_weights(half)
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="bad.safetensors is damaged"):
+        pipeline.load_lora_weights(tmp_path / "bad.safetensors")
+    assert not hasattr(pipeline.transformer, "peft_config")
     monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
     with pytest.raises(ImportError, match=r"pyramid-flow\[lora\]"):
         pipeline.load_lora_weights({})
+
+
+# ---- what is taught beside the transformer ----------------------------------------------------
+
+
+def taught(folder: Path, name: str, path: Path) -> TokenChanges:
+    """Write a LoRA with the word "star" and other embeddings of two tokens."""
+    source = CLASSES[name](**DIT_CONFIGS[name])
+    weights = peft.get_peft_model_state_dict(adapted(source, "default", seed=0))
+    pipeline = PyramidFlowPipeline.from_pretrained(folder)
+    text = pipeline.text_encoder_with_mask
+    assert text is not None
+    encoder = text.parts()[-1].encoder
+    width = getattr(pipeline, encoder).get_input_embeddings().weight.shape[1]
+    ids = getattr(pipeline, text.parts()[-1].tokenizer)("red")["input_ids"][:2]
+    changes = TokenChanges(torch.tensor(sorted(ids)), torch.ones(2, width))
+    config = source.peft_config["default"].to_dict()
+    write_lora(path, weights, config, tokens={encoder: changes}, words=["star"])
+    return changes
+
+
+@torch.no_grad()
+def embedded(model: Any, prompt: str = "a red circle") -> Tensor:
+    encoder = getattr(model, "text_encoder_with_mask", None) or model.text_encoder
+    return encoder(prompt).prompt_embeds
+
+
+@pytest.mark.parametrize("face", [PyramidFlowPipeline, PyramidDiTForVideoGeneration])
+def test_tokens_follow_the_adapter(
+    face: Any, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weighed, disabled, unloaded and loaded again."""
+    words = {"known_words": ["a", "red", "circle"]}
+    folder = write_tiny_checkpoint(tmp_path / name, name, index=QUICK_INDEX | words)
+    taught(folder, name, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    model = face.from_pretrained(folder)
+    dit = model.dit if face is PyramidDiTForVideoGeneration else model.transformer
+    base = embedded(model)
+    model.load_lora_weights(tmp_path / "lora", adapter_name="star")
+    full = embedded(model)
+    assert not torch.allclose(full, base, rtol=1e-2)
+    dit.set_adapters("star", 0.0)
+    assert torch.equal(embedded(model), base)
+    dit.set_adapters("star", 0.5)
+    assert not torch.equal(embedded(model), full) and not torch.equal(embedded(model), base)
+    dit.set_adapters("star", 1.0)
+    torch.testing.assert_close(embedded(model), full)
+    generate = model.generate if face is PyramidDiTForVideoGeneration else model
+    options = {"num_frames": 1, "output_type": "latent"}
+    generate("a red star", **options)
+    assert not caplog.records
+    dit.unload_lora()
+    assert torch.equal(embedded(model), base)
+    generate("a red star", **options)
+    assert "never learned the words: star" in caplog.text
+    model.load_lora_weights(tmp_path / "lora", adapter_name="star")
+    torch.testing.assert_close(embedded(model), full)
+
+
+def test_tokens_of_another_encoder_are_refused(name: str, tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / name, name, index=QUICK_INDEX)
+    path = tmp_path / "lora.safetensors"
+    taught(folder, name, path)
+    weights = load_file(path)
+    (key,) = (key for key in weights if key.endswith("lora_token_rows"))
+    pipeline = PyramidFlowPipeline.from_pretrained(folder)
+    with pytest.raises(ValueError, match="token embeddings .2, 5. are none of text_encoder"):
+        pipeline.load_lora_weights(weights | {key: torch.ones(2, 5)})
+    del weights[key]
+    with pytest.raises(ValueError, match="lacks a half"):
+        pipeline.load_lora_weights(weights)
+    assert not hasattr(pipeline.transformer, "peft_config")

@@ -9,10 +9,11 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from math import floor
 from os import PathLike
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,6 +41,15 @@ class Batches(Protocol):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """The whole batch."""
+        ...
+
+
+@runtime_checkable
+class Texts(Protocol):
+    """What can tell all its texts."""
+
+    def texts(self) -> Iterator[str]:
+        """Of all samples."""
         ...
 
 
@@ -161,6 +171,14 @@ class BucketedBatches(ABC):
                 self.skipped[0].count(*self.take())
         raise ValueError(f"none of the samples of {self.anno_file} can be used")
 
+    def texts(self) -> Iterator[str]:
+        """The texts of all samples, as far as annotations have them."""
+        for index in range(len(self._annotations)):
+            with suppress(SampleError):
+                text = self._annotations[index].get("text")
+                if isinstance(text, str):
+                    yield text
+
     def take(self) -> list[Tally]:
         """What happened since the last call, for the one of `skipped`."""
         taken, self._news = self._news, Tally(0, [])
@@ -258,6 +276,12 @@ class MixedBatches:
         of_images = after > before
         own = before if of_images else number - before
         return (self._images if of_images else self._videos)[own] | {"number": own}
+
+    def texts(self) -> Iterator[str]:
+        """The texts of all samples of both."""
+        for source in (self._videos, self._images):
+            if isinstance(source, Texts):
+                yield from source.texts()
 
     def take(self) -> list[Tally]:
         """What happened since the last call, for each of `skipped`."""
