@@ -214,13 +214,14 @@ def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
             assert f"(default: {flag.default})" in text
 
 
+LORA = ["--lora_rank", "2"]
 KINDS = {
     "ddp": [],
     "zero2": ["--use_fsdp"],
     "zero3": ["--use_fsdp", "--fsdp_shard_strategy", "zero3"],
     "sequence": ["--use_sequence_parallel", "--sp_group_size", "2"],
-    "lora": ["--lora_rank", "2"],
-    "divided_lora": ["--lora_rank", "2", "--use_fsdp"],
+    "lora": LORA,
+    "divided_lora": ["--use_fsdp", *LORA],
 }
 TWO_STEPS = ["--steps", "2", "--sync_video_input", "--video_sync_group", "1", "--opt_eps", "1"]
 
@@ -240,8 +241,7 @@ def test_two_processes_train_as_one_with_their_batches(
 ) -> None:
     """Gradients to 1e-5: the weights after steps that Adam does not bring to one size."""
     two = transformer(by_two / kind / "checkpoint-2")
-    lora = KINDS["lora"] if "lora" in kind else []
-    given = arguments(files, tmp_path, *TWO_STEPS, *lora)
+    given = arguments(files, tmp_path, *TWO_STEPS, *(LORA if "lora" in kind else []))
     if kind == "sequence":
         train_dit.main(given)
     else:
