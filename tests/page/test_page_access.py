@@ -14,7 +14,9 @@ from page_server import page_here
 from page_visit import PROMPT, FakeStream, Visit, expect
 from PIL import Image
 
-from pyramid_dit.page.settings import ModelCard
+from pyramid_dit.media.embedded_settings import write_comment
+from pyramid_dit.media.video_files import export_to_video
+from pyramid_dit.page.settings import ModelCard, Scene
 from pyramid_dit.page.worker import Job
 
 pytest.importorskip("gradio")
@@ -75,8 +77,29 @@ def address(
     def start(job: Job) -> FakeStream:
         return FakeStream(job, steps)
 
-    with page_here(replace(card, defaults=knowing), start, tmp_path_factory.mktemp("page")) as url:
+    knowing_card = replace(card, defaults=knowing)
+    folder = tmp_path_factory.mktemp("page")
+    write_examples(knowing_card, folder / "checkpoint")
+    with page_here(knowing_card, start, folder, folder / "checkpoint") as url:
         yield url
+
+
+def write_examples(card: ModelCard, checkpoint: Path) -> None:
+    """Two that can be shown, and three that cannot."""
+    usual = card.settings()
+    made = {
+        "1": replace(usual, prompt="a red circle", options={**usual.options, "seed": 11}),
+        "2": replace(usual, mode="storyboard", scenes=(Scene(0, "a blue square"),)),
+        "3": replace(usual, model="tiny, another"),
+        "4": replace(usual, mode="image"),
+    }
+    for name, settings in made.items():
+        path = checkpoint / "examples" / f"{name}.mp4"
+        export_to_video(
+            [Image.new("RGB", (64, 64), c) for c in ("red", "red", "blue", "blue")], path
+        )
+        write_comment(path, settings.to_json())
+    (checkpoint / "examples" / "0.mp4").write_text("this is no video")
 
 
 @pytest.fixture
@@ -282,3 +305,26 @@ def test_a_picture_is_pasted(visit: Visit) -> None:
     assert not page.evaluate(PASTE, ["#pf-modes textarea", [picture, ["text/plain", "words"]]])
     assert not page.evaluate(PASTE, ["#pf-modes textarea", [["text/plain", "words"]]])
     expect(page.get_by_role("tab", name="Text")).to_have_attribute("aria-selected", "true")
+
+
+def test_what_the_model_made_fills_the_fields(visit: Visit, steps: threading.Semaphore) -> None:
+    page = visit.page
+    strip = page.locator("#pf-made .thumbnail-item")
+    expect(strip).to_have_count(2)
+    names = [picture.get_attribute("alt") for picture in page.locator("#pf-made img").all()]
+    assert names == ["a red circle", "a blue square"]
+    source = page.get_attribute("#pf-made img", "src")
+    with Image.open(io.BytesIO(page.request.get(source).body())) as picture:
+        assert (picture.format, picture.size, picture.is_animated) == ("GIF", (64, 64), True)
+    strip.nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#pf-scene-0 textarea")).to_have_value("a blue square")
+    strip.nth(0).click()
+    expect(page.locator("#pf-modes textarea >> nth=0")).to_have_value("a red circle")
+    expect(page.locator("#pf-seed input")).to_have_value("11")
+    expect(page.locator("#pf-new-seed input")).not_to_be_checked()
+    page.keyboard.press("Control+Enter")
+    visit.wait_for("run")
+    finish(visit, steps)
+    expect(strip.first).to_be_hidden()
+    assert visit.seed() == "11"
