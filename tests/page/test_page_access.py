@@ -255,7 +255,7 @@ def test_contrast(browser: Any, address: str, scheme: str, steps: threading.Sema
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_drop_zones_show_all_their_words(browser: Any, address: str, viewport: Any) -> None:
+def test_drop_zones_and_examples_are_not_clipped(browser: Any, address: str, viewport: Any) -> None:
     visit = Visit(browser, address, viewport=viewport)
     visit.page.click("#pf-restore-box button >> nth=0")
     for tab, zone in (("Picture", "image"), ("Extend", "video"), ("Extend", "restore")):
@@ -263,6 +263,8 @@ def test_drop_zones_show_all_their_words(browser: Any, address: str, viewport: A
         visit.page.wait_for_selector(f"#pf-{zone} [data-testid=upload-text]")
         visit.page.evaluate(SETTLED)
         assert visit.page.locator(f"#pf-{zone}").evaluate(CLIPPED) == 0, zone
+    strip = visit.page.locator("#pf-made .grid-wrap")
+    assert strip.evaluate("one => one.scrollWidth - one.clientWidth") <= 0
     visit.context.close()
 
 
