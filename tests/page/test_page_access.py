@@ -14,9 +14,11 @@ from page_server import page_here
 from page_visit import PROMPT, FakeStream, Visit, expect
 from PIL import Image
 
+from pyramid_dit.checkpoints.hub import open_checkpoint
 from pyramid_dit.media.embedded_settings import write_comment
 from pyramid_dit.media.video_files import export_to_video
-from pyramid_dit.page.settings import ModelCard, Scene
+from pyramid_dit.page.examples import MADE_FOLDER, made_examples
+from pyramid_dit.page.settings import DEFAULT_NAME, ModelCard, Scene
 from pyramid_dit.page.worker import Job
 
 pytest.importorskip("gradio")
@@ -330,3 +332,18 @@ def test_what_the_model_made_fills_the_fields(visit: Visit, steps: threading.Sem
     finish(visit, steps)
     expect(strip.first).to_be_hidden()
     assert visit.seed() == "11"
+
+
+def test_examples_of_the_default_checkpoint(tmp_path: Path) -> None:
+    folder = open_checkpoint(None)
+    card = ModelCard.of(folder, DEFAULT_NAME)
+    files = [*(folder.path / MADE_FOLDER).glob("*.mp4")]
+    assert sum(file.stat().st_size for file in files) < 300_000
+    made = made_examples(folder.path, card, tmp_path)
+    assert len(made) == len(files) == 6
+    for path, settings in made:
+        assert settings.model == card.name
+        assert card.defaults.unknown_words(settings.prompts) == []
+        with Image.open(path) as picture:
+            assert picture.size == (card.width, card.height)
+            assert picture.n_frames == 25  # every other of 49
