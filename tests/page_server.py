@@ -59,7 +59,12 @@ def at_work(worker: Worker) -> Iterator[Worker]:
 
 @contextmanager
 def page_here(
-    card: ModelCard, start: Callable[[Job], Any], folder: Path, *, name: str = "localhost"
+    card: ModelCard,
+    start: Callable[[Job], Any],
+    folder: Path,
+    checkpoint: Path | None = None,
+    *,
+    name: str = "localhost",
 ) -> Iterator[str]:
     """Serve the page from this process, with jobs that `start` begins; hand out its address.
 
@@ -71,7 +76,8 @@ def page_here(
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         worker = Worker(start, frames_per_second=24, folder=folder / "results")
-        page = build_page(card, worker, folder / "results", "CPU", shapes=True)
+        results = folder / "results"
+        page = build_page(card, worker, results, "CPU", shapes=True, checkpoint=checkpoint)
         url = launch(page, {name}, host="127.0.0.1", port=None, share=False)
         with at_work(worker):
             yield url

@@ -290,8 +290,7 @@ def _made_examples(examples: Examples) -> gr.Gallery | None:
     if not examples.made:
         return None
     items = [(str(path), caption(settings)) for path, settings in examples.made]
-    label = "Made with this model: choose one to fill in its settings"
-    return _gallery(label, "pf-made", value=items, columns=3)
+    return _gallery("Made with this model: use one", "pf-made", value=items, columns=3)
 
 
 def _scenes(examples: Examples, *, chosen: bool) -> Scenes:

@@ -14,7 +14,11 @@ from page_server import page_here
 from page_visit import PROMPT, FakeStream, Visit, expect
 from PIL import Image
 
-from pyramid_dit.page.settings import ModelCard
+from pyramid_dit.checkpoints.hub import open_checkpoint
+from pyramid_dit.media.embedded_settings import write_comment
+from pyramid_dit.media.video_files import export_to_video
+from pyramid_dit.page.examples import MADE_FOLDER, made_examples
+from pyramid_dit.page.settings import DEFAULT_NAME, ModelCard, Scene
 from pyramid_dit.page.worker import Job
 
 pytest.importorskip("gradio")
@@ -75,8 +79,29 @@ def address(
     def start(job: Job) -> FakeStream:
         return FakeStream(job, steps)
 
-    with page_here(replace(card, defaults=knowing), start, tmp_path_factory.mktemp("page")) as url:
+    knowing_card = replace(card, defaults=knowing)
+    folder = tmp_path_factory.mktemp("page")
+    write_examples(knowing_card, folder / "checkpoint")
+    with page_here(knowing_card, start, folder, folder / "checkpoint") as url:
         yield url
+
+
+def write_examples(card: ModelCard, checkpoint: Path) -> None:
+    """Two that can be shown, and three that cannot."""
+    usual = card.settings()
+    made = {
+        "1": replace(usual, prompt="a red circle", options={**usual.options, "seed": 11}),
+        "2": replace(usual, mode="storyboard", scenes=(Scene(0, "a blue square"),)),
+        "3": replace(usual, model="tiny, another"),
+        "4": replace(usual, mode="image"),
+    }
+    for name, settings in made.items():
+        path = checkpoint / "examples" / f"{name}.mp4"
+        export_to_video(
+            [Image.new("RGB", (64, 64), c) for c in ("red", "red", "blue", "blue")], path
+        )
+        write_comment(path, settings.to_json())
+    (checkpoint / "examples" / "0.mp4").write_text("this is no video")
 
 
 @pytest.fixture
@@ -232,7 +257,7 @@ def test_contrast(browser: Any, address: str, scheme: str, steps: threading.Sema
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_drop_zones_show_all_their_words(browser: Any, address: str, viewport: Any) -> None:
+def test_drop_zones_and_examples_are_not_clipped(browser: Any, address: str, viewport: Any) -> None:
     visit = Visit(browser, address, viewport=viewport)
     visit.page.click("#pf-restore-box button >> nth=0")
     for tab, zone in (("Picture", "image"), ("Extend", "video"), ("Extend", "restore")):
@@ -240,6 +265,8 @@ def test_drop_zones_show_all_their_words(browser: Any, address: str, viewport: A
         visit.page.wait_for_selector(f"#pf-{zone} [data-testid=upload-text]")
         visit.page.evaluate(SETTLED)
         assert visit.page.locator(f"#pf-{zone}").evaluate(CLIPPED) == 0, zone
+    strip = visit.page.locator("#pf-made .grid-wrap")
+    assert strip.evaluate("one => one.scrollWidth - one.clientWidth") <= 0
     visit.context.close()
 
 
@@ -282,3 +309,41 @@ def test_a_picture_is_pasted(visit: Visit) -> None:
     assert not page.evaluate(PASTE, ["#pf-modes textarea", [picture, ["text/plain", "words"]]])
     assert not page.evaluate(PASTE, ["#pf-modes textarea", [["text/plain", "words"]]])
     expect(page.get_by_role("tab", name="Text")).to_have_attribute("aria-selected", "true")
+
+
+def test_what_the_model_made_fills_the_fields(visit: Visit, steps: threading.Semaphore) -> None:
+    page = visit.page
+    strip = page.locator("#pf-made .thumbnail-item")
+    expect(strip).to_have_count(2)
+    names = [picture.get_attribute("alt") for picture in page.locator("#pf-made img").all()]
+    assert names == ["a red circle", "a blue square"]
+    source = page.get_attribute("#pf-made img", "src")
+    with Image.open(io.BytesIO(page.request.get(source).body())) as picture:
+        assert (picture.format, picture.size, picture.is_animated) == ("GIF", (64, 64), True)
+    strip.nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#pf-scene-0 textarea")).to_have_value("a blue square")
+    strip.nth(0).click()
+    expect(page.locator("#pf-modes textarea >> nth=0")).to_have_value("a red circle")
+    expect(page.locator("#pf-seed input")).to_have_value("11")
+    expect(page.locator("#pf-new-seed input")).not_to_be_checked()
+    page.keyboard.press("Control+Enter")
+    visit.wait_for("run")
+    finish(visit, steps)
+    expect(strip.first).to_be_hidden()
+    assert visit.seed() == "11"
+
+
+def test_examples_of_the_default_checkpoint(tmp_path: Path) -> None:
+    folder = open_checkpoint(None)
+    card = ModelCard.of(folder, DEFAULT_NAME)
+    files = [*(folder.path / MADE_FOLDER).glob("*.mp4")]
+    assert sum(file.stat().st_size for file in files) < 300_000
+    made = made_examples(folder.path, card, tmp_path)
+    assert len(made) == len(files) == 6
+    for path, settings in made:
+        assert settings.model == card.name
+        assert card.defaults.unknown_words(settings.prompts) == []
+        with Image.open(path) as picture:
+            assert picture.size == (card.width, card.height)
+            assert picture.n_frames == 25  # every other of 49
