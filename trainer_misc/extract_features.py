@@ -147,7 +147,7 @@ class Extraction(ABC):
                     self.made += 1
                 self.done += sum(entry is None for entry in found)
                 bar.update(len(batch))
-        logger.info("%d made, %d were there", self.made, self.done)
+        logger.info("%d made, %d already there", self.made, self.done)
         skipped.say()
 
     def _target(self, index: int) -> Path:

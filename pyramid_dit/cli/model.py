@@ -39,7 +39,7 @@ def check_sources(options: Namespace) -> None:
     check_model_name(options.model)
     for source, _ in options.lora:
         if not Path(source).exists() and not is_repo_id(source):
-            raise UsageError(f"--lora {source!r} is no file, no folder and no repository")
+            raise UsageError(f"--lora {source!r} is not a file, a folder or a repository")
     if options.lora:
         from ..models.lora import require_peft
 
@@ -54,7 +54,7 @@ def check_model_name(model: str | None) -> None:
         raise UsageError(f"--model {model!r} is a file, not the folder of a checkpoint")
     if not is_repo_id(model):
         raise UsageError(
-            f"--model {model!r} is no folder, and not OWNER/NAME of a repository on the hub"
+            f"--model {model!r} is not a folder, and not OWNER/NAME of a repository on the Hub"
         )
 
 

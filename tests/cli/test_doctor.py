@@ -298,7 +298,7 @@ def test_weights_that_do_not_fit_into_memory(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--model", "./nowhere/at/all"], "the model: --model './nowhere/at/all' is no folder"),
+        (["--model", "./nowhere/at/all"], "the model: --model './nowhere/at/all' is not a folder"),
         (["--model", __file__], "the model: .* is a file"),
         (["--variant", "2k"], "the model: .*no variant diffusion_transformer_2k"),
         (["--device", "xpu:7"], "the device: --device 'xpu:7' is not available here"),
