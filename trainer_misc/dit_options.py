@@ -150,8 +150,8 @@ GROUPS: dict[str, list[Flag]] = {
             "resolution",
             "384p",
             "sizes of the pictures and videos that are encoded: 384p or 768p (each a square, a "
-            "portrait and a landscape size; a sample gets the closest), 384p-any or 768p-any (sizes "
-            "of many shapes), or a list such as 640x384,384x640",
+            "portrait and a landscape size; a sample gets the closest), 384p-any or 768p-any "
+            "(sizes of many shapes), or a list such as 640x384,384x640",
             check=resolution,
         ),
         *DATA,
