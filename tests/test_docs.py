@@ -25,11 +25,15 @@ from pyramid_dit.page import command as page_command
 from trainer_misc import dit_options, vae_options
 from trainer_misc.options import parse
 
-PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+PAGES = [
+    PROJECT_ROOT / "README.md",
+    PROJECT_ROOT / "CONTRIBUTING.md",
+    *sorted((PROJECT_ROOT / "docs").glob("*.md")),
+]
 SCRIPTS = sorted((PROJECT_ROOT / "scripts").glob("*.sh"))
 SHELLS = ["sh", "bash"]
 PACKAGES = ("pyramid_dit", "video_vae", "trainer_misc", "benchmarks", "docs")
-OTHER_COMMANDS = ("pip", "pytest")
+OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "echo")
 OPTIONAL = ("gradio_client", "peft")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")

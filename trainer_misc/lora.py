@@ -23,13 +23,13 @@ def check_lora(options: Namespace) -> None:
     if not options.lora_rank:
         for name in ("lora_alpha", "lora_targets"):
             if getattr(options, name) is not None:
-                raise ValueError(f"--{name} is of a LoRA: --lora_rank says which rank")
+                raise ValueError(f"--{name} is for a LoRA: set --lora_rank as well")
         return
     require_peft()
     if options.half_weights:
-        raise ValueError("--half_weights is of whole weights: adapters are float32 always")
+        raise ValueError("--half_weights does not go with --lora_rank: adapters are always float32")
     if options.opt == "muon":
-        raise ValueError("--opt muon is for whole matrices: --lora_rank takes adamw")
+        raise ValueError("--opt muon does not go with --lora_rank: use adamw")
 
 
 def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dict[str, nn.Module]:

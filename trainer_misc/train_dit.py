@@ -233,7 +233,7 @@ def check(options: Namespace) -> None:
         raise ValueError(f"--device must be auto, cuda or cpu, got {options.device!r}")
     if options.device == "cuda" and not torch.cuda.is_available():
         options.device = "auto"
-        logger.warning("--device cuda: there is none, the CPU does the work")
+        logger.warning("--device cuda: no GPU found, using the CPU")
     if options.half_weights and options.model_dtype == "fp16":
         raise ValueError("--half_weights with fp16 overflows: bf16 or fp32")
     if options.sample_steps:
@@ -243,19 +243,21 @@ def check(options: Namespace) -> None:
             raise ValueError("--sample_steps does not go with --use_fsdp: one process draws them")
     pictures = options.task == "t2i"
     if pictures and options.image_anno is not None:
-        raise ValueError("--task t2i has pictures alone: --anno_file, without --image_anno")
+        raise ValueError("--task t2i trains on pictures only: use --anno_file without --image_anno")
     for flag, size, ratios, taken in (
         ("batch_size", options.batch_size, options.sample_ratios, not pictures),
         ("image_batch_size", *image_batches(options), pictures or options.image_anno is not None),
     ):
         if taken and size % sum(ratios):
             raise ValueError(
-                f"--{flag} {size} cannot be dealt to the {sum(ratios)} columns of the sample "
+                f"--{flag} {size} cannot be divided into the {sum(ratios)} columns of the sample "
                 f"ratios {','.join(map(str, ratios))}"
             )
     sharing = options.sp_group_size if options.use_sequence_parallel else 1
     if sharing > 1 and launched_process() is None and not options.dist_on_itp:
-        raise ValueError(f"--sp_group_size {sharing} takes so many processes: start by torchrun")
+        raise ValueError(
+            f"--sp_group_size {sharing} needs that many processes: start with torchrun"
+        )
 
 
 def load_model(options: Namespace) -> PyramidDiTForVideoGeneration:

@@ -204,9 +204,9 @@ def _choose_variant(folder: Path, wanted: str | None) -> str:
     if DEFAULT_VARIANT in there:
         return DEFAULT_VARIANT
     if not there:
-        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no {VARIANT_PREFIX}*")
+        raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no {VARIANT_PREFIX}*")
     if len(there) > 1:
-        raise ValueError(f"{folder} has several variants, name one of {', '.join(there)}")
+        raise ValueError(f"{folder} has several variants, choose one of {', '.join(there)}")
     return there[0]
 
 
@@ -245,7 +245,7 @@ def _whole(path: Path) -> Path:
         raise FileNotFoundError(f"missing file {path}")
     pickled = path.suffix != ".safetensors"
     if not (_is_complete_pickle(path) if pickled else stored_dtypes(path) is not None):
-        raise ValueError(f"{path} is truncated or damaged, fetch it again")
+        raise ValueError(f"{path} is truncated or damaged, download it again")
     return path
 
 

@@ -87,9 +87,9 @@ def check_model(
             with report.trying("the steps"):
                 _check_steps(report, generator)
     if transformer is None or encoder is None:
-        report.say("steps", "not tried, which takes a sound transformer and sound text encoders")
+        report.say("steps", "not checked: the transformer or a text encoder cannot be used")
     if vae is None:
-        report.say("VAE", "not tried, for there is no sound one")
+        report.say("VAE", "not checked: it cannot be used")
     else:
         if transformer is None:
             vae.to(device)
@@ -260,7 +260,7 @@ def _check_vae(
         )
     error = (again[0, 0].cpu().numpy().astype(np.float64) - clip[0]) / 255
     psnr = -10 * math.log10(max((error**2).mean(), 1e-10))
-    report.say("VAE", f"a picture of {width}x{height} comes back at {psnr:.1f} dB PSNR")
+    report.say("VAE", f"encodes and decodes a picture of {width}x{height} at {psnr:.1f} dB PSNR")
     if psnr < LEAST_PSNR:
         report.wrong(
             f"a picture comes back from the VAE at {psnr:.1f} dB PSNR, {LEAST_PSNR:g} and more are "

@@ -386,7 +386,7 @@ def form_groups(per_video: int | None = None, processes: int | None = None) -> N
     processes = world if processes is None else processes
     per_video = processes if per_video is None else per_video
     if not 1 <= processes <= world:
-        raise ValueError(f"there are {world} processes, {processes} of them cannot be used")
+        raise ValueError(f"there are {world} processes, so {processes} cannot be used")
     if per_video < 1 or processes % per_video:
         raise ValueError(f"{processes} processes cannot be divided into groups of {per_video}")
     ranks = torch.arange(processes)

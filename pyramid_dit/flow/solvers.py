@@ -28,7 +28,7 @@ class StageSchedule(NamedTuple):
     """The steps of a stage; it stays as it is, so any number of runs may share it."""
 
     timesteps: Tensor
-    """What the transformer is told at each step, `[n]`, float32."""
+    """The timestep passed to the transformer at each step, `[n]`, float32."""
     sigmas: Tensor
     """Position in the stage before each step and after the last, `[n + 1]`, on the CPU so that a
     step never waits for the device."""

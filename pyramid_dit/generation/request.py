@@ -198,7 +198,9 @@ def _new(arguments: Arguments, model: Components) -> Request:
     for name in ("prompts", "guidance_scales"):
         late = [unit for unit in getattr(arguments, name) or () if unit > last]
         if late:
-            raise ValueError(f"{name} begin at unit {late[0]}, after the end: the last is {last}")
+            raise ValueError(
+                f"{name} begin at unit {late[0]}, after the end: the last unit is {last}"
+            )
     story = arguments.storyboard
     texts = [
         Prompts.checked(
@@ -333,20 +335,18 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
         )
     if "" not in (saved.model, model.name) and saved.model != model.name:
         logger.warning(
-            "the latents were made by %s, and %s goes on with them", saved.model, model.name
+            "the latents were made by %s, and %s continues from them", saved.model, model.name
         )
     guided = any(unit.guidance_scale != 1 for unit in saved.units)
     given = arguments.negative_prompt_embeds is not None
     for text in saved.texts:
         if guided and given and text.negative_prompts is not None:
             raise ValueError(
-                "a run that is resumed has its own negative prompts, "
-                "negative_prompt_embeds were given"
+                "a resumed run keeps its own negative prompts, so negative_prompt_embeds cannot "
+                "be given"
             )
         if guided and not given and text.negative_prompts is None:
-            raise ValueError(
-                "the negative prompts of the run were negative_prompt_embeds: give them"
-            )
+            raise ValueError("the run was made with negative_prompt_embeds: pass them again")
     texts = [
         Prompts.checked(
             text.prompts,

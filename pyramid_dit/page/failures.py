@@ -1,4 +1,4 @@
-"""What is sent when a request cannot be answered: words, where Gradio has a traceback."""
+"""Answers to requests that failed: a message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .worker import QueueFull
 
 logger = logging.getLogger(__name__)
 
-MALFORMED = "The request is malformed: it does not fit what is asked for."
+MALFORMED = "The request is malformed: its values do not fit the fields."
 REFUSALS = (ValueError, TypeError, OSError, QueueFull)
 
 _statuses: ContextVar[list[int]] = ContextVar("statuses")
@@ -40,7 +40,7 @@ class Refusal(gr.Error):
 
 
 class Blocks(gr.Blocks):
-    """Gradio's blocks, whose errors all are told in words."""
+    """Gradio's blocks, whose errors are all messages in plain words."""
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *rest: Any) -> Any:
         """As Gradio has it.
@@ -115,12 +115,12 @@ class FailuresInWords:
         try:
             await self._app(scope, receive, send_or_hold)
         except Exception as error:
-            status, words = _told(error)
+            status, words = _answer_to(error)
             if started is None:
                 await answer(send, status, words)
             elif any(name == b"content-length" for name, _ in started["headers"]):
                 raise
-            else:  # a stream, which has told of it as an event
+            else:  # a stream, which has reported it as an event
                 await send({"type": "http.response.body", "body": b""})
             return
         if held and statuses:  # Gradio has one status for all refusals
@@ -129,7 +129,7 @@ class FailuresInWords:
             await send(message)
 
 
-def _told(error: Exception) -> tuple[int, str]:
+def _answer_to(error: Exception) -> tuple[int, str]:
     """Status and words for an error in Gradio's own handling of a request."""
     if isinstance(error, OSError):
         logger.warning("a request could not be answered: %s", error)

@@ -108,14 +108,14 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
             image = _drop("Picture to start from, or paste one", ["image"], "pf-image")
             image_note = gr.HTML("", padding=False, elem_classes="pf-note")
             image_crop = _crop("The video starts with this", "pf-image-crop")
-            prompts["image"] = _prompt("What happens in it", "")
+            prompts["image"] = _prompt("What happens in the picture", "")
             choices["image"] = _choices("image", card)
             make["image"] = _make_button("image")
             pictures = _picture_examples(examples)
         with gr.Tab("Extend", id="extend", elem_id="pf-tab-extend") as tabs["extend"]:
             video = _drop("Video to extend", ["video"], "pf-video")
             video_note = gr.HTML("", padding=False, elem_classes="pf-note")
-            video_crop = _crop("The new frames follow this one", "pf-video-crop")
+            video_crop = _crop("The new frames continue from this one", "pf-video-crop")
             prompts["extend"] = _prompt("What happens next", "")
             choices["extend"] = _choices("extend", card)
             make["extend"] = _make_button("extend")
@@ -140,15 +140,15 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
             new_seed = gr.Checkbox(
                 True,
                 label="New for each video",
-                info="Off: the seed beside it is used again.",
+                info="Off: the seed on the left is used again.",
                 min_width=140,
                 elem_id="pf-new-seed",
             )
     with gr.Accordion("More settings", open=False, elem_id="pf-more"):
         options |= {key: _option(key, card) for key in ON_PAGE if key not in options}
     with gr.Accordion("Settings from a video", open=False, elem_id="pf-restore-box"):
-        gr.Markdown("A video that was made here fills the fields as they were.")
-        restore = _drop("Video from here", [".mp4"], "pf-restore")
+        gr.Markdown("Drop a video that was made on this page to restore its settings.")
+        restore = _drop("Video made on this page", [".mp4"], "pf-restore")
     return Fields(
         tabs=all_tabs,
         mode_tabs=tabs,
@@ -225,7 +225,9 @@ def _choices(mode: str, card: ModelCard) -> dict[str, gr.Dropdown]:
     choices = card.defaults.choices()
     if not choices:
         return {}
-    gr.Markdown("The model knows one form of sentence. Choose its words:", elem_classes="pf-hint")
+    gr.Markdown(
+        "This model understands sentences of one form. Choose the words:", elem_classes="pf-hint"
+    )
     with gr.Row(elem_classes="pf-choices"):
         return {
             name: gr.Dropdown(
@@ -297,7 +299,9 @@ def _scenes(examples: Examples, *, chosen: bool) -> Scenes:
     starts: list[gr.Number] = []
     prompts: list[gr.Textbox] = []
     rows: list[gr.Row] = []
-    gr.Markdown("Each prompt holds from its time on, until the next.", elem_classes="pf-hint")
+    gr.Markdown(
+        "Each prompt applies from its start time until the next one.", elem_classes="pf-hint"
+    )
     given = examples.storyboard
     count = gr.State(max(len(given), 2))
     for index in range(MAX_SCENES):

@@ -63,35 +63,37 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
         ProcessesFailed: One of several processes failed.
         Stopped: A signal came while there were several processes.
     """
-    here = launched_process()
+    launched = launched_process()
     end_with_launcher()
     if find_spec("gradio") is None:
         raise ImportError('the page needs Gradio: pip install "gradio>=6.30"')
-    if options.shard and here is None and options.gpus == 1:
+    if options.shard and launched is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
     check_sources(options)
-    if here is None and options.port is not None:
+    if launched is None and options.port is not None:
         _check_port(options.host, options.port)
     with _temporary_folder():
-        if here is None and options.gpus > 1:
+        if launched is None and options.gpus > 1:
             check_processes(options, None)
             run_processes(command, options.gpus)
             return
-        with nullcontext() if here is None else ended_by_signals():
-            _run_here(options, here)
+        with nullcontext() if launched is None else ended_by_signals():
+            _run_here(options, launched)
 
 
-def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
-    is_main = here is None or here.rank == 0
+def _run_here(options: Namespace, launched: LaunchedProcess | None) -> None:
+    is_main = launched is None or launched.rank == 0
     print_log(options, is_main=is_main)
     folder = open_model(options)
     if is_main:
         sys.stderr.write(f"Loading {options.model or 'the default checkpoint'} ...\n")
-    model = load_model(options, folder, here)
+    model = load_model(options, folder, launched)
     model.set_progress_bar_config(disable=True)
     offloading = options.offload == "model"
-    if here is None:
-        _serve(options, folder, model, _starter(model, cpu_offloading=offloading), launched=here)
+    if launched is None:
+        _serve(
+            options, folder, model, _starter(model, cpu_offloading=offloading), launched=launched
+        )
         return
 
     from .processes import Requests, follow, start_together
@@ -103,7 +105,7 @@ def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
     def start(job: Job) -> AbstractContextManager[VideoStream]:
         return start_together(model, requests, job, cpu_offloading=offloading)
 
-    _serve(options, folder, model, start, launched=here)
+    _serve(options, folder, model, start, launched=launched)
 
 
 def _starter(

@@ -143,7 +143,7 @@ class Job:
     async def watch(self, *, seen: int = 0, owned: bool = True) -> AsyncIterator[int]:
         """Yield how many strips are to be shown, until the job has finished.
 
-        No strip is skipped, however fast they come, and each is told of at once. In between the
+        No strip is skipped, however fast they come, and each is reported at once. In between the
         number comes again when the work begins and every `STEPS_EVERY` seconds, for the rest may
         have changed.
 

@@ -533,7 +533,7 @@ class PyramidDiTForVideoGeneration:
     def calculate_loss(
         self, model_preds_list: Sequence[Tensor], targets_list: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of velocities `[b, c, t, h, w]`, one a column; the rest as of a call."""
+        """Loss of velocities `[b, c, t, h, w]`, one per column; the rest as for a call."""
         loss, log = self.objective.loss(model_preds_list, targets_list)
         return loss, log if self.return_log else {}
 

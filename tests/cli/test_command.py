@@ -529,10 +529,10 @@ def test_a_storyboard(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> N
         '{"0": {"prompt": "a", "steps": 3}}': "'steps': 3",
         '{"0": "a", "2": {"guidance": true}}': "a number",
         '{"0": "a", "0": "b"}': "twice",
-        '{"0": "a", "00": "b"}': "are one unit",
+        '{"0": "a", "00": "b"}': "are the same unit",
         '{"0": {"prompt": "a", "guidance": NaN}}': "got nan",
         '{"0": {"prompt": "a", "guidance": 1' + 400 * "0" + "}}": "at most 100",
-        '{"0": "a", "2": "b"}': "after the end: the last is 1",
+        '{"0": "a", "2": "b"}': "after the end: the last unit is 1",
     }.items():
         Path("bad.json").write_text(content)
         assert main(["--storyboard", "bad.json", *model]) == 2

@@ -398,7 +398,7 @@ def test_what_cannot_be_is_refused_before_a_process_starts(
         (["--gpus", "2", "--shard", "--offload", "model"], "does not go with --offload"),
     ]
     if not torch.accelerator.is_available():
-        cases.append((["--gpus", "2"], "there is no GPU here; --device cpu"))
+        cases.append((["--gpus", "2"], "there is no GPU; --device cpu"))
     for arguments, message in cases:
         assert main([*command, *arguments]) == 2
         errors = capsys.readouterr().err

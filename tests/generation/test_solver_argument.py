@@ -154,7 +154,7 @@ def test_a_stream_and_a_resumed_run_have_it(
     assert torch.equal(torch.cat([*units, *stream], dim=2), whole)
     resumed = model.generate_v2v(resume=tmp_path / "run", output_type="latent")
     assert torch.equal(resumed, whole)
-    with pytest.raises(ValueError, match="a run that is resumed has its own solver"):
+    with pytest.raises(ValueError, match="a resumed run keeps its own solver"):
         model.generate_v2v(resume=tmp_path / "run", solver="ab2")
 
     with safe_open(tmp_path / "run", "pt") as file:

@@ -168,7 +168,7 @@ def test_what_cannot_be_used_is_counted(
     assert found.made + found.done == 2
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "skipped.jsonl").open()]
     assert sorted(kinds) == ["missing column", "missing file", "too short", "unreadable file"]
-    assert "4 of 6 samples were passed over (" in caplog.messages[-1]
+    assert "4 of 6 samples were skipped (" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(

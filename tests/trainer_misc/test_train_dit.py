@@ -165,7 +165,7 @@ def test_settings_of_a_file_and_flags_that_win(tmp_path: Path) -> None:
         ('lr = "fast"', "lr must be a float, got 'fast'"),
         ("batch_size = 1.5", "batch_size must be a int"),
         ('task = "t2a"', "task must be one of t2v, t2i"),
-        ("lr = 1\n[a]\nlr = 2", "'lr' stands twice"),
+        ("lr = 1\n[a]\nlr = 2", "'lr' appears twice"),
         ("lr = ", "run.toml"),
     ],
 )
@@ -183,7 +183,7 @@ def test_files_of_settings_that_are_no_good(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"--batch_size": "3"}, "batch_size 3 cannot be dealt to the 4 columns"),
+        ({"--batch_size": "3"}, "batch_size 3 cannot be divided into the 4 columns"),
         ({"--model_path": "nowhere"}, "nowhere"),
         ({"--anno_file": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"--empty_text_feature": "nowhere.pt"}, "nowhere.pt"),

@@ -169,7 +169,10 @@ def test_stage_two_is_one_process_with_the_whole_clips(files: Path, tmp_path: Pa
     [
         (["--model_path", "nowhere"], "no folder at nowhere"),
         (["--video_anno", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--use_context_parallel"], "--context_size 2 takes so many processes: start by torchrun"),
+        (
+            ["--use_context_parallel"],
+            "--context_size 2 needs that many processes: start with torchrun",
+        ),
         (["--resolution", "33"], "multiple of 8, got 33"),
         (["--pretrained_vae_weight", "nowhere.pth"], "nowhere.pth"),
     ],
@@ -188,7 +191,7 @@ def test_what_does_not_fit_is_said_in_one_line(
     [
         ({"context_size": 3}, "--context_size 3 does not divide the 4 processes"),
         ({"context_size": 4}, "--max_frames 33: a clip of 33 frames is too short for 4 ranks"),
-        ({"use_image_video_mixed_training": True}, "takes videos alone"),
+        ({"use_image_video_mixed_training": True}, "works with videos only"),
     ],
 )
 def test_contexts_that_do_not_fit_are_refused(

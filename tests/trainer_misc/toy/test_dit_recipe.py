@@ -145,9 +145,9 @@ def test_muon_takes_the_hidden_matrices_once_and_the_betas_that_are_given(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--batch_size", "6"], "--batch_size 6 cannot be dealt to the 4 columns"),
-        (["--image_batch_size", "4"], "--image_batch_size 4 cannot be dealt to the 7 columns"),
-        (["--task", "t2i", "--load_vae"], "pictures alone: --anno_file, without --image_anno"),
+        (["--batch_size", "6"], "--batch_size 6 cannot be divided into the 4 columns"),
+        (["--image_batch_size", "4"], "--image_batch_size 4 cannot be divided into the 7 columns"),
+        (["--task", "t2i", "--load_vae"], "pictures only: use --anno_file without --image_anno"),
     ],
 )
 def test_mixtures_that_do_not_fit_are_refused(
