@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,9 +42,20 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
     Raises:
         ValueError: `lora_targets` names no layer of the transformer.
     """
+    modules: dict[str, nn.Module] = {"dit": adapt_transformer(model.dit, options)}
+    if options.train_text_encoder:
+        encoder = model.text_encoder.requires_grad_(False)
+        for part in encoder.parts():
+            TrainedTokens(encoder.get_submodule(part.encoder))
+        modules["text_encoder"] = encoder
+    return modules
+
+
+def adapt_transformer(dit: Any, options: Namespace) -> Any:
+    """Freeze a transformer and put adapters in it, which are float32; ValueError as above."""
     from peft import LoraConfig
 
-    dit = model.dit.requires_grad_(False)
+    dit.requires_grad_(False)
     targets = lora_targets(dit, options.lora_targets)
     alpha = options.lora_rank if options.lora_alpha is None else options.lora_alpha
     config = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets)
@@ -53,13 +65,7 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
     for parameter in dit.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    modules: dict[str, nn.Module] = {"dit": dit}
-    if options.train_text_encoder:
-        encoder = model.text_encoder.requires_grad_(False)
-        for part in encoder.parts():
-            TrainedTokens(encoder.get_submodule(part.encoder))
-        modules["text_encoder"] = encoder
-    return modules
+    return dit
 
 
 def lora_targets(dit: nn.Module, ends: Sequence[str] | None = None) -> list[str]:
@@ -138,7 +144,10 @@ def round_trip(vae: Any, pixels: Tensor) -> list[float]:
     Returns:
         PSNR of each in decibels.
     """
-    given = pixels.to(vae.device, vae.dtype)
-    back = vae.decode(vae.encode(given).latent_dist.mode()).sample.clamp(-1, 1)
-    errors = (back - given).float().square().mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
-    return (10 * torch.log10(4 / errors)).tolist()
+    found: list[float] = []
+    for clip in pixels.split(1):  # one at a time: decoding takes more than training does
+        given = clip.to(vae.device, vae.dtype)
+        back = vae.decode(vae.encode(given).latent_dist.mode()).sample.clamp(-1, 1)
+        error = (back - given).float().square().mean().clamp(min=1e-10)
+        found.append(10 * math.log10(4 / error.item()))
+    return found
