@@ -367,6 +367,8 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
         ("train_pyramid_flow.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
         ("train_pyramid_flow_without_ar.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
         ("train_causal_video_vae.sh", {}, "MODEL_PATH must name the folder of a VAE"),
+        ("finetune_lora.sh", {"RANK": "0"}, "RANK must be a number above 0, not '0'"),
+        ("finetune_lora.sh", {}, "FOLDER is needed: videos with captions beside them"),
     ],
 )
 def test_wrong_settings_are_told_in_a_line(

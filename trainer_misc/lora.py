@@ -41,9 +41,20 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
     Raises:
         ValueError: `lora_targets` names no layer of the transformer.
     """
+    modules: dict[str, nn.Module] = {"dit": adapt_transformer(model.dit, options)}
+    if options.train_text_encoder:
+        encoder = model.text_encoder.requires_grad_(False)
+        for part in encoder.parts():
+            TrainedTokens(encoder.get_submodule(part.encoder))
+        modules["text_encoder"] = encoder
+    return modules
+
+
+def adapt_transformer(dit: Any, options: Namespace) -> Any:
+    """Freeze a transformer and put adapters in it, which are float32; ValueError as above."""
     from peft import LoraConfig
 
-    dit = model.dit.requires_grad_(False)
+    dit.requires_grad_(False)
     targets = lora_targets(dit, options.lora_targets)
     alpha = options.lora_rank if options.lora_alpha is None else options.lora_alpha
     config = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets)
@@ -53,13 +64,7 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
     for parameter in dit.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    modules: dict[str, nn.Module] = {"dit": dit}
-    if options.train_text_encoder:
-        encoder = model.text_encoder.requires_grad_(False)
-        for part in encoder.parts():
-            TrainedTokens(encoder.get_submodule(part.encoder))
-        modules["text_encoder"] = encoder
-    return modules
+    return dit
 
 
 def lora_targets(dit: nn.Module, ends: Sequence[str] | None = None) -> list[str]:

@@ -41,10 +41,13 @@ def through_vae(vae: Any, pixels: Tensor) -> Tensor:
         vae: A `CausalVideoVAE`; of the posterior the mean is taken.
         pixels: The clips; sides are multiples of 8.
     """
-    given = pixels.to(vae.device, vae.dtype)
-    latents = vae.encode(given, temporal_chunk=True, window_size=WINDOW).latent_dist.mode()
-    back = vae.decode(latents, temporal_chunk=True, window_size=WINDOW // 8).sample
-    return back.clamp(-1, 1).to(pixels)
+    back = []
+    for clip in pixels.split(1):  # one at a time: decoding takes more than training does
+        given = clip.to(vae.device, vae.dtype)
+        latents = vae.encode(given, temporal_chunk=True, window_size=WINDOW).latent_dist.mode()
+        decoded = vae.decode(latents, temporal_chunk=True, window_size=WINDOW // 8).sample
+        back.append(decoded.clamp(-1, 1).to(pixels))
+    return torch.cat(back)
 
 
 def psnr(clips: Tensor, others: Tensor) -> list[float]:

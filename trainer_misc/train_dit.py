@@ -221,10 +221,15 @@ def is_of_pictures(entries: Mapping[str, Any]) -> bool:
 
 
 def check(options: Namespace) -> None:
-    """Refuse settings that do not fit each other, before anything is loaded (ValueError)."""
+    """Refuse what lacks a folder, and what `check_settings` refuses (ValueError)."""
     for name in ("model_path", "output_dir"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed")
+    check_settings(options)
+
+
+def check_settings(options: Namespace) -> None:
+    """Refuse settings that do not fit each other, before anything is loaded (ValueError)."""
     options.load_text_encoder |= options.train_text_encoder
     check_lora(options)
     if options.task == "t2i" and not options.load_vae:

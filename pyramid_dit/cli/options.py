@@ -290,8 +290,8 @@ def _add_single_model_options(parser: argparse.ArgumentParser) -> argparse._Argu
         "--memory",
         type=_memory,
         metavar="SIZE",
-        help="fit into this much memory of the GPU, or of the computer without one, such as 16GB, or "
-        f"into the free memory (auto); presets are {', '.join(MEMORY_PRESETS[1:])}; see "
+        help="fit into this much memory of the GPU (or of the computer without one), such as 16GB, "
+        f"or into the free memory (auto); presets are {', '.join(MEMORY_PRESETS[1:])}; see "
         "docs/memory.md",
     )
     model.add_argument(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from video_vae import CausalVideoVAE
 from video_vae.checkpoint_file import MODEL_KEY
+from video_vae.posterior import DiagonalGaussian
 
 from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import GenerationDefaults
@@ -542,7 +543,12 @@ class PyramidDiTForVideoGeneration:
         latents = video
         if self.vae is not None:
             pixels = video.to(self.vae.device, self.vae.dtype)
-            latents = self.vae.encode(pixels).latent_dist.sample(generator)
+            # clip by clip and in windows: a batch at once takes hundreds of gigabytes at 384p
+            encoded = [
+                self.vae.encode(clip, temporal_chunk=True).latent_dist.parameters
+                for clip in pixels.split(1)
+            ]
+            latents = DiagonalGaussian(torch.cat(encoded)).sample(generator)
         return self.statistics.normalize(latents.to(self.device, torch.float32))
 
     def _training_text(
