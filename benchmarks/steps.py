@@ -31,7 +31,8 @@ from pyramid_dit.checks import STEPS, OneOf, Whole, steps_per_stage
 from pyramid_dit.devices.cpu import keep_freed_memory
 from pyramid_dit.page.examples import general_examples
 from pyramid_dit.sampling.fast_mode import FastMode
-from trainer_misc.toy.evaluation import evaluate_frames, evaluation_prompts
+from trainer_misc.toy.evaluation import evaluation_prompts
+from trainer_misc.toy.tables import evaluate_frames
 from trainer_misc.toy.text import CAPTION
 
 from .fast_mode import BATCH, approximately, decode, make_latents

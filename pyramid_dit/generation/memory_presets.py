@@ -211,7 +211,8 @@ def apply_preset(generator: VideoGenerator, name: str, device: torch.device) -> 
         generator: Whose models' weights lie in the CPU's memory or on `device`.
         name: `auto`, one of `PRESETS`, or a size such as `16GB`: the first of them that fits into
             the memory that is free, or into that size, for the size and length of video that are
-            the checkpoint's defaults. On the CPU all but `max-speed` are sizes.
+            the checkpoint's defaults. On the CPU other sizes than the presets' have one model in
+            memory at a time where all of them do not fit.
         device: What to compute on.
 
     Returns:
@@ -222,13 +223,16 @@ def apply_preset(generator: VideoGenerator, name: str, device: torch.device) -> 
     """
     check_preset(name)
     model = generator.components
-    if device == ON_CPU:
+    if device.type == "cpu":
         keep_freed_memory()
+        limit_memory(None)  # an earlier one
+    if name in PRESETS:
+        preset = PRESETS[name]
+    elif device.type == "cpu":
         name, preset = _choose_for_cpu(model, name)
         limit_memory(None if name == MAX_SPEED else memory_size(name))
     else:
-        if name not in PRESETS:
-            name = choose_preset(model, device, most=None if name == AUTO else memory_size(name))
+        name = choose_preset(model, device, most=None if name == AUTO else memory_size(name))
         preset = PRESETS[name]
     for encoder in _text_encoders(model):
         _place(encoder, preset.text_encoders, device)
@@ -262,9 +266,11 @@ def choose_preset(model: Components, device: torch.device, *, most: float | None
 
     Args:
         model: The models.
-        device: An accelerator.
+        device: The accelerator; on the CPU nothing has to be moved.
         most: Bytes to keep to where more are free.
     """
+    if device.type == "cpu":
+        return MAX_SPEED
     needs = _needs(model)
     free = free_memory(device)
     if most is not None:
@@ -279,9 +285,6 @@ def choose_preset(model: Components, device: torch.device, *, most: float | None
 def _choose_for_cpu(model: Components, name: str) -> tuple[str, MemoryPreset]:
     """`max-speed` where all models fit at once, else a size and one model at a time."""
     fastest = PRESETS[MAX_SPEED]
-    if name == MAX_SPEED:
-        return name, fastest
-    limit_memory(None)  # an earlier one
     used, free = resident_memory(), free_memory(ON_CPU)
     size = used + free if name == AUTO else memory_size(name)
     left = HEADROOM * max(0.0, min(free, size - used))

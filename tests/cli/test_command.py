@@ -54,7 +54,7 @@ BAD_OPTIONS = {
     "negative seed": ([PROMPT, "--seed", "-1"], "at least 0"),
     "unknown dtype": ([PROMPT, "--dtype", "int8"], "bf16"),
     "unknown device": ([PROMPT, "--device", "c/d"], "cuda:1"),
-    "unknown preset": ([PROMPT, "--memory", "1GB"], "12GB"),
+    "unknown preset": ([PROMPT, "--memory", "much"], "12GB"),
     "two ways to save memory": ([PROMPT, "--memory", "8GB", "--offload", "model"], "--offload"),
     "no threads": ([PROMPT, "--threads", "0"], "at least 1"),
     "unknown format": ([PROMPT, "--output", "a.avi"], ".mp4"),

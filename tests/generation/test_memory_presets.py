@@ -132,6 +132,7 @@ def test_the_fastest_that_fits_is_chosen(
     monkeypatch.setattr("pyramid_dit.generation.memory_presets.free_memory", lambda _: 2e9)
     assert choose_preset(model, torch.device("xpu")) == "6GB"
     assert "2.0 GB are free on xpu" in caplog.text
+    assert choose_preset(model, torch.device("cpu")) == "max-speed"
 
 
 def test_a_size_is_kept_to_where_more_is_free(
@@ -161,22 +162,19 @@ def test_an_unknown_preset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- at work ----------------------------------------------------------------------------------
 
 
-# "cpu:0" is another device than "cpu" to all that compares devices: it stands for an accelerator
-
-
 def test_presets_change_no_frame(folder: Path) -> None:
     pipeline = PyramidFlowPipeline.from_pretrained(folder)
     expected = latents(pipeline)
     assert not pipeline.vae.use_tiling
     for name in ("8GB", "12GB", "max-speed", "auto"):
-        pipeline.enable_memory_preset(name, "cpu:0")
+        pipeline.enable_memory_preset(name, "cpu")
         by_layer = next(pipeline.text_encoder_2.parameters()).is_meta
         assert by_layer == (name == "8GB")
         assert hasattr(pipeline.transformer, "_hf_hook") == (name in BUDGETS)
         assert pipeline.batched_guidance is (False if name == "8GB" else None)
         assert pipeline.vae.use_tiling
         torch.testing.assert_close(latents(pipeline), expected)
-    pipeline.enable_memory_preset("6GB", "cpu:0")
+    pipeline.enable_memory_preset("6GB", "cpu")
     linear = pipeline.transformer.transformer_blocks[0].ff.net[2]
     assert linear.weight.dtype == torch.float8_e4m3fn
     rough = latents(pipeline)
@@ -184,6 +182,7 @@ def test_presets_change_no_frame(folder: Path) -> None:
 
 
 def test_one_model_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # "cpu:0" is another device than "cpu" to all that compares devices
     pipeline = PyramidFlowPipeline.from_pretrained(folder, memory="12GB", device_map="cpu:0")
     moves: list[tuple[str, str]] = []
     original = nn.Module.to
@@ -211,7 +210,7 @@ def test_one_model_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_other_class_takes_presets_too(folder: Path) -> None:
     plain = PyramidDiTForVideoGeneration.from_pretrained(folder)
-    preset = PyramidDiTForVideoGeneration.from_pretrained(folder, memory="8GB", device="cpu:0")
+    preset = PyramidDiTForVideoGeneration.from_pretrained(folder, memory="8GB", device="cpu")
     assert preset.batched_guidance is False
     made = []
     for model in (plain, preset):
@@ -225,7 +224,7 @@ def test_adapters_are_loaded_under_a_preset(folder: Path) -> None:
     peft = pytest.importorskip("peft")
     pipeline = PyramidFlowPipeline.from_pretrained(folder)
     base = latents(pipeline)
-    pipeline.enable_memory_preset("8GB", "cpu:0")
+    pipeline.enable_memory_preset("8GB", "cpu")
     fresh = PyramidFluxTransformer(**DIT_CONFIGS["pyramid_flux"])
     fresh.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"]))
     state = peft.get_peft_model_state_dict(fresh)

