@@ -13,7 +13,7 @@ from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
 
-TEXT = ["a", "", "64x64", 0.4, 3, 2, 1.5, 0, -1, 64]
+TEXT = ["a", "", "64x64", 0.4, 3, 2, 1.5, 0, -1, 64, "euler"]
 """Arguments of `/text_to_video`."""
 
 
