@@ -103,7 +103,7 @@ def test_a_value_of_another_kind_is_not_turned_into_one_that_fits(
 
 def test_a_seed_is_not_rounded(address: str) -> None:
     assert "must be a whole number, not 1.5" in call(
-        address, "text_to_video", [*TEXT[:8], 1.5, TEXT[9]]
+        address, "text_to_video", [*TEXT[:8], 1.5, *TEXT[9:]]
     )
 
 
