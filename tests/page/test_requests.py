@@ -68,7 +68,7 @@ def test_malformed_bodies(address: str, route: str, body: str) -> None:
         ("text_to_video", [*TEXT[:2], "9x9", *TEXT[3:]], "multiples of 64"),
         ("text_to_video", [*TEXT[:2], 7, *TEXT[3:]], "'Size' must be text, not 7"),
         ("text_to_video", [*TEXT[:3], 10**400, *TEXT[4:]], "greater than maximum value"),
-        ("text_to_video", [*TEXT[:8], 10**400, 64], "eed must be"),
+        ("text_to_video", [*TEXT[:8], 10**400, *TEXT[9:]], "eed must be"),
         ("image_to_video", [{}, *TEXT], "malformed"),
         ("image_to_video", ["/etc/passwd", *TEXT], "malformed"),
         ("extend_video", [7, *TEXT], "malformed"),
