@@ -158,7 +158,7 @@ def _check_kinds(fields: Sequence[Any], values: Sequence[Any]) -> None:
     for block, value in zip(fields, values, strict=False):
         if value is None:
             continue
-        if isinstance(block, gr.Textbox | gr.Dropdown):
+        if isinstance(block, gr.Textbox | gr.Dropdown | gr.Radio):
             fits, kind = isinstance(value, str), "text"
         elif isinstance(block, gr.Number | gr.Slider):
             fits, kind = isinstance(value, int | float) and not isinstance(value, bool), "a number"

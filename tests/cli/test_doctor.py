@@ -194,7 +194,10 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "no config": (remove("text_encoder_2/config.json"), ["text_encoder_2: missing file"]),
     "no vocabulary": (remove("tokenizer/tokenizer.json"), ["tokenizer: .*no vocabulary"]),
     "no transformer": (remove(TRANSFORMER), ["the model: .*no variant"]),
-    "nothing": (both(remove(TRANSFORMER), remove("model_index.json")), ["the model: .*no check"]),
+    "nothing": (
+        both(remove(TRANSFORMER), remove("model_index.json")),
+        ["the model: .*not a check"],
+    ),
     "an index that is no JSON": (write("model_index.json", "{"), ["the model: .*no valid JSON"]),
     "a config of other sizes": (
         edit(f"{TRANSFORMER}/config.json", num_attention_heads=3),

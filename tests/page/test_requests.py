@@ -13,9 +13,8 @@ from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
 
-TEXT = ["a", "", "64x64", 0.4, 3, 2, 1.5, 0, -1, 64, "ab2"]
+TEXT = ["a", "", "64x64", 0.4, 3, 2, 1.5, 0, -1, 64, "euler"]
 """Arguments of `/text_to_video`."""
-SOLVER = TEXT.index("ab2")
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +98,12 @@ def test_a_value_of_another_kind_is_not_turned_into_one_that_fits(
     told = call(address, "text_to_video", [*TEXT[:place], value, *TEXT[place + 1 :]])
     assert "event: error" in told
     message = json.loads(told.rpartition("data: ")[2])["error"]
-    if place == SOLVER:
-        assert repr(value) in message and "choices: ['euler', 'ab2']" in message
-    else:
-        assert f"must be {'text' if is_text else 'a number'}, not {value!r}" in message
+    assert f"must be {'text' if is_text else 'a number'}, not {value!r}" in message
 
 
 def test_a_seed_is_not_rounded(address: str) -> None:
     assert "must be a whole number, not 1.5" in call(
-        address, "text_to_video", [*TEXT[:8], 1.5, TEXT[9]]
+        address, "text_to_video", [*TEXT[:8], 1.5, *TEXT[9:]]
     )
 
 

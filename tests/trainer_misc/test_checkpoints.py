@@ -200,7 +200,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path: Path) ->
     with pytest.raises(ValueError, match="checkpoint of a different model") as caught:
         linear_run.TrainingLoop(config, {"model": nn.Linear(4, 4)})
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="a different model"):
         linear_run.TrainingLoop(config, {"other": nn.Linear(3, 3)})
     with pytest.raises(FileNotFoundError, match="state.json"):
         linear_run.new_loop(tmp_path / "new", 1, resume=tmp_path / "nowhere")
