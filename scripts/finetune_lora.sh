@@ -60,7 +60,7 @@ if [ -n "$MODEL_PATH" ]; then
     NUM_FRAMES=${NUM_FRAMES:-16} LR=${LR:-1e-4}
     set -- --model_dtype bf16 --gradient_checkpointing "$@"
 else
-    MODEL_PATH="$(cd "$(dirname "$0")/.." && pwd)/pyramid_dit/toy"
+    MODEL_PATH="$(cd -P "$(dirname "$0")/.." && pwd)/pyramid_dit/toy"
     VARIANT=${VARIANT:-diffusion_transformer_128p} RESOLUTION=${RESOLUTION:-128x128}
     NUM_FRAMES=${NUM_FRAMES:-3} LR=${LR:-1e-3}
     set -- --model_dtype fp32 "$@"
