@@ -88,7 +88,7 @@ class GenerationDefaults:
         """
         if self.width is None or self.height is None:
             raise ValueError(
-                "the checkpoint does not name a size: height and width are "
+                "the checkpoint does not say which size it is made for: height and width are "
                 "needed, in pixels (--size)"
             )
         size = self.width, self.height

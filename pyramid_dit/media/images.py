@@ -141,7 +141,7 @@ def video_pixels(
         last = _one_size(last)
     elif last.ndim != 4 or last.shape[3] != 3 or last.dtype != np.uint8:
         raise ValueError(
-            f"a video must be a uint8 array [t, h, w, 3], "
+            f"a video must be bytes, a uint8 array [t, h, w, 3], "
             f"got {last.dtype} of shape {list(last.shape)}"
         )
     return _pixels(last).transpose(0, 1).unsqueeze(0)

@@ -160,9 +160,9 @@ def test_the_limit_of_the_vae_is_said(
     ("more", "message"),
     [
         (["--lora_targets", "to_x"], "no linear layer is called to_x; there are .*attn.to_q"),
-        (["--opt", "muon"], "--lora_rank takes adamw"),
-        (["--half_weights"], "adapters are float32"),
-        (["--lora_rank", "0"], "--lora_alpha is of a LoRA"),
+        (["--opt", "muon"], "--lora_rank: use adamw"),
+        (["--half_weights"], "adapters are always float32"),
+        (["--lora_rank", "0"], "--lora_alpha is for a LoRA"),
     ],
 )
 def test_what_does_not_go_together(

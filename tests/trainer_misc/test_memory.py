@@ -126,5 +126,5 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| **most at any time** |" in shown and "4 samples of 1 frames of 64x64" in shown
     with pytest.raises(SystemExit, match="holds a pyramid_flux, not a pyramid_mmdit"):
         memory.main([*given, "--model_name", "pyramid_mmdit"])
-    with pytest.raises(SystemExit, match="--lora_alpha is of a LoRA"):
+    with pytest.raises(SystemExit, match="--lora_alpha is for a LoRA"):
         memory.main([*given, "--lora_alpha", "2"])
