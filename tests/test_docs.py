@@ -25,11 +25,15 @@ from pyramid_dit.page import command as page_command
 from trainer_misc import dit_options, vae_options
 from trainer_misc.options import parse
 
-PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+PAGES = [
+    PROJECT_ROOT / "README.md",
+    PROJECT_ROOT / "CONTRIBUTING.md",
+    *sorted((PROJECT_ROOT / "docs").glob("*.md")),
+]
 SCRIPTS = sorted((PROJECT_ROOT / "scripts").glob("*.sh"))
 SHELLS = ["sh", "bash"]
 PACKAGES = ("pyramid_dit", "video_vae", "trainer_misc", "benchmarks", "docs")
-OTHER_COMMANDS = ("pip", "pytest")
+OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "echo")
 OPTIONAL = ("gradio_client", "peft")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
@@ -363,6 +367,8 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
         ("train_pyramid_flow.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
         ("train_pyramid_flow_without_ar.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
         ("train_causal_video_vae.sh", {}, "MODEL_PATH must name the folder of a VAE"),
+        ("finetune_lora.sh", {"RANK": "0"}, "RANK must be a number above 0, not '0'"),
+        ("finetune_lora.sh", {}, "FOLDER is needed: videos with captions beside them"),
     ],
 )
 def test_wrong_settings_are_told_in_a_line(

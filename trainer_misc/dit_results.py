@@ -156,8 +156,9 @@ def export(
     parts: dict[str, Any] = {}
 
     def write(target: Path) -> None:
-        _copy_rest(source, target, known_words=defaults.known_words)
         own = model.video_generator.components
+        encoders = model_text_parts(model) if "text_encoder" in parts else []
+        _copy_rest(source, target, written=encoders, known_words=defaults.known_words)
         dit = _filled(unwrapped(own.dit), parts["dit"])
         dit.register_to_config(
             generation_defaults=dataclasses.asdict(defaults),
@@ -166,7 +167,7 @@ def export(
             _name_or_path="",  # else it names a folder of this machine
         )
         dit.save_pretrained(target / source.variant)
-        for part in model_text_parts(model) if "text_encoder" in parts else ():
+        for part in encoders:
             encoder = unwrapped(own.text_encoder).get_submodule(part)
             inside = _under(f"{part}.", parts["text_encoder"])
             encoder.save_pretrained(target / part, state_dict=inside)
@@ -210,14 +211,23 @@ def model_text_parts(model: PyramidDiTForVideoGeneration) -> list[str]:
 
 
 def _copy_rest(
-    source: CheckpointFolder, target: Path, *, known_words: Sequence[str] | None
+    source: CheckpointFolder,
+    target: Path,
+    *,
+    written: Sequence[str],
+    known_words: Sequence[str] | None,
 ) -> None:
-    """What is not trained, by links where the file system has them: it can be many gigabytes."""
+    """What is not trained, by links where the file system has them: it can be many gigabytes.
+
+    Folders that are `written` afterwards are left out: what is written into a linked file is
+    written into the source.
+    """
+    others = {"README.md", *written}
 
     def left_out(folder: str, names: list[str]) -> list[str]:
         if Path(folder) != source.path:
             return []
-        return [n for n in names if n.startswith((VARIANT_PREFIX, ".")) or n == "README.md"]
+        return [name for name in names if name.startswith((VARIANT_PREFIX, ".")) or name in others]
 
     def link(path: str, copy: str) -> None:
         try:

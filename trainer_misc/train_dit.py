@@ -21,6 +21,7 @@ from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.flow.sizes import frames_of
 from video_vae.checkpoint_file import read_state_dict
+from video_vae.round_trip import psnr, through_vae
 
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
 from .data.batches import Texts
@@ -31,7 +32,7 @@ from .dit_results import export, sample_sheet, validation
 from .log import SAMPLES, Figures
 from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
-from .lora import add_adapters, check_lora, round_trip
+from .lora import add_adapters, check_lora
 from .optimization import Muon, muon_groups
 from .options import parse
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
@@ -40,6 +41,10 @@ from .sharding import divide_weights
 logger = logging.getLogger(__name__)
 
 LIMIT_CLIPS, LIMIT_FRAMES, GOOD_PSNR = 8, 17, 30.0
+VAE_IS_THE_LIMIT = (
+    "no training of the transformer makes these better: look at them, and train the VAE "
+    "(train_vae) where it is the limit"
+)
 
 
 class Places:
@@ -153,12 +158,16 @@ class Trainer:
         """Say how near to themselves some of the clips come back from the VAE."""
         if not self.loop.accelerator.is_main_process:
             return
+        vae = self.model.vae
+        assert vae is not None
         found: list[tuple[float, str]] = []
         for number in range(LIMIT_CLIPS):
             batch = self.batches[number]
             pixels = batch["video"][:LIMIT_CLIPS]
             pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels[:, :, :LIMIT_FRAMES]
-            found += zip(round_trip(self.model.vae, pixels), batch["text"], strict=False)
+            back = through_vae(vae, pixels)
+            for clip, expected, text in zip(back, pixels, batch["text"], strict=False):
+                found.append((psnr(clip.numpy(), expected.numpy(), peak=2.0), text))
             if len(found) >= LIMIT_CLIPS:
                 break
         mean = sum(psnr for psnr, _ in found) / len(found)
@@ -166,10 +175,7 @@ class Trainer:
         logger.info(
             "through the VAE and back: %.1f dB PSNR, mean of %d clips; lowest %.1f dB (%r)%s",
             *(mean, len(found), lowest, text),
-            ""
-            if lowest >= GOOD_PSNR
-            else "; no training of the transformer makes these better: "
-            "look at them, and train the VAE (train_vae) where it is the limit",
+            "" if lowest >= GOOD_PSNR else f"; {VAE_IS_THE_LIMIT}",
         )
 
     def _numbered(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -218,10 +224,15 @@ def is_of_pictures(entries: Mapping[str, Any]) -> bool:
 
 
 def check(options: Namespace) -> None:
-    """Refuse settings that do not fit each other, before anything is loaded (ValueError)."""
+    """Refuse what lacks a folder, and what `check_settings` refuses (ValueError)."""
     for name in ("model_path", "output_dir"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed")
+    check_settings(options)
+
+
+def check_settings(options: Namespace) -> None:
+    """Refuse settings that do not fit each other, before anything is loaded (ValueError)."""
     options.load_text_encoder |= options.train_text_encoder
     check_lora(options)
     if options.task == "t2i" and not options.load_vae:
@@ -230,7 +241,7 @@ def check(options: Namespace) -> None:
         raise ValueError(f"--device must be auto, cuda or cpu, got {options.device!r}")
     if options.device == "cuda" and not torch.cuda.is_available():
         options.device = "auto"
-        logger.warning("--device cuda: there is none, the CPU does the work")
+        logger.warning("--device cuda: no GPU found, using the CPU")
     if options.half_weights and options.model_dtype == "fp16":
         raise ValueError("--half_weights with fp16 overflows: bf16 or fp32")
     if options.sample_steps:
@@ -240,19 +251,21 @@ def check(options: Namespace) -> None:
             raise ValueError("--sample_steps does not go with --use_fsdp: one process draws them")
     pictures = options.task == "t2i"
     if pictures and options.image_anno is not None:
-        raise ValueError("--task t2i has pictures alone: --anno_file, without --image_anno")
+        raise ValueError("--task t2i trains on pictures only: use --anno_file without --image_anno")
     for flag, size, ratios, taken in (
         ("batch_size", options.batch_size, options.sample_ratios, not pictures),
         ("image_batch_size", *image_batches(options), pictures or options.image_anno is not None),
     ):
         if taken and size % sum(ratios):
             raise ValueError(
-                f"--{flag} {size} cannot be dealt to the {sum(ratios)} columns of the sample "
+                f"--{flag} {size} cannot be divided into the {sum(ratios)} columns of the sample "
                 f"ratios {','.join(map(str, ratios))}"
             )
     sharing = options.sp_group_size if options.use_sequence_parallel else 1
     if sharing > 1 and launched_process() is None and not options.dist_on_itp:
-        raise ValueError(f"--sp_group_size {sharing} takes so many processes: start by torchrun")
+        raise ValueError(
+            f"--sp_group_size {sharing} needs that many processes: start with torchrun"
+        )
 
 
 def load_model(options: Namespace) -> PyramidDiTForVideoGeneration:

@@ -22,7 +22,7 @@ from .architectures import (
     architecture_of_encoders,
 )
 from .defaults import GenerationDefaults, stated
-from .settings import Settings
+from .settings import STEPPING, Settings, stepping
 from .sizes import check_sizes, stored_dtypes
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class CheckpointFolder:
     settings: Settings
     vae_folder: str = VAE_FOLDER
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the scheduler, which a folder in the released layout does not tell."""
+    """Arguments of the scheduler, as far as the folder tells: one in the released layout has at
+    most those of `settings.STEPPING`, in `model_index.json`, which goes before a saved config."""
     absent: frozenset[str] = frozenset()
     """Components that were saved as None."""
     file_variant: str | None = None
@@ -122,7 +123,10 @@ class CheckpointFolder:
             (read_json(vae_path) if vae_path.exists() else {}, vae_path),
             (config, config_path),
         )
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json") if saved else {}
+        scheduler_path = folder / "scheduler" / "scheduler_config.json"
+        scheduler = read_json(scheduler_path) if saved else {}
+        stepping(scheduler, scheduler_path)
+        scheduler |= stepping(index, folder / INDEX_NAME)
         return cls(
             path=folder,
             variant=chosen,
@@ -144,6 +148,11 @@ class CheckpointFolder:
     def defaults(self) -> GenerationDefaults:
         """What to do where a caller does not say."""
         return self.settings.generation_defaults
+
+    @property
+    def stepping(self) -> dict[str, str]:
+        """How sampling steps: what is said of the fields in `settings.STEPPING`."""
+        return {name: said for name, said in self.scheduler_config.items() if name in STEPPING}
 
     def check_files(
         self, text_parts: Sequence[TextPart], *, vae: bool, transformer: bool = True
@@ -220,9 +229,9 @@ def _choose_variant(folder: Path, wanted: str | None) -> str:
     if DEFAULT_VARIANT in there:
         return DEFAULT_VARIANT
     if not there:
-        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no {VARIANT_PREFIX}*")
+        raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no {VARIANT_PREFIX}*")
     if len(there) > 1:
-        raise ValueError(f"{folder} has several variants, name one of {', '.join(there)}")
+        raise ValueError(f"{folder} has several variants, choose one of {', '.join(there)}")
     return there[0]
 
 
@@ -261,7 +270,7 @@ def _whole(path: Path) -> Path:
         raise FileNotFoundError(f"missing file {path}")
     pickled = path.suffix != ".safetensors"
     if not (_is_complete_pickle(path) if pickled else stored_dtypes(path) is not None):
-        raise ValueError(f"{path} is truncated or damaged, fetch it again")
+        raise ValueError(f"{path} is truncated or damaged, download it again")
     return path
 
 

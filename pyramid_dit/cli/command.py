@@ -87,10 +87,10 @@ def _run(
     It also ends at the next step where `received` has a signal whose exception was lost.
     """
     started = time.perf_counter()
-    here = launched_process()
-    is_main = here is None or here.rank == 0
+    launched = launched_process()
+    is_main = launched is None or launched.rank == 0
     end_with_launcher()
-    if options.shard and here is None and options.gpus == 1:
+    if options.shard and launched is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
     print_log(options, is_main=is_main)
     from ..media.progressive_video import open_video
@@ -112,7 +112,7 @@ def _run(
         named = options.output is not None
         writer = open_video(output, overwrite=named, partial=options.partial)
 
-    if here is None and options.gpus > 1:
+    if launched is None and options.gpus > 1:
         check_processes(options, options.guidance_scale)
         assert writer is not None
         try:
@@ -127,24 +127,24 @@ def _run(
             raise
         return
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    with nullcontext() if here is None else ended_by_signals():
+    with nullcontext() if launched is None else ended_by_signals():
         folder = open_model(options)
-        model = load_model(options, folder, here)
+        model = load_model(options, folder, launched)
         if writer is not None:
             writer.fps = folder.defaults.frames_per_second
         try:
             size = _write(model, options, sources, folder, seed, writer, kept, received)
         except BaseException:
-            with nullcontext() if here is None else undisturbed():
+            with nullcontext() if launched is None else undisturbed():
                 if writer is not None and options.partial is not None:
                     writer.leave()  # the process that started this one goes on from there
                 elif writer is not None:
                     _close(writer, kept, complete=False)
             raise
         if writer is not None:
-            with nullcontext() if here is None else undisturbed():
+            with nullcontext() if launched is None else undisturbed():
                 _close(writer, kept)
-        if here is not None:
+        if launched is not None:
             from ..distributed.parallel import leave_processes
 
             leave_processes()
@@ -204,7 +204,7 @@ def _write(
 def _close(
     writer: ProgressiveVideo | CollectedFrames, kept: list[str], *, complete: bool = True
 ) -> None:
-    """Close the file; `kept` is told where what was made is."""
+    """Close the file; `kept` gets the path of what was made."""
     try:
         writer.close(complete=complete)
     finally:

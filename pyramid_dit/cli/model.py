@@ -39,7 +39,7 @@ def check_sources(options: Namespace) -> None:
     check_model_name(options.model)
     for source, _ in options.lora:
         if not Path(source).exists() and not is_repo_id(source):
-            raise UsageError(f"--lora {source!r} is no file, no folder and no repository")
+            raise UsageError(f"--lora {source!r} is not a file, a folder or a repository")
     if options.lora:
         from ..models.lora import require_peft
 
@@ -54,7 +54,7 @@ def check_model_name(model: str | None) -> None:
         raise UsageError(f"--model {model!r} is a file, not the folder of a checkpoint")
     if not is_repo_id(model):
         raise UsageError(
-            f"--model {model!r} is no folder, and not OWNER/NAME of a repository on the hub"
+            f"--model {model!r} is not a folder, and not OWNER/NAME of a repository on the Hub"
         )
 
 
@@ -99,7 +99,7 @@ def open_model(options: Namespace) -> CheckpointFolder:
 
 
 def load_model(
-    options: Namespace, folder: CheckpointFolder, here: LaunchedProcess | None
+    options: Namespace, folder: CheckpointFolder, launched: LaunchedProcess | None
 ) -> PyramidDiTForVideoGeneration:
     """Load the model, and join the other processes if there are any.
 
@@ -114,32 +114,27 @@ def load_model(
     from ..distributed.parallel import join_processes
 
     keep_freed_memory()
-    device = device_name(options.device, here)
+    device = device_name(options.device, launched)
     threads = options.threads
-    if here is not None:
+    if launched is not None:
         join_processes(torch.device(device))
-        threads = threads or max(1, (os.cpu_count() or 1) // here.local_processes)
+        threads = threads or max(1, (os.cpu_count() or 1) // launched.local_processes)
     if threads:
         torch.set_num_threads(threads)
 
     from transformers.utils.logging import disable_progress_bar
 
-    from ..generation.memory_presets import apply_preset
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
     disable_progress_bar()  # of loading; the hub's have been shown by now
-    later = bool(options.lora)  # adapters come before weights are spread over memories
-    on_cpu = options.offload or options.shard or (later and options.memory)
     model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
         model_dtype=dtype_name(options.dtype, folder, device),
-        device="cpu" if on_cpu else device,
-        memory=None if later else options.memory,
+        device="cpu" if options.offload or options.shard else device,
+        memory=options.memory,
     )
     _add_loras(model, options.lora)
-    if later and options.memory:
-        apply_preset(model.video_generator, options.memory, torch.device(device))
     if options.offload == "layer":
         model.enable_sequential_cpu_offload(device)
     if options.shard:
@@ -148,11 +143,6 @@ def load_model(
     model.vae.enable_tiling()
     logger.info("%s: %s, %s, on %s", folder.path, folder.variant, model.dtype, device)
     return model
-
-
-def dtype_name(asked: str | None, folder: CheckpointFolder, device: str) -> str:
-    """The dtype that a model is loaded in: what was asked for, or the model's, or the device's."""
-    return asked or folder.model_dtype or ("fp32" if device == "cpu" else "bf16")
 
 
 def _add_loras(model: PyramidDiTForVideoGeneration, loras: Sequence[tuple[str, float]]) -> None:
@@ -166,8 +156,13 @@ def _add_loras(model: PyramidDiTForVideoGeneration, loras: Sequence[tuple[str, f
         model.dit.set_adapters(names, [scale for _, scale in loras])
 
 
-def device_name(name: str, here: LaunchedProcess | None) -> str:
-    """The device `name` of this machine, or the one of that kind for the process `here`.
+def dtype_name(asked: str | None, folder: CheckpointFolder, device: str) -> str:
+    """The dtype that a model is loaded in: what was asked for, or the model's, or the device's."""
+    return asked or folder.model_dtype or ("fp32" if device == "cpu" else "bf16")
+
+
+def device_name(name: str, launched: LaunchedProcess | None) -> str:
+    """The device `name` of this machine, or the one for a launched process.
 
     Raises:
         UsageError: There is none.
@@ -175,15 +170,15 @@ def device_name(name: str, here: LaunchedProcess | None) -> str:
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto" and here is not None and accelerator is None:
+    if name == "auto" and launched is not None and accelerator is None:
         raise UsageError(
-            "--gpus: there is no GPU here; --device cpu runs that many processes on the CPU, "
+            "--gpus: there is no GPU; --device cpu runs that many processes on the CPU, "
             "which is no faster"
         )
     if name == "auto":
         name = accelerator.type if accelerator else "cpu"
-    if here is not None and name != "cpu":
-        name = f"{name}:{here.local_rank}"
+    if launched is not None and name != "cpu":
+        name = f"{name}:{launched.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -192,9 +187,11 @@ def device_name(name: str, here: LaunchedProcess | None) -> str:
         return name
     if accelerator is None or device.type != accelerator.type:
         there = f"cpu and {accelerator.type}" if accelerator else "only cpu"
-        raise UsageError(f"--device {name!r} is not available here, {there}")
+        raise UsageError(f"--device {name!r} is not available, {there}")
     count = torch.accelerator.device_count()
     if (device.index or 0) >= count:
-        asked = f"--device {name!r}" if here is None else f"{here.local_processes} processes"
-        raise UsageError(f"{asked}: there are {count} GPUs here")
+        asked = (
+            f"--device {name!r}" if launched is None else f"{launched.local_processes} processes"
+        )
+        raise UsageError(f"{asked}: this machine has {count} GPUs")
     return name

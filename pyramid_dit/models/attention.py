@@ -18,7 +18,7 @@ from .token_layout import TokenLayout
 
 
 class HistoryCache:
-    """Keys and values of text and history, kept over the Euler steps of a stage (approximate).
+    """Keys and values of text and history, kept over the steps of a stage (approximate).
 
     The history of a unit is clean and does not change within a stage, and by causality neither
     text nor history sees the clip that is being made. Their tokens still change a little from

@@ -37,7 +37,7 @@ Clips = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class StageContext:
-    """What stays the same over the Euler steps of a stage; made by `prepare`, for `denoise`.
+    """What stays the same over the steps of a stage; made by `prepare`, for `denoise`.
 
     Attributes:
         attention: Layout and rotations of all tokens.

@@ -111,7 +111,7 @@ def test_a_saved_pipeline_without_text_encoders(doctor: Doctor, tmp_path: Path) 
     status, facts, problems = doctor("--model", tmp_path)
     assert (status, problems) == (0, [])
     assert "saved without text_encoder, text_encoder_2, tokenizer, tokenizer_2" in facts["files"]
-    assert facts["steps"].startswith("not tried")
+    assert facts["steps"].startswith("not checked")
 
 
 # ---- what is wrong ----------------------------------------------------------------------------
@@ -194,7 +194,10 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "no config": (remove("text_encoder_2/config.json"), ["text_encoder_2: missing file"]),
     "no vocabulary": (remove("tokenizer/tokenizer.json"), ["tokenizer: .*no vocabulary"]),
     "no transformer": (remove(TRANSFORMER), ["the model: .*no variant"]),
-    "nothing": (both(remove(TRANSFORMER), remove("model_index.json")), ["the model: .*no check"]),
+    "nothing": (
+        both(remove(TRANSFORMER), remove("model_index.json")),
+        ["the model: .*not a check"],
+    ),
     "an index that is no JSON": (write("model_index.json", "{"), ["the model: .*no valid JSON"]),
     "a config of other sizes": (
         edit(f"{TRANSFORMER}/config.json", num_attention_heads=3),
@@ -298,10 +301,10 @@ def test_weights_that_do_not_fit_into_memory(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--model", "./nowhere/at/all"], "the model: --model './nowhere/at/all' is no folder"),
+        (["--model", "./nowhere/at/all"], "the model: --model './nowhere/at/all' is not a folder"),
         (["--model", __file__], "the model: .* is a file"),
         (["--variant", "2k"], "the model: .*no variant diffusion_transformer_2k"),
-        (["--device", "xpu:7"], "the device: --device 'xpu:7' is not available here"),
+        (["--device", "xpu:7"], "the device: --device 'xpu:7' is not available"),
     ],
 )
 def test_what_is_not_there(

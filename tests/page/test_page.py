@@ -66,6 +66,7 @@ OPTIONS: dict[str, Any] = {
     "guidance": 1.5,
     "video_guidance": 0.0,
     "max_sequence_length": 64,
+    "solver": "ab2",
 }
 SETTINGS = Settings(
     mode="storyboard",
@@ -283,6 +284,7 @@ def form(**changes: Any) -> Form:
         "guidance": 2,
         "video_guidance": 2,
         "max_sequence_length": 128,
+        "solver": "euler",
     }
     options |= {key: changes.pop(key) for key in options.keys() & changes.keys()}
     return Form(**own | changes, options=options)
@@ -307,6 +309,7 @@ def test_a_form_becomes_a_request(card: ModelCard) -> None:
         ({"seed": 1.5}, "seed must be an integer"),
         ({"steps": float("inf")}, "steps of the first frame must be an integer"),
         ({"mode": "storyboard", "scenes": ((0, 5),)}, "must be text"),
+        ({"solver": "rk4"}, "solver must be one of euler, ab2"),
         ({"guidance": -1}, "guidance of the first frame must be at least 0"),
         ({"mode": "image"}, "choose a picture"),
         ({"mode": "extend"}, "choose a video"),

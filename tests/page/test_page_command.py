@@ -19,7 +19,7 @@ pytest.importorskip("gradio")
     ("options", "words"),
     [
         (["--port", "x"], "invalid int value"),
-        (["--model", "no/where/at/all"], "is no folder"),
+        (["--model", "no/where/at/all"], "is not a folder"),
         (["--shard"], "add --gpus"),
         (["--port", "99999"], "cannot serve at 127.0.0.1, port 99999"),
         (["--host", "192.0.2.1", "--port", "7860"], "cannot serve at 192.0.2.1"),

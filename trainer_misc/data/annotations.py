@@ -144,9 +144,10 @@ class Annotations:
         return name if isinstance(name, str) and name else f"number {index} of {self.name}"
 
     def find(self, name: str) -> Path:
-        """The file that an annotation calls `name`, whether it is there or not."""
+        """The file that an annotation calls `name`; if there is none, where its folder is."""
         candidates = [folder / name for folder in self.folders]
-        return next((path for path in candidates if path.exists()), candidates[0])
+        there = [path for path in candidates if path.exists()]
+        return [*there, *(path for path in candidates if path.parent.is_dir()), *candidates][0]
 
     def require(self, record: Mapping[str, Any], column: str) -> None:
         """Raise a SampleError where the file that a record has as `column` is not there."""

@@ -4,50 +4,46 @@
 
 Modes: ``t2v`` text to video; ``i2v`` a drawn first frame and a prompt; ``long`` 97 frames, judged
 on their last second; ``vae`` reconstruction of fresh clips, in the six known colors and in any.
+``--new-word`` measures sentences with that word, too; and, with ``vae``, how often drawn clips of
+them are judged right, before and after their way through the VAE: no model of it can do better.
 Every clip has a generator of its own, so the result does not depend on the batch size.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
-import math
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pyramid_dit.devices.cpu import keep_freed_memory
-from pyramid_dit.media.figures import evenly_spaced, picture_grid
+from video_vae.round_trip import psnr, through_vae
 
-from .judge import (
-    ATTRIBUTES,
-    Verdict,
-    as_frames,
-    judge,
-)
+from .judge import as_frames, judge
 from .moving_shapes import (
     MAX_FRAMES,
-    SPLITS,
+    NEW_WORDS,
+    Combination,
     MovingShapes,
-    attributes_of,
-    caption_of,
-    combination_of,
+    combinations,
+    described,
     draw_clip,
     first_frame,
-    is_held_out,
     random_colors,
     render,
 )
+from .tables import Frames, Judged, Table, contact_sheet
 
 if TYPE_CHECKING:
     from pyramid_dit import PyramidDiTForVideoGeneration
@@ -56,105 +52,42 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODES = ("t2v", "i2v", "long", "vae")
-GROUPS = ("trained", "held-out", "all clips")
 LAST_FRAMES = 25  # of a long clip are judged
 FRESH = 1_000_000  # added to seeds, so that no clip is one of a training set's
 
-Frames = np.ndarray | Sequence[Image.Image]
 Generate = Callable[[list[str], list[int]], Sequence[Frames]]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A clip's caption and what the clip shows."""
-
-    caption: str
-    verdict: Verdict
-
-    @property
-    def group(self) -> str:
-        return "held-out" if is_held_out(combination_of(self.caption)) else "trained"
-
-    def right(self, attribute: str) -> bool:
-        """Whether an attribute, or ``"all"`` four, is what the caption says."""
-        agreement = self.verdict.agreement(self.caption)
-        return all(agreement.values()) if attribute == "all" else agreement[attribute]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Verdicts on clips, and the rates at which they agree with the captions."""
-
-    judged: tuple[Judged, ...]
-
-    def members(self, group: str) -> list[Judged]:
-        """Clips of one of :data:`GROUPS`."""
-        if group not in GROUPS:
-            raise ValueError(f"group is {group!r}, must be one of {GROUPS}")
-        return [clip for clip in self.judged if group in (clip.group, "all clips")]
-
-    def rate(self, group: str, attribute: str) -> float:
-        """Share of a group's clips whose attribute (or ``"all"`` four) is right; nan if empty."""
-        right = [clip.right(attribute) for clip in self.members(group)]
-        return sum(right) / len(right) if right else math.nan
-
-    def markdown(self) -> str:
-        """The rates as a markdown table."""
-        rows = [
-            ["clips", "number", *ATTRIBUTES, "all four"],
-            ["---", *["--:"] * (len(ATTRIBUTES) + 2)],
-        ]
-        for group in GROUPS:
-            if members := self.members(group):
-                rates = [f"{self.rate(group, name):.0%}" for name in (*ATTRIBUTES, "all")]
-                rows.append([group, str(len(members)), *rates])
-        return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Rates and single verdicts, ready for json."""
-        rates = {
-            group: {name: self.rate(group, name) for name in (*ATTRIBUTES, "all")}
-            for group in GROUPS
-            if self.members(group)
-        }
-        clips = [
-            {"caption": clip.caption, "right": clip.right("all"), **asdict(clip.verdict)}
-            for clip in self.judged
-        ]
-        return {"rates": rates, "clips": clips}
-
-
-def evaluate_frames(clips: Iterable[tuple[Frames, str]]) -> Table:
-    """Judge pairs of a clip (see :func:`~trainer_misc.toy.judge.as_frames`) and its caption.
-
-    Raises:
-        ValueError: there are no clips, or a caption is not one of the set.
-    """
-    judged = tuple(Judged(caption, judge(frames)) for frames, caption in clips)
-    if not judged:
-        raise ValueError("there are no clips to evaluate")
-    return Table(judged)
-
-
-def evaluation_prompts(count: int = 100, seed: int = 0) -> list[str]:
+def evaluation_prompts(count: int = 100, seed: int = 0, new_word: str | None = None) -> list[str]:
     """Different prompts, every other one held out of training, spread evenly over attributes.
 
+    Where fewer than half of them are held out, the last ones are not.
+
+    Args:
+        count: How many.
+        seed: Of the choice.
+        new_word: One of `NEW_WORDS`, that all of them have; by default the known sentences.
+
     Raises:
-        ValueError: ``count`` is not in 1..102 (there are 51 held-out combinations).
+        ValueError: There are not so many sentences, or it is no new word.
     """
-    limit = 2 * len(SPLITS["held_out"])
-    if not 1 <= count <= limit:
-        raise ValueError(f"count is {count}, must be in 1..{limit}")
+    sentences = combinations(new_word)
+    if not 1 <= count <= len(sentences):
+        raise ValueError(f"count is {count}, must be in 1..{len(sentences)}")
     rng = random.Random(seed)
-    held_out = _spread(SPLITS["held_out"], count // 2, rng)
-    trained = _spread(SPLITS["train"], count - count // 2, rng)
-    numbers = [(held_out if i % 2 else trained)[i // 2] for i in range(count)]
-    return [caption_of(number) for number in numbers]
+    split: dict[bool, list[Combination]] = {True: [], False: []}
+    for what in sentences:
+        split[what.is_held_out].append(what)
+    most = min(len(split[True]), count // 2)
+    held_out = _spread(split[True], most, rng)
+    trained = _spread(split[False], count - most, rng)
+    mixed = itertools.chain.from_iterable(itertools.zip_longest(trained, held_out))
+    return [what.caption for what in mixed if what is not None]
 
 
-def _spread(numbers: Sequence[int], count: int, rng: random.Random) -> list[int]:
+def _spread(sentences: Sequence[Combination], count: int, rng: random.Random) -> list[Combination]:
     """Choose combinations one by one, always one whose attributes were chosen least so far."""
-    left = {n: tuple(asdict(attributes_of(n)).values()) for n in rng.sample(numbers, len(numbers))}
+    left = {what: astuple(what) for what in rng.sample(sentences, len(sentences))}
     values = [len(set(column)) for column in zip(*left.values(), strict=True)]
     seen: Counter[str] = Counter()
     chosen = []
@@ -165,31 +98,6 @@ def _spread(numbers: Sequence[int], count: int, rng: random.Random) -> list[int]
         seen.update(left.pop(best))
         chosen.append(best)
     return chosen
-
-
-def psnr(actual: np.ndarray, expected: np.ndarray, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB, ``10 log10(peak^2 / mean squared error)``.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if actual.shape != expected.shape:
-        raise ValueError(f"shape {actual.shape} is not the expected shape {expected.shape}")
-    error = float(np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2))
-    return 10 * math.log10(peak**2 / error) if error else math.inf
-
-
-def contact_sheet(clips: Sequence[Frames], table: Table, columns: int = 6) -> Image.Image:
-    """A few frames of every clip beside its caption, which says what is wrong with the clip."""
-    labels = []
-    for judged in table.judged:
-        wrong = [name for name in ATTRIBUTES if not judged.right(name)]
-        labels.append(judged.caption + (f"\nWRONG: {', '.join(wrong)}" if wrong else ""))
-    rows = [
-        [Image.fromarray(frame) for frame in evenly_spaced(list(as_frames(clip)), columns)]
-        for clip in clips
-    ]
-    return picture_grid(rows, row_labels=labels, side=64)
 
 
 def evaluate_model(
@@ -259,7 +167,7 @@ def image_to_video(model: PyramidDiTForVideoGeneration, num_frames: int) -> Gene
 
     def generate(prompts: list[str], seeds: list[int]) -> Sequence[Frames]:
         images = [
-            first_frame(draw_clip(combination_of(prompt), np.random.default_rng(FRESH + seed)))
+            first_frame(draw_clip(described(prompt), np.random.default_rng(FRESH + seed)))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return model.generate_i2v(
@@ -273,7 +181,6 @@ def image_to_video(model: PyramidDiTForVideoGeneration, num_frames: int) -> Gene
     return generate
 
 
-@torch.no_grad()
 def reconstruction(
     vae: CausalVideoVAE,
     count: int,
@@ -297,12 +204,40 @@ def reconstruction(
     for index in range(count):
         colors = random_colors(source) if any_color else None
         drawn = render(clips.clip(index), range(num_frames), colors)
-        video = torch.from_numpy(drawn)[None].to(vae.device, vae.dtype)
-        latents = vae.encode(video).latent_dist.mode()
-        decoded = vae.decode(latents).sample.clamp(-1, 1)
-        values.append(psnr(decoded.float().cpu().numpy(), video.float().cpu().numpy(), peak=2.0))
+        values.append(psnr(_decoded(vae, drawn), drawn, peak=2.0))
         logger.info("vae: %d of %d, %.1f dB", index + 1, count, values[-1])
     return {"psnr": float(np.mean(values)), "lowest_psnr": min(values), "clips": count}
+
+
+def _decoded(vae: CausalVideoVAE, drawn: np.ndarray) -> np.ndarray:
+    """A clip `[3, T, H, W]` in [-1, 1], encoded to the posterior's mode and decoded."""
+    decoded: np.ndarray = through_vae(vae, torch.from_numpy(drawn)[None])[0].numpy()
+    return decoded
+
+
+def readings(
+    vae: CausalVideoVAE, prompts: Sequence[str], *, num_frames: int = 49, seed: int = 0
+) -> dict[str, Table]:
+    """Verdicts on drawn clips, as they are and encoded and decoded.
+
+    Args:
+        vae: Encodes and decodes.
+        prompts: What the clips show.
+        num_frames: Of a clip, 8n + 1.
+        seed: Of places, sizes and speeds.
+
+    Returns:
+        The tables, "drawn" and "through the VAE".
+    """
+    judged: dict[str, list[Judged]] = {"drawn": [], "through the VAE": []}
+    for number, prompt in enumerate(prompts):
+        clip = draw_clip(described(prompt), np.random.default_rng(FRESH + seed + number))
+        drawn = render(clip, range(num_frames))
+        for video, into in zip((drawn, _decoded(vae, drawn)), judged.values(), strict=True):
+            frames = (video.transpose(1, 2, 3, 0) + 1) / 2
+            into.append(Judged(prompt, judge(frames)))
+        logger.info("vae: %d of %d read", number + 1, len(prompts))
+    return {name: Table(tuple(clips)) for name, clips in judged.items()}
 
 
 def _load_model(folder: Path | None, device: str) -> PyramidDiTForVideoGeneration:
@@ -329,7 +264,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="checkpoint folder (default: the bundled one)")
     parser.add_argument("--mode", choices=[*MODES, "all"], default="t2v")
     parser.add_argument("--num-frames", type=int, default=49, help="8n + 1; long clips have 97")
-    parser.add_argument("--prompts", type=int, default=100, help="how many, half held out")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        default=100,
+        help="how many of the known sentences, and of those with a new word; half held out",
+    )
+    parser.add_argument(
+        "--new-word", choices=NEW_WORDS, help="measure sentences with this word, too"
+    )
     parser.add_argument("--batch-size", type=int, default=10, help="clips generated at a time")
     parser.add_argument("--seed", type=int, default=0)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -341,8 +284,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.num_frames % 8 != 1 or not 9 <= options.num_frames <= MAX_FRAMES:
         parser.error(f"--num-frames is {options.num_frames}, must be 8n + 1 in 9..{MAX_FRAMES}")
-    if not 1 <= options.prompts <= 2 * len(SPLITS["held_out"]):
-        parser.error(f"--prompts is {options.prompts}, must be in 1..{2 * len(SPLITS['held_out'])}")
+    most = len(combinations())
+    if not 1 <= options.prompts <= most:
+        parser.error(f"--prompts is {options.prompts}, must be in 1..{most}")
     if options.batch_size < 1:
         parser.error(f"--batch-size is {options.batch_size}, must be at least 1")
     if options.seed < 0:
@@ -358,37 +302,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     options = _arguments(argv)
     modes = MODES if options.mode == "all" else (options.mode,)
+    word: str | None = options.new_word
     results: dict[str, Any] = {}
+    prompts: dict[str | None, list[str]] = {None: evaluation_prompts(options.prompts, options.seed)}
+    if word is not None:
+        count = min(options.prompts, len(combinations(word)))
+        prompts[word] = evaluation_prompts(count, options.seed, word)
     if "vae" in modes:
         vae = _load_vae(options.model, options.device)
+        common: dict[str, int] = {"num_frames": options.num_frames, "seed": options.seed}
         for name, any_color in (("vae", False), ("vae_any_color", True)):
-            results[name] = reconstruction(
-                vae,
-                options.prompts,
-                num_frames=options.num_frames,
-                seed=options.seed,
-                any_color=any_color,
-            )
+            results[name] = reconstruction(vae, options.prompts, any_color=any_color, **common)
         for name, colors in (("vae", "the six colors"), ("vae_any_color", "any color")):
             figures = "{psnr:.2f} dB, lowest {lowest_psnr:.2f} dB".format(**results[name])
             sys.stdout.write(f"\nvae, {colors}: {figures}\n")
+        if word is not None:
+            tables = readings(vae, prompts[word], **common)
+            results[f"vae_{word}"] = {name: table.as_dict() for name, table in tables.items()}
+            for name, table in tables.items():
+                sys.stdout.write(f"\n{word}, {name}\n\n{table.markdown()}")
     if drawn := [mode for mode in modes if mode != "vae"]:
         model = _load_model(options.model, options.device)
-        prompts = evaluation_prompts(options.prompts, options.seed)
-    for mode in drawn:
+    for mode, new in itertools.product(drawn, prompts):
+        name = mode if new is None else f"{mode}_{new}"
         from_text = image_to_video if mode == "i2v" else text_to_video
         table, glimpses = evaluate_model(
             from_text(model, MAX_FRAMES if mode == "long" else options.num_frames),
-            prompts,
+            prompts[new],
             batch_size=options.batch_size,
             seed=options.seed,
             last_frames=LAST_FRAMES if mode == "long" else None,
-            name=mode,
+            name=name,
         )
-        results[mode] = table.as_dict()
-        sys.stdout.write(f"\n{mode}\n\n{table.markdown()}")
+        results[name] = table.as_dict()
+        sys.stdout.write(f"\n{name}\n\n{table.markdown()}")
         if path := options.contact_sheet:
-            contact_sheet(glimpses, table).save(path.with_stem(f"{path.stem}-{mode}"))
+            contact_sheet(glimpses, table).save(path.with_stem(f"{path.stem}-{name}"))
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -1,6 +1,6 @@
 """Names what a clip shows - color, shape, motion, background - from its frames alone.
 
-The judge knows what the words mean, not how the training clips are drawn: hues for colors, four
+The judge knows what the words mean, not how the training clips are drawn: hues for colors, five
 filled outlines for shapes, pixels a second for motions. It takes frames one by one, finds the
 background at the border, the object by its distance from the background, and lets the frames
 vote; motion comes from the object's place and size over time. Whatever is not clearly one of the
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .moving_shapes import FRAMES_PER_SECOND, attributes_of, combination_of
+from .moving_shapes import FRAMES_PER_SECOND, described, star_side
 
 ATTRIBUTES = ("color", "background", "motion", "shape")
 
 # Hue ranges in degrees end halfway between the pure hues 0 red, 30 orange, 55 yellow, 120 green,
-# 230 blue, 285 purple and 360 red again.
-HUE_NAMES = ("red", "orange", "yellow", "green", "blue", "purple")
-HUE_ENDS = (15.0, 42.5, 87.5, 175.0, 257.5, 322.5)
+# 180 cyan, 230 blue, 285 purple and 360 red again.
+HUE_NAMES = ("red", "orange", "yellow", "green", "cyan", "blue", "purple")
+HUE_ENDS = (15.0, 42.5, 87.5, 150.0, 205.0, 257.5, 322.5)
 BRIGHTNESS = {"white": 255, "gray": 128, "black": 0}
 BRIGHTNESS_TOLERANCE = 48  # bytes
 MAX_GRAY_CHROMA = 50  # largest minus smallest channel of something without color, in bytes
@@ -39,6 +39,7 @@ MIN_LARGEST_SHARE = 0.9  # of the foreground that is the largest blob, else ther
 MIN_IOU = 0.85
 MAX_ASPECT = 4 / 3
 CROSS_ARM_WIDTHS = (0.3, 0.38, 0.46)  # of the extent
+STAR_WAISTS = (0.38, 0.45, 0.52)  # inner radius over the outer one
 
 # The slowest clips of the set; half of that tells motion from rest.
 SLOWEST_SPEED = 8.0  # lengths a second
@@ -64,7 +65,7 @@ class Verdict:
         Raises:
             ValueError: the caption is not one of the set.
         """
-        wanted = attributes_of(combination_of(caption))
+        wanted = described(caption)
         return {name: getattr(self, name) == getattr(wanted, name) for name in ATTRIBUTES}
 
     def matches(self, caption: str) -> bool:
@@ -212,7 +213,11 @@ def _largest_blob(mask: np.ndarray) -> np.ndarray:
 
 
 def _shape_name(blob: np.ndarray) -> str | None:
-    """The outline that overlaps a blob best, both filling the bounding box ``[h, w]``."""
+    """The outline that overlaps a blob ``[h, w]`` best.
+
+    Outlines fill the blob's bounding box, but for stars: their tips are soon lost, and the box with
+    them, so they have the blob's area and lie around its centroid.
+    """
     height, width = blob.shape
     if max(height, width) > MAX_ASPECT * min(height, width):
         return None
@@ -224,9 +229,24 @@ def _shape_name(blob: np.ndarray) -> str | None:
         ("triangle", 2 * x <= y + 1),
         *(("cross", (x <= arm) | (np.abs(y) <= arm)) for arm in CROSS_ARM_WIDTHS),
     ]
-    overlap = [((blob & outline).sum() / (blob | outline).sum()) for _, outline in outlines]
-    best = int(np.argmax(overlap))
-    return outlines[best][0] if overlap[best] >= MIN_IOU else None
+    overlap = [
+        (float((blob & outline).sum() / (blob | outline).sum()), name) for name, outline in outlines
+    ]
+    best, name = max(*overlap, (_star_overlap(blob), "star"))
+    return name if best >= MIN_IOU else None
+
+
+def _star_overlap(blob: np.ndarray) -> float:
+    """Intersection over union of a blob and the star that fits it best."""
+    rows, columns = np.nonzero(blob)
+    area = len(rows)
+    y, x = (np.arange(n) - v.mean() for n, v in zip(blob.shape, (rows, columns), strict=True))
+    shared = 0
+    for waist in STAR_WAISTS:
+        radius = math.sqrt(area / (5 * waist * math.sin(math.pi / 5)))
+        inside = star_side(x, y[:, None], radius, waist) <= 0
+        shared = max(shared, int((blob & inside).sum()))
+    return shared / (2 * area - shared)
 
 
 def _motion(places: Sequence[tuple[float, float, float] | None], fps: float) -> str | None:

@@ -3,7 +3,8 @@
 Every clip shows one flat shape on a flat background, 24 frames a second, and is described
 completely by its caption, ``a {color} {shape} {motion} on a {background} background``. The 504
 combinations are numbered row-major over (color, shape, motion, background). Those whose number
-is 3 modulo 10 are held out: a model that draws them has learned to compose.
+is 3 modulo 10 are held out: a model that draws them has learned to compose. `NEW_COLORS` and
+`NEW_SHAPES` are not among them: they are what a trained model can be taught.
 
 Lengths are in pixels of a 128 x 128 frame and scale with the frame size. Continuous coordinates
 put the center of pixel ``i`` at ``i + 0.5``; y points down.
@@ -11,7 +12,9 @@ put the center of pixel ``i`` at ``i + 0.5``; y points down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +32,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "orange": (250, 130, 20),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
+NEW_COLORS: dict[str, tuple[int, int, int]] = {"cyan": (30, 200, 220)}
+NEW_SHAPES = ("star",)
+NEW_WORDS = (*NEW_SHAPES, *NEW_COLORS)
 DIRECTIONS: dict[str, tuple[int, int]] = {
     "moves left": (-1, 0),
     "moves right": (1, 0),
@@ -52,6 +58,8 @@ SCALING_RADIUS_RANGE = (16.0, 56.0)  # smallest and largest radius of a growing 
 SCALING_RANGE = (1.8, 3.0)  # largest over smallest radius of a clip of MAX_FRAMES
 MARGIN = 1.0  # pixels that stay free along the frame's border
 CROSS_ARM_WIDTH = 0.38  # of the extent
+STAR_WAIST = 0.45  # inner radius of a star over its outer one
+SMALLEST_STAR = 22.0  # smallest radius of a star; its points are lost in latents of smaller ones
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,20 @@ class Combination:
     @property
     def caption(self) -> str:
         return f"a {self.color} {self.shape} {self.motion} on a {self.background} background"
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether it is kept out of training: see `is_held_out`, or one in three of a new word.
+
+        These are chosen so that every two words, such as a color and a motion, are trained together
+        in some other combination. A new color of a new shape is always held out.
+        """
+        new = (self.color in NEW_COLORS) + (self.shape in NEW_SHAPES)
+        if not new:
+            return is_held_out(combination_of(self.caption))
+        places = ([*COLORS, *NEW_COLORS], [*SHAPES, *NEW_SHAPES], [*MOTIONS], [*BACKGROUNDS])
+        words = (self.color, self.shape, self.motion, self.background)
+        return new == 2 or sum(map(list.index, places, words)) % 3 == 0
 
 
 @dataclass(frozen=True)
@@ -123,8 +145,42 @@ def combination_of(caption: str) -> int:
     except KeyError:
         example = caption_of(0)
         raise ValueError(
-            f"{caption!r} is no caption of moving shapes such as {example!r}"
+            f"{caption!r} is not a caption of moving shapes such as {example!r}"
         ) from None
+
+
+def described(caption: str) -> Combination:
+    """What a caption says, one of the 504 or one with a new color or shape.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    try:
+        return _DESCRIBED[caption]
+    except KeyError:
+        raise ValueError(
+            f"{caption!r} is no caption of moving shapes such as {caption_of(0)!r}"
+        ) from None
+
+
+def combinations(new_word: str | None = None) -> tuple[Combination, ...]:
+    """All combinations of a new color with the known shapes, or of a new shape with known colors.
+
+    Args:
+        new_word: One of `NEW_WORDS`; None for the 504 without one, in the order of their numbers.
+
+    Raises:
+        ValueError: It is no new word.
+    """
+    if new_word is not None and new_word not in NEW_WORDS:
+        raise ValueError(f"the new word is {new_word!r}, must be one of {NEW_WORDS}")
+    colors = (new_word,) if new_word in NEW_COLORS else COLORS
+    shapes = (new_word,) if new_word in NEW_SHAPES else SHAPES
+    return tuple(_products(colors, shapes))
+
+
+def _products(colors: Iterable[str], shapes: Iterable[str]) -> Iterator[Combination]:
+    return itertools.starmap(Combination, itertools.product(colors, shapes, MOTIONS, BACKGROUNDS))
 
 
 def is_held_out(combination: int) -> bool:
@@ -132,6 +188,9 @@ def is_held_out(combination: int) -> bool:
     return combination % 10 == 3
 
 
+_DESCRIBED = {
+    what.caption: what for what in _products((*COLORS, *NEW_COLORS), (*SHAPES, *NEW_SHAPES))
+}
 _NUMBER_OF_CAPTION = {caption_of(number): number for number in range(NUM_COMBINATIONS)}
 SPLITS: dict[str, tuple[int, ...]] = {
     "train": tuple(n for n in range(NUM_COMBINATIONS) if not is_held_out(n)),
@@ -140,15 +199,18 @@ SPLITS: dict[str, tuple[int, ...]] = {
 }
 
 
-def draw_clip(combination: int, rng: np.random.Generator, size: int = REFERENCE_SIZE) -> ShapeClip:
+def draw_clip(
+    combination: int | Combination, rng: np.random.Generator, size: int = REFERENCE_SIZE
+) -> ShapeClip:
     """Draw place, size and speed so that the shape stays in the frame for 97 frames."""
-    what = attributes_of(combination)
+    what = attributes_of(combination) if isinstance(combination, int) else combination
     unit = size / REFERENCE_SIZE
     free = REFERENCE_SIZE - 2 * MARGIN
     velocity, scaling, travel = (0.0, 0.0), 1.0, np.zeros(2)
+    least = SMALLEST_STAR if what.shape == "star" else 0.0
     if what.motion in ("grows", "shrinks"):
-        scaling = rng.uniform(*SCALING_RANGE)
-        smallest, largest = SCALING_RADIUS_RANGE
+        smallest, largest = max(least, SCALING_RADIUS_RANGE[0]), SCALING_RADIUS_RANGE[1]
+        scaling = rng.uniform(SCALING_RANGE[0], min(SCALING_RANGE[1], largest / smallest))
         radius = rng.uniform(smallest, largest / scaling)
         extent = 2 * radius * scaling
         if what.motion == "shrinks":
@@ -157,7 +219,7 @@ def draw_clip(combination: int, rng: np.random.Generator, size: int = REFERENCE_
         direction = np.array(DIRECTIONS.get(what.motion, (0, 0)))
         speed = rng.uniform(*SPEED_RANGE)
         travel = direction * speed * (MAX_FRAMES - 1) / FRAMES_PER_SECOND
-        smallest, largest = RADIUS_RANGE
+        smallest, largest = max(least, RADIUS_RANGE[0]), RADIUS_RANGE[1]
         radius = rng.uniform(smallest, min(largest, (free - np.abs(travel).max()) / 2))
         extent = 2 * radius
         velocity = (float(direction[0] * speed * unit), float(direction[1] * speed * unit))
@@ -184,6 +246,21 @@ def _strip(offset: np.ndarray, half_width: float) -> np.ndarray:
     return np.clip(overlap, 0, 1)
 
 
+def star_side(dx: np.ndarray, dy: np.ndarray, radius: float, waist: float) -> np.ndarray:
+    """Signed distance of points from the sides of a star, negative inside.
+
+    The star has five points, one up, on a circle of ``radius`` around 0, and dents at ``waist`` of
+    it. Beyond a point's tip it is the distance from the side's line.
+    """
+    sector = math.pi / 5
+    # The angle from the nearest point of the star, folded: one side serves for all ten.
+    angle = np.abs((np.arctan2(dx, -dy) + sector) % (2 * sector) - sector)
+    along, across = np.hypot(dx, dy) * (np.cos(angle), np.sin(angle))
+    normal = np.array((waist * math.sin(sector), 1 - waist * math.cos(sector)))
+    normal /= np.linalg.norm(normal)
+    return (along - radius) * normal[0] + across * normal[1]
+
+
 def _coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Part of each pixel that a shape covers, ``[len(dy), len(dx)]`` in 0..1.
 
@@ -197,6 +274,8 @@ def _coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.n
         return np.clip(0.5 - np.maximum(side, (dy - radius)[:, None]), 0, 1)
     if shape == "square":
         return _strip(dx, radius) * _strip(dy, radius)[:, None]
+    if shape == "star":
+        return np.clip(0.5 - star_side(dx, dy[:, None], radius, STAR_WAIST), 0, 1)
     arm = CROSS_ARM_WIDTH * radius
     wide_x, wide_y = _strip(dx, radius), _strip(dy, radius)[:, None]
     arm_x, arm_y = _strip(dx, arm), _strip(dy, arm)[:, None]
@@ -222,7 +301,7 @@ def render(
         frames: Their numbers.
         colors: Of the shape and the background, in place of those that the caption names.
     """
-    color, ground = colors or (COLORS[clip.color], BACKGROUNDS[clip.background])
+    color, ground = colors or ((COLORS | NEW_COLORS)[clip.color], BACKGROUNDS[clip.background])
     background = np.array(ground, np.float32) / 127.5 - 1
     contrast = np.array(color, np.float32) / 127.5 - 1 - background
     video = np.empty((3, len(frames), clip.size, clip.size), np.float32)

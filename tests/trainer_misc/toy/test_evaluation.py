@@ -9,12 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from trainer_misc.toy import evaluation
-from trainer_misc.toy.evaluation import (
-    contact_sheet,
-    evaluate_frames,
-    evaluation_prompts,
-    psnr,
-)
+from trainer_misc.toy.evaluation import evaluation_prompts, readings
 from trainer_misc.toy.judge import ATTRIBUTES, judge
 from trainer_misc.toy.moving_shapes import (
     MOTIONS,
@@ -22,16 +17,22 @@ from trainer_misc.toy.moving_shapes import (
     attributes_of,
     caption_of,
     combination_of,
+    combinations,
+    described,
     draw_clip,
     is_held_out,
     render_uint8,
 )
+from trainer_misc.toy.tables import contact_sheet, evaluate_frames
+from video_vae.round_trip import psnr
 
-SOME = range(2, 504, 4)  # every attribute and most pairs
+SOME = range(2, 504, 11)  # every attribute and most pairs
 
 
 def drawn(number, frames=range(49), seed=0):
-    clip = draw_clip(number, np.random.default_rng((seed, number)))
+    """Frames and caption of a clip, of a combination or its number."""
+    what = attributes_of(number) if isinstance(number, int) else number
+    clip = draw_clip(what, np.random.default_rng([seed, *what.caption.encode()]))
     return render_uint8(clip, frames), clip.caption
 
 
@@ -50,21 +51,36 @@ def test_drawn_clips_are_judged_right():
 def test_blurred_and_noisy_clips_are_judged_right():
     wrong = {
         caption
-        for frames, caption in map(drawn, SOME[::8])
+        for frames, caption in map(drawn, SOME[::3])
         if not judge(spoiled(frames)).matches(caption)
     }
     assert not wrong
 
 
+@pytest.mark.parametrize("word", ["star", "cyan"])
+def test_new_words_are_judged_right(word):
+    some = combinations(word)[::5]
+    wrong = {c for frames, c in map(drawn, some) if not judge(frames).matches(c)}
+    wrong |= {c for frames, c in map(drawn, some[::4]) if not judge(spoiled(frames)).matches(c)}
+    assert not wrong
+
+
+def test_a_polygon_between_star_and_circle_has_no_shape():
+    y, x = np.mgrid[:128, :128] - 63.5
+    sides = [np.cos(turn) * x + np.sin(turn) * y < 30 for turn in np.arange(5) * 2 * np.pi / 5]
+    frame = np.where(np.all(sides, 0)[..., None], (220, 30, 30), 255).astype(np.uint8)
+    assert judge(np.stack([frame] * 3)).shape not in ("star", "square", "triangle", "cross")
+
+
 def test_one_second_is_enough_and_pil_frames_will_do():
-    for number in SOME[::9]:
+    for number in SOME[::4]:
         frames, caption = drawn(number, range(72, 97))
         assert judge([Image.fromarray(frame) for frame in frames]).matches(caption)
         assert judge(frames.astype(np.float32) / 255).matches(caption)
 
 
 def test_other_sizes_are_judged_alike():
-    for number in SOME[::9]:
+    for number in SOME[::4]:
         clip = draw_clip(number, np.random.default_rng(number), 192)
         assert judge(render_uint8(clip, range(0, 25))).matches(clip.caption)
 
@@ -193,8 +209,18 @@ def test_prompts_are_half_held_out_and_spread():
             assert counts.min() >= 0.6 * 50 / values
     few = evaluation_prompts(7)
     assert len(set(few)) == 7
-    with pytest.raises(ValueError, match="count is 103"):
-        evaluation_prompts(103)
+    with pytest.raises(ValueError, match="count is 505"):
+        evaluation_prompts(505)
+
+
+@pytest.mark.parametrize(("word", "count", "held_out"), [("star", 100, 42), ("cyan", 84, 28)])
+def test_prompts_with_a_new_word_have_it_and_are_held_out_as_far_as_possible(word, count, held_out):
+    prompts = evaluation_prompts(count, new_word=word)
+    assert len(set(prompts)) == count and all(f" {word} " in prompt for prompt in prompts)
+    assert sum(described(prompt).is_held_out for prompt in prompts) == held_out
+    assert [described(p).is_held_out for p in evaluation_prompts(6, new_word=word)] == [0, 1] * 3
+    with pytest.raises(ValueError, match="'pink'"):
+        evaluation_prompts(1, new_word="pink")
 
 
 def test_psnr():
@@ -215,7 +241,7 @@ class PerfectPipeline:
         frames = range(8 * (temp - 1) + 1)
         rngs = [np.random.default_rng(g.initial_seed()) for g in generator]
         return [
-            render_uint8(draw_clip(combination_of(text), rng), frames)
+            render_uint8(draw_clip(described(text), rng), frames)
             for text, rng in zip(prompt, rngs, strict=True)
         ]
 
@@ -235,15 +261,30 @@ def test_command_line_measures_a_perfect_model(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(evaluation, "_load_vae", lambda *_: IdentityVAE())
     output, sheet = tmp_path / "table.json", tmp_path / "sheet.png"
     arguments = ["--prompts", "6", "--batch-size", "4", "--num-frames", "17", "--mode", "all"]
+    arguments += ["--new-word", "star"]
     evaluation.main([*arguments, "--output", str(output), "--contact-sheet", str(sheet)])
     result = json.loads(output.read_text())
-    assert set(result) == {"t2v", "i2v", "long", "vae", "vae_any_color"}
-    for mode in ("t2v", "i2v", "long"):
+    clips = {mode + word for mode in ("t2v", "i2v", "long") for word in ("", "_star")}
+    assert set(result) == clips | {"vae", "vae_any_color", "vae_star"}
+    for table in result["vae_star"].values():
+        assert table["rates"]["held-out"] == dict.fromkeys((*ATTRIBUTES, "all"), 1.0)
+    for mode in clips:
         assert result[mode]["rates"]["all clips"]["all"] == 1
         assert len(result[mode]["clips"]) == 6
         assert Image.open(tmp_path / f"sheet-{mode}.png").width > 300
     assert result["vae"]["psnr"] > 45 and result["vae_any_color"]["psnr"] > 45
     assert "6 of 6" in caplog.text
+
+
+def test_what_a_vae_loses_shows_in_the_readings():
+    prompts = [
+        "a red star grows on a white background",
+        "a blue star moves up on a gray background",
+    ]
+    tables = readings(RedVAE(), prompts, num_frames=17)
+    assert tables["drawn"].rate("all clips", "all") == 1
+    lost = tables["through the VAE"]
+    assert (lost.rate("all clips", "color"), lost.rate("all clips", "shape")) == (0.5, 1)
 
 
 class IdentityVAE:
@@ -260,6 +301,21 @@ class IdentityVAE:
 
     def decode(self, latents, **_):
         return type("Output", (), {"sample": latents + 0.004})
+
+
+class RedVAE(IdentityVAE):
+    """Red and blue change places where they differ much."""
+
+    def decode(self, latents, **_):
+        return type(
+            "Output",
+            (),
+            {
+                "sample": torch.where(
+                    (latents[:, 2:] - latents[:, :1]) > 0.5, latents.flip(1), latents
+                )
+            },
+        )
 
 
 @pytest.mark.parametrize(
