@@ -170,6 +170,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         self.temporal_factor = 2 ** sum(encoder_temporal_down_sample)
         self.use_tiling = False
         self.force_tiling = False
+        self.use_slicing = False
 
     def enable_tiling(self, use_tiling: bool = True, *, force: bool = False) -> None:
         """Work in overlapping tiles where a picture exceeds the tile's extent: less memory.
@@ -187,6 +188,20 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
     def disable_tiling(self) -> None:
         """Work on whole pictures (the default)."""
         self.enable_tiling(False)
+
+    def enable_slicing(self) -> None:
+        """Work on one video of a batch at a time: less memory, the same result."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Work on all videos of a batch at once (the default)."""
+        self.use_slicing = False
+
+    def map_slices(self, clips: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
+        """`step` of a batch `[b, ...]`: of one video after another with slicing, else of all."""
+        if not self.use_slicing or len(clips) < 2:
+            return step(clips)
+        return torch.cat([step(clip) for clip in clips.split(1)])
 
     def encode(
         self,
@@ -227,10 +242,13 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             )
 
         tile = self._tile(x.shape, tile_sample_min_size)
-        if tile is None:
-            moments = run(x)
-        else:
-            moments = map_tiles(x, run, tile=tile, out_tile=tile // self.spatial_factor)
+
+        def whole(clip: Tensor) -> Tensor:
+            if tile is None:
+                return run(clip)
+            return map_tiles(clip, run, tile=tile, out_tile=tile // self.spatial_factor)
+
+        moments = self.map_slices(x, whole)
         output = AutoencoderKLOutput(latent_dist=DiagonalGaussian(moments))
         return output if return_dict else output.to_tuple()
 
@@ -273,11 +291,13 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
 
         size = [side * self.spatial_factor for side in z.shape[-2:]]
         tile = self._tile(size, tile_sample_min_size)
-        if tile is None:
-            pixels = run(z)
-        else:
-            pixels = map_tiles(z, run, tile=tile // self.spatial_factor, out_tile=tile)
-        output = DecoderOutput(sample=pixels)
+
+        def whole(clip: Tensor) -> Tensor:
+            if tile is None:
+                return run(clip)
+            return map_tiles(clip, run, tile=tile // self.spatial_factor, out_tile=tile)
+
+        output = DecoderOutput(sample=self.map_slices(z, whole))
         return output if return_dict else output.to_tuple()
 
     def get_last_layer(self) -> Tensor:

@@ -169,11 +169,13 @@ def decode_over_ranks(
 
     out_tile = vae.tile_extent(tile_sample_min_size) if tile_sample_min_size else 0
     tile = out_tile // vae.spatial_factor
-    if 0 < tile < max(z.shape[-2:]):
-        pixels = map_tiles(z, run, tile=tile, out_tile=out_tile)
-    else:
-        pixels = run(z)
-    return _gather(finish(pixels), frames, group)
+
+    def whole(clip: Tensor) -> Tensor:
+        if 0 < tile < max(z.shape[-2:]):
+            return map_tiles(clip, run, tile=tile, out_tile=out_tile)
+        return run(clip)
+
+    return _gather(finish(vae.map_slices(z, whole)), frames, group)
 
 
 @torch.no_grad()
@@ -215,11 +217,13 @@ def encode_over_ranks(
         return _run_share(vae.encode_chunk, tile, spans, group, out_size=size)
 
     tile = vae.tile_extent(tile_sample_min_size) if tile_sample_min_size else 0
-    if 0 < tile < max(x.shape[-2:]):
-        moments = map_tiles(x, run, tile=tile, out_tile=tile // vae.spatial_factor)
-    else:
-        moments = run(x)
-    return DiagonalGaussian(_gather(moments, _spans(plan), group))
+
+    def whole(clip: Tensor) -> Tensor:
+        if 0 < tile < max(x.shape[-2:]):
+            return map_tiles(clip, run, tile=tile, out_tile=tile // vae.spatial_factor)
+        return run(clip)
+
+    return DiagonalGaussian(_gather(vae.map_slices(x, whole), _spans(plan), group))
 
 
 def _spans(plan: list[list[int]], *, factor: int | None = None) -> Spans:

@@ -357,10 +357,11 @@ class Arguments(KeywordArguments):
         default=None,
     )
     callback_on_step_end: StepCallback | None = option(
-        'Called as `callback(self, step, timestep, {"latents": latents})` after each step, '
-        "where `step` counts over the whole video and `latents` are those of the current unit "
-        "`[b, c, t, h_k, w_k]`. It may return a dictionary with latents to continue from, and "
-        "may end the run with `self.stop()`.",
+        "Called as `callback(self, step, timestep, values)` after each step, where `step` counts "
+        "over the whole video and `values` has the `latents` of the current unit "
+        "`[b, c, t, h_k, w_k]`, its `guidance_scale` and its encoded prompts by the names of these "
+        "arguments. It may return a dictionary of other ones to go on with, and may end the run "
+        "with `self.stop()`.",
         FUNCTION,
         resumes=True,
         default=None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -21,7 +20,7 @@ from ..devices.offload import (
 )
 from ..flow.latents import Generators
 from ..sampling.prompts import GuidedText
-from ..sampling.unit_sampler import Interrupted, UnitSampler
+from ..sampling.unit_sampler import Interrupted, Step, UnitSampler
 from .latent_codec import (
     DecodeSizes,
     FrameDecoder,
@@ -58,13 +57,13 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
         tqdm(total=request.total_steps, **bar_options) as bar,
     ):
 
-        def on_step(timestep: float, latents: Tensor) -> Tensor:
+        def on_step(step: Step) -> Step:
             bar.update()
-            latents = _step_callback(run, timestep, latents)
+            step = _step_callback(run, step)
             run.steps_done += 1
             if parallel.any(run.stopped):
                 raise Interrupted
-            return latents
+            return step
 
         def on_unit(index: int) -> None:
             if request.arguments.callback is not None:
@@ -149,13 +148,13 @@ def _decode_sizes(run: Run) -> DecodeSizes:
     return DecodeSizes.of(save_memory=run.request.arguments.save_memory)
 
 
-def _step_callback(run: Run, timestep: float, latents: Tensor) -> Tensor:
+def _step_callback(run: Run, step: Step) -> Step:
     callback = run.request.arguments.callback_on_step_end
     if callback is None:
-        return latents
-    tensors: dict[str, Any] = {"latents": latents}
-    changed = callback(run.caller, run.steps_done, timestep, tensors)
-    return (changed or tensors)["latents"]
+        return step
+    values = step.values()
+    changed = callback(run.caller, run.steps_done, step.timestep, values)
+    return step.changed(values | {**(changed or {})})
 
 
 def _initial_noise(run: Run, generator: Generators | None, device: torch.device) -> Tensor:

@@ -77,7 +77,7 @@ class FrameDecoder:
         self.device = device
         self.window = window
         self.tile = tile
-        self._streams: list[Stream] = []  # of each tile, for pictures that are not whole
+        self._streams: list[Stream] = []  # of each tile, of each video where they take turns
         self._started = False
         _use_fast_layout(vae)
 
@@ -107,10 +107,13 @@ class FrameDecoder:
             self._streams[index].advance()
             return pixels
 
-        if self.tile is None or not _exceeds(self.vae, chunk.shape[-2:], self.tile):
-            return decode(chunk)
-        extent = self.vae.tile_extent(self.tile)
-        return map_tiles(chunk, decode, tile=extent // self.vae.spatial_factor, out_tile=extent)
+        def whole(clips: Tensor) -> Tensor:
+            if self.tile is None or not _exceeds(self.vae, chunk.shape[-2:], self.tile):
+                return decode(clips)
+            extent = self.vae.tile_extent(self.tile)
+            return map_tiles(clips, decode, tile=extent // self.vae.spatial_factor, out_tile=extent)
+
+        return self.vae.map_slices(chunk, whole)
 
 
 def can_stream(
@@ -190,7 +193,7 @@ def encode_clip(
         frames=min(frames, window + 1),
         height=height,
         width=width,
-        batch=b,
+        batch=_at_a_time(vae, b),
         dtype=vae.dtype,
     )
     latent_size = [side // vae.spatial_factor for side in (height, width)]
@@ -289,9 +292,13 @@ def _decode_bytes(vae: CausalVideoVAE, latents: Sequence[int], window: int) -> i
         latents=min(window, frames),
         height=height,
         width=width,
-        batch=batch,
+        batch=_at_a_time(vae, batch),
         dtype=vae.dtype,
     )
+
+
+def _at_a_time(vae: CausalVideoVAE, batch: int) -> int:
+    return 1 if vae.use_slicing else batch
 
 
 def _tiles_needed(

@@ -6,9 +6,15 @@ with it come `peft` and all that `peft` imports.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from inspect import getattr_static
 from typing import Any
+
+from torch import nn
+
+from ..checks import Number, OneOf, shown
 
 
 class _AdapterMethod:
@@ -55,6 +61,46 @@ class LoraAdapters:
     _fuse_lora_apply = _AdapterMethod()
     _unfuse_lora_apply = _AdapterMethod()
     _optionally_disable_offloading = _AdapterMethod()
+
+
+def check_attention_kwargs(name: str, value: Any) -> None:
+    """Refuse anything but `{"scale": number}`, or nothing.
+
+    Raises:
+        TypeError: It is no mapping, or the scale is no number.
+        ValueError: There is another entry, which would have no effect.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dictionary, got {shown(value)}")
+    for key, entry in value.items():
+        OneOf(("scale",))(f"the key in {name}", key)
+        Number(-100, 100)(f"{name}['scale']", entry)
+
+
+@contextmanager
+def lora_scale(model: nn.Module, attention_kwargs: Mapping[str, Any] | None) -> Iterator[None]:
+    """Meanwhile all active LoRAs of `model` act `attention_kwargs["scale"]` times as strongly.
+
+    As `apply_lora_scale` of diffusers, but without rounding afterwards, and 0 leaves the weights
+    of adapters as they were.
+
+    Raises:
+        TypeError: As `check_attention_kwargs`.
+        ValueError: The same.
+    """
+    given = attention_kwargs or {}
+    check_attention_kwargs("attention_kwargs", given)
+    scale = given.get("scale", 1)
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "scale_layer")]
+    layers = [] if scale == 1 else layers
+    before = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scale_layer(scale)
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
 
 
 def require_peft() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from ..distributed.parallel import SERIAL, Serial
 from .attention import AttentionContext, HistoryCache, last_tokens
 from .blocks import JointBlock, SingleBlock
 from .layers import AdaLayerNorm, AdaLayerNormContinuous, TimestepTextEmbedding, residual_dtype
-from .lora import LoraAdapters
+from .lora import LoraAdapters, lora_scale
 from .token_layout import (
     PATCH,
     Grid,
@@ -134,7 +135,9 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
         timestep_ratio: Tensor,
         *,
         parallel: Serial = SERIAL,
-    ) -> list[Tensor]:
+        attention_kwargs: Mapping[str, Any] | None = None,
+        return_dict: bool | None = None,
+    ) -> list[Tensor] | tuple[list[Tensor]] | Transformer2DModelOutput:
         """Velocity of the last clip of every stage entry.
 
         Args:
@@ -146,12 +149,18 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             pooled_projections: `[b·S, P]`.
             timestep_ratio: `[b·S]`, 0..1000.
             parallel: processes that share the tokens; all of them call this with equal arguments.
+            attention_kwargs: `{"scale": s}` makes all LoRAs s times as strong.
+            return_dict: as of diffusers' models, True returns a record and False a tuple; by
+                default the list itself, as in the official code.
 
         Returns:
-            A tensor `[b, C, t, h, w]` for each entry.
+            A tensor `[b, C, t, h, w]` for each entry: in a list, in a tuple with that list, or
+            with the list as `.sample`.
 
         Raises:
-            ValueError: no entry or no clip, odd sizes, or rows that do not match the sample.
+            TypeError: `attention_kwargs` is no dictionary.
+            ValueError: no entry or no clip, odd sizes, rows that do not match the sample, or
+                another entry in `attention_kwargs`.
         """
         conditions = {
             "encoder_hidden_states": encoder_hidden_states,
@@ -161,16 +170,21 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
         }
         _check_inputs(sample, conditions)
         count = len(sample)
-        velocities: dict[int, Tensor] = {}
-        for entries in _entries_of_equal_shape(sample):
-            clips = [_concat(column) for column in zip(*(sample[p] for p in entries), strict=True)]
-            rows = [_concat([x[p::count] for p in entries]) for x in conditions.values()]
-            *texts, timestep = rows
-            context = self.prepare(clips[:-1], clips[-1].shape, *texts, parallel=parallel)
-            predictions = self.denoise(clips[-1], timestep, context).chunk(len(entries))
-            self.forget_cached(context)
-            velocities.update(zip(entries, predictions, strict=True))
-        return [velocities[p] for p in range(count)]
+        by_entry: dict[int, Tensor] = {}
+        with lora_scale(self, attention_kwargs):
+            for entries in _entries_of_equal_shape(sample):
+                columns = zip(*(sample[p] for p in entries), strict=True)
+                clips = [_concat(column) for column in columns]
+                rows = [_concat([x[p::count] for p in entries]) for x in conditions.values()]
+                *texts, timestep = rows
+                context = self.prepare(clips[:-1], clips[-1].shape, *texts, parallel=parallel)
+                predictions = self.denoise(clips[-1], timestep, context).chunk(len(entries))
+                self.forget_cached(context)
+                by_entry.update(zip(entries, predictions, strict=True))
+        velocities = [by_entry[p] for p in range(count)]
+        if return_dict is None:
+            return velocities
+        return Transformer2DModelOutput(sample=velocities) if return_dict else (velocities,)
 
     def prepare(
         self,

@@ -33,13 +33,13 @@ from ..generation.components import Components
 from ..generation.memory_presets import apply_preset, check_preset
 from ..generation.video_generator import VideoGenerator
 from ..models.flux import PyramidFluxTransformer
-from ..models.lora import require_peft
+from ..models.lora import lora_scale, require_peft
 from ..models.mmdit import PyramidDiffusionMMDiT
 from ..models.text_encoder import TextEncoderWithMask
 from ..sampling.fast_mode import FastMode
 from ..sampling.prompts import Prompts
 from .delegation import Part, delegated
-from .pipeline_arguments import PipelineArguments
+from .pipeline_arguments import CALLBACK_TENSORS, PipelineArguments
 from .pipeline_loading import (
     TEXT_ENCODERS,
     Dtype,
@@ -86,7 +86,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer->vae"
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = [*CALLBACK_TENSORS]
     _optional_components = [
         *("transformer", "vae"),
         *("text_encoder", "tokenizer"),
@@ -247,9 +247,13 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         defaults, asked = self.defaults, arguments.guidance_scale
         record = arguments.translated(defaults, self._step_callback(arguments))
         self._guidance_scale = defaults.guidance_scale if asked is None else asked
-        self._interrupt, self._num_timesteps = False, 0
+        self._interrupt = False
         try:
-            frames = self.video_generator.start(record, as_they_come=False).join()
+            generator = self.video_generator
+            stream = generator.start(record, as_they_come=False)
+            self._num_timesteps = stream.total_steps
+            with lora_scale(generator.components.dit, arguments.attention_kwargs):
+                frames = stream.join()
         finally:
             self._current_timestep = None
             self.maybe_free_model_hooks()
@@ -262,15 +266,18 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         callback, names = arguments.callback_on_step_end, arguments.callback_tensors
 
         def on_step(
-            generator: VideoGenerator, step: int, timestep: float, tensors: dict[str, Tensor]
-        ) -> dict[str, Tensor]:
-            self._num_timesteps, self._current_timestep = step + 1, timestep
+            generator: VideoGenerator, step: int, timestep: float, values: dict[str, Any]
+        ) -> dict[str, Any]:
+            self._current_timestep = timestep
+            self._guidance_scale = values["guidance_scale"]
+            changed: Mapping[str, Any] = {}
             if callback is not None:
-                handed = {name: tensors[name] for name in names}
-                tensors = tensors | (callback(self, step, timestep, handed) or {})
+                handed = {name: values.get(name) for name in names}  # None without guidance
+                changed = callback(self, step, timestep, handed) or {}
             if self._interrupt:
                 generator.stop()
-            return tensors
+            given = {name: value for name, value in changed.items() if value is not None}
+            return given | {"guidance_scale": self._guidance_scale}
 
         return on_step
 
@@ -395,17 +402,20 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance of the first unit in the last call."""
+        """Guidance of the step at work, or of the last one.
+
+        A callback that sets `_guidance_scale` changes it for the rest of the call.
+        """
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the last call was guided."""
+        """Whether the step at work is guided, or the last one was."""
         return self._guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int:
-        """Steps that were made so far in the call at work, or in the last one."""
+        """Steps of the call at work, or of the last one, over the whole video."""
         return self._num_timesteps
 
     @property
@@ -446,6 +456,14 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
     def disable_vae_tiling(self) -> None:
         """Have the VAE work on whole pictures (the default)."""
         self._the_vae().disable_tiling()
+
+    def enable_vae_slicing(self) -> None:
+        """Let the VAE work on one video of a batch at a time."""
+        self._the_vae().enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Have the VAE work on all videos of a batch at once (the default)."""
+        self._the_vae().disable_slicing()
 
     def _the_vae(self) -> CausalVideoVAE:
         if self.vae is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, field, fields
 from typing import Any, TypeVar
 
@@ -24,12 +24,20 @@ from ..generation.arguments import (
     record,
 )
 from ..media.images import Images, Video, fit_image, fit_video, pictures_of
+from ..models.lora import check_attention_kwargs
+from ..models.text_condition import TextCondition
 
 T = TypeVar("T")
-StepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
+StepEnd = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
 
 _NOT_OURS = Kind("anything", lambda value: True)
-_HANDED = OneOrMore(OneOf(("latents",)))
+CALLBACK_TENSORS = (
+    "latents",
+    *TextCondition._fields,
+    *(f"negative_{name}" for name in TextCondition._fields),
+)
+"""What a callback may be handed, and may change."""
+_HANDED = OneOrMore(OneOf(CALLBACK_TENSORS))
 
 
 @record
@@ -60,9 +68,17 @@ class PipelineArguments(KeywordArguments):
     )
     callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = option(
-        'What the callback is handed: "latents".', _HANDED, default=("latents",)
+        "What the callback is handed and may change: `latents` of the current unit, and its "
+        "encoded prompts by the names of these arguments.",
+        _HANDED,
+        default=("latents",),
     )
     _: KW_ONLY
+    attention_kwargs: Mapping[str, Any] | None = option(
+        '`{"scale": s}` makes all LoRAs s times as strong for this call.',
+        check_attention_kwargs,
+        default=None,
+    )
     image: Images | None = option(
         "What the video starts with, one for all or one per prompt: images, arrays `[h, w, 3]` "
         "or tensors `[3, h, w]` (floats in [0, 1]). They are scaled and cropped to the size.",

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..distributed.parallel import SERIAL, Serial
 from ..models.text_condition import TextCondition
 from ..models.transformer import PyramidTransformer, StageContext
+from .prompts import GuidedText
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class StageVelocity:
         dit: The transformer.
         history: Clean clips `[b, c, t, h, w]`, oldest first.
         shape: Shape of the unit's latents, `[b, c, t, h, w]`.
-        prompt: What to show.
-        negative: What to guide away from; None without guidance.
+        text: What to show, and what to guide away from.
         scale: Of the guidance; at 1 the guided velocity is that of the prompt, at half the price.
         batched: Compute both branches as one batch, not in two passes.
         refresh_history: Steps between two computations of the history, see
@@ -64,15 +64,14 @@ class StageVelocity:
         history: Sequence[Tensor],
         shape: Sequence[int],
         *,
-        prompt: TextCondition,
-        negative: TextCondition | None,
+        text: GuidedText,
         scale: float,
         batched: bool = True,
         refresh_history: int = 1,
         parallel: Serial = SERIAL,
     ) -> None:
         self.dit, self.history, self.shape = dit, history, shape
-        self.prompt, self.negative, self.scale = prompt, negative, scale
+        self.text, self.scale = text, scale
         self.batched, self.refresh_history = batched, refresh_history
         self.parallel = parallel
         self._contexts: list[StageContext] = []
@@ -85,7 +84,7 @@ class StageVelocity:
             timestep: Timestep input of the transformer.
             guided: `False` gives the velocity of the prompt alone.
         """
-        if not guided or self.negative is None or self.scale == 1:
+        if not guided or self.text.negative is None or self.scale == 1:
             return self._run(latents, timestep, self._positive)
         if self.parallel.cfg > 1:
             both = self.parallel.join_branches(self._run(latents, timestep, self._branch))
@@ -105,12 +104,12 @@ class StageVelocity:
 
     @cached_property
     def _positive(self) -> StageContext:
-        return self._prepare(self.prompt)
+        return self._prepare(self.text.prompt)
 
     @cached_property
     def _negative(self) -> StageContext:
-        assert self.negative is not None
-        return self._prepare(self.negative)
+        assert self.text.negative is not None
+        return self._prepare(self.text.negative)
 
     @cached_property
     def _branch(self) -> StageContext:
@@ -119,18 +118,38 @@ class StageVelocity:
         Not `_positive`, which unguided steps use: what a context keeps from step to step must
         not depend on the process.
         """
-        assert self.negative is not None
-        return self._prepare((self.negative, self.prompt)[self.parallel.cfg_rank])
+        assert self.text.negative is not None
+        return self._prepare((self.text.negative, self.text.prompt)[self.parallel.cfg_rank])
 
     @cached_property
     def _both(self) -> StageContext:
-        assert self.negative is not None
-        return self._prepare(self.negative.followed_by(self.prompt))
+        assert self.text.negative is not None
+        return self._prepare(self.text.negative.followed_by(self.text.prompt))
+
+    def follow(self, text: GuidedText, scale: float) -> None:
+        """Go on with another text or another scale of the guidance.
+
+        Raises:
+            ValueError: There was no guidance, and now there is to be some.
+        """
+        if scale != 1 and text.negative is None:
+            raise ValueError(
+                f"guidance_scale cannot become {scale:g} in a run that began without guidance: "
+                "its negative prompt was not encoded"
+            )
+        self.scale = scale
+        if text is self.text:
+            return
+        self.text = text
+        self.close()
+        for name in ("_positive", "_negative", "_branch", "_both"):
+            self.__dict__.pop(name, None)
 
     def close(self) -> None:
         """Forget what was kept from step to step."""
         for context in self._contexts:
             self.dit.forget_cached(context)
+        self._contexts.clear()
 
     def _prepare(self, text: TextCondition) -> StageContext:
         batch, *rest = self.shape

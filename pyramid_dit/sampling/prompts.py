@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_prompts
+from ..checks import check_prompts, check_shape, tensor
 from ..models.text_condition import TextCondition
 
 
@@ -31,6 +31,28 @@ class GuidedText:
         """The tensors by the names that arguments give them."""
         prefixed = {} if self.negative is None else self.negative._asdict()
         return self.prompt._asdict() | {f"negative_{name}": x for name, x in prefixed.items()}
+
+    def replaced(self, tensors: Mapping[str, Tensor]) -> GuidedText:
+        """With those of `tensors` that are other ones, by the names of `arguments`.
+
+        Raises:
+            TypeError: One is no tensor.
+            ValueError: One has another shape than what it replaces.
+        """
+        own = self.arguments()
+        given = {name: tensors[name] for name in own if name in tensors}
+        changed = {name: new for name, new in given.items() if new is not own[name]}
+        if not changed:
+            return self
+        for name, new in changed.items():
+            tensor(name, new)
+            check_shape(name, new, tuple(own[name].shape))
+        every = {name: changed.get(name, old).to(old) for name, old in own.items()}
+        negative = [every.get(f"negative_{name}") for name in TextCondition._fields]
+        return GuidedText(
+            TextCondition(*(every[name] for name in TextCondition._fields)),
+            TextCondition.checked(*negative, prefix="negative_"),
+        )
 
     def _map(self, change: Callable[[TextCondition], TextCondition]) -> GuidedText:
         negative = None if self.negative is None else change(self.negative)

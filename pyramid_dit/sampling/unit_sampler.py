@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import OneOf
+from ..checks import GUIDANCE, OneOf, check_shape, tensor
 from ..distributed.parallel import SERIAL, Serial
 from ..flow.latents import Generators, latent_pyramid, noise_pyramid
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
@@ -83,6 +84,45 @@ def plan_units(
     return units
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a step has made, and what the next ones follow."""
+
+    timestep: float
+    """Timestep input of the transformer."""
+    latents: Tensor
+    """Of the unit `[b, c, t, h_k, w_k]`."""
+    guidance_scale: float
+    text: GuidedText
+
+    def changed(self, values: Mapping[str, Any]) -> Step:
+        """With what `values` name: `latents`, `guidance_scale` and names of encoded prompts.
+
+        Raises:
+            TypeError: A value is of the wrong kind.
+            ValueError: There is no such name, the guidance is outside its range, or a shape is
+                another one.
+        """
+        own = self.values()
+        for name in values:
+            OneOf(tuple(own))("what a callback returns", name)
+        scale, latents = (values.get(name, own[name]) for name in ("guidance_scale", "latents"))
+        GUIDANCE("guidance_scale", scale)
+        tensor("latents", latents)
+        check_shape("latents", latents, tuple(self.latents.shape))
+        return replace(
+            self,
+            latents=latents,
+            guidance_scale=scale or 1.0,
+            text=self.text.replaced(values),
+        )
+
+    def values(self) -> dict[str, Any]:
+        """All that may be changed, by name."""
+        own = {"latents": self.latents, "guidance_scale": self.guidance_scale}
+        return own | self.text.arguments()
+
+
 class Interrupted(Exception):
     """Raised by `on_step` to end the work."""
 
@@ -99,8 +139,8 @@ class UnitSampler:
         batched_guidance: Compute the branches of the guidance as one batch, not in two passes.
         fast_mode: Approximations to make.
         parallel: Processes that share the work.
-        on_step: Called after every step with its timestep and the unit's latents
-            `[b, c, t, h_k, w_k]`; returns the latents to go on with, or raises `Interrupted`.
+        on_step: Called after every step; returns what to go on with, or raises `Interrupted`.
+            A text holds from then on wherever the old one would have, a scale everywhere.
     """
 
     def __init__(
@@ -114,17 +154,18 @@ class UnitSampler:
         batched_guidance: bool = True,
         fast_mode: FastMode = EXACT,
         parallel: Serial = SERIAL,
-        on_step: Callable[[float, Tensor], Tensor] = lambda timestep, latents: latents,
+        on_step: Callable[[Step], Step] = lambda step: step,
     ) -> None:
         self.dit = dit
         self.scheduler = scheduler
-        self.texts = texts
+        self.texts = list(texts)
         self.frame_per_unit = frame_per_unit
         self.generator = generator
         self.batched_guidance = batched_guidance
         self.fast_mode = fast_mode
         self.parallel = parallel
         self.on_step = on_step
+        self._guidance_scale: float | None = None  # in place of the units'
 
     def run(
         self,
@@ -167,6 +208,7 @@ class UnitSampler:
         history = self.fast_mode.seen_history(history, self.frame_per_unit)
         past_frames = history[-1].shape[2] if history else 0
         guided_steps = iter(self.fast_mode.guided_steps(sum(unit.steps)))
+        scale = unit.guidance_scale if self._guidance_scale is None else self._guidance_scale
         finite: list[Tensor] = []  # looked at in the end, so that no step waits for the device
         for stage, steps in enumerate(unit.steps):
             if stage > 0:
@@ -176,9 +218,8 @@ class UnitSampler:
                 self.dit,
                 gather_history(history, plan),
                 latents.shape,
-                prompt=self.texts[unit.text].prompt,
-                negative=self.texts[unit.text].negative,
-                scale=unit.guidance_scale,
+                text=self.texts[unit.text],
+                scale=scale,
                 batched=self.batched_guidance,
                 refresh_history=self.fast_mode.history_cache,
                 parallel=self.parallel,
@@ -189,7 +230,12 @@ class UnitSampler:
                 for index, timestep in enumerate(schedule.timesteps.tolist()):
                     direction = velocity_at(latents, timestep, guided=next(guided_steps))
                     latents = schedule.step(index, direction, latents, previous)
-                    latents, previous = self.on_step(timestep, latents), direction
+                    step = self.on_step(Step(timestep, latents, scale, self.texts[unit.text]))
+                    latents, previous = step.latents, direction
+                    if step.guidance_scale != scale:
+                        scale = self._guidance_scale = step.guidance_scale
+                    self.texts[unit.text] = step.text
+                    velocity.follow(step.text, scale)
                     finite.append(latents.isfinite().all())
         is_finite = [] if latents.is_meta else torch.stack(finite).tolist()
         if not all(is_finite):

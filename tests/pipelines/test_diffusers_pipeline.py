@@ -408,7 +408,7 @@ def test_videos_are_brought_to_a_size(flux: PyramidFlowPipeline) -> None:
         ({"num_frames": 10}, ValueError, "9 and 17"),
         ({"video": [picture()], "height": 64}, ValueError, "go together"),
         ({"num_inference_steps": 1, "pyramid_num_inference_steps_list": [1]}, ValueError, "either"),
-        ({"callback_on_step_end_tensor_inputs": ["image"]}, ValueError, "latents, got 'image'"),
+        ({"callback_on_step_end_tensor_inputs": ["image"]}, ValueError, "_embeds, .*got 'image'"),
         ({"output_type": "gif"}, ValueError, "pil, np, pt, latent"),
     ],
 )
