@@ -16,6 +16,7 @@ from torch import Tensor
 from .causal_conv import CausalConv3d
 from .encoder_decoder import Decoder, Encoder
 from .posterior import DiagonalGaussian
+from .single_file import FromSingleFile, Shapes
 from .temporal_context import Stream, TemporalContext, WholeClip
 from .tiling import map_tiles
 
@@ -33,7 +34,7 @@ class DecoderOutput(BaseOutput):
     sample: Tensor
 
 
-class CausalVideoVAE(ModelMixin, ConfigMixin):
+class CausalVideoVAE(ModelMixin, ConfigMixin, FromSingleFile):
     """A MAGVIT-v2-like causal autoencoder with continuous latents (paper, section 3.3 and app. B).
 
     A video [b, 3, 8n+1, 8h, 8w] in [-1, 1] becomes latents [b, c, n+1, h, w]. The first frame
@@ -78,6 +79,32 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DownBlock", "UpBlock", "MidBlock"]
+    _single_file_prefixes = ("vae.", "first_stage_model.")
+
+    @classmethod
+    def _config_of_shapes(cls, shapes: Shapes) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "encoder_in_channels": shapes["encoder.conv_in.conv.weight"][1],
+            "encoder_out_channels": shapes["quant_conv.conv.weight"][0] // 2,
+            "decoder_in_channels": shapes["post_quant_conv.conv.weight"][0],
+            "decoder_out_channels": shapes["decoder.conv_out.conv.weight"][0],
+        }
+        for half, way in (("encoder", "down"), ("decoder", "up")):
+            stem = f"{half}.{way}_blocks"
+            blocks = [f"{stem}.{index}" for index in range(shapes.number(stem))]
+            kind = DOWN_BLOCK if way == "down" else UP_BLOCK
+            channels = [shapes[f"{block}.resnets.0.conv2.conv.weight"][0] for block in blocks]
+            config |= {
+                f"{half}_{way}_block_types": [kind] * len(blocks),
+                f"{half}_layers_per_block": [shapes.number(f"{b}.resnets") for b in blocks],
+                f"{half}_block_out_channels": channels[:: 1 if way == "down" else -1],
+                f"{half}_block_dropout": [0.0] * len(blocks),
+                f"{half}_spatial_{way}_sample": [shapes.has(f"{b}.{way}samplers") for b in blocks],
+                f"{half}_temporal_{way}_sample": [
+                    shapes.has(f"{b}.temporal_{way}samplers") for b in blocks
+                ],
+            }
+        return config
 
     @register_to_config
     def __init__(

@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from argparse import Namespace
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -89,15 +90,34 @@ def read_pickled(path: Path, device: str = "cpu", *, mapped: bool = False) -> An
         raise ValueError(str(error).strip().split("\n")[0]) from error
 
 
+def part_of(state_dict: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    """The weights whose names start with the first of ``prefixes`` that any does, without it."""
+    for prefix in prefixes:
+        if any(name.startswith(prefix) for name in state_dict):
+            own = {name: x for name, x in state_dict.items() if name.startswith(prefix)}
+            return {name.removeprefix(prefix): x for name, x in own.items()}
+    return {}
+
+
 def load_strictly(
-    module: torch.nn.Module, state_dict: dict[str, Tensor], *, source: str | PathLike[str]
+    module: torch.nn.Module,
+    state_dict: dict[str, Tensor],
+    *,
+    source: str | PathLike[str],
+    assign: bool = False,
 ) -> None:
     """Load ``state_dict`` into ``module``, every key and shape matching.
+
+    Args:
+        module: Where the weights go.
+        state_dict: The weights.
+        source: What to call the place that they are from.
+        assign: Put them in the place of the module's own, which may be ``meta``.
 
     Raises:
         ValueError: Keys are missing, left over, or of another shape; ``source`` is named.
     """
     try:
-        module.load_state_dict(state_dict)
+        module.load_state_dict(state_dict, assign=assign)
     except RuntimeError as error:
         raise ValueError(f"{source} does not fit {type(module).__name__}: {error}") from error

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from video_vae import CausalVideoVAE
-from video_vae.checkpoint_file import MODEL_KEY, load_strictly, read_state_dict
+from video_vae.checkpoint_file import MODEL_KEY, load_strictly, part_of, read_state_dict
 
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
@@ -133,8 +133,7 @@ def load_weights(
     if any(parameter.is_meta for parameter in module.parameters()):
         raise RuntimeError("load weights before sequential offload is enabled")
     state = read_state_dict(path, model_key=model_key)
-    prefix = f"{part}."
-    own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    own = part_of(state, f"{part}.")
     if not own:
         own = {key: v for key, v in state.items() if not key.startswith(_OTHER_PARTS)}
     load_strictly(module, own, source=path)

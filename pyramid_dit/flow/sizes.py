@@ -6,6 +6,11 @@ SPATIAL_FACTOR = 8
 TEMPORAL_FACTOR = 8
 
 
+def size_multiple(stages: int) -> int:
+    """Height and width must be multiples of this many pixels: 64 for three stages."""
+    return 2 * 2 ** (stages - 1) * SPATIAL_FACTOR  # patches are 2x2
+
+
 def frames_of(temp: int) -> int:
     """Frames of a video of `temp` latent frames: 8 * (temp - 1) + 1."""
     return TEMPORAL_FACTOR * (temp - 1) + 1

@@ -13,7 +13,7 @@ from ..checkpoints.defaults import GenerationDefaults
 from ..devices.offload import module_device
 from ..flow.latents import LatentStatistics
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
-from ..flow.sizes import SPATIAL_FACTOR
+from ..flow.sizes import size_multiple
 from ..models.flux import PyramidFluxTransformer
 from ..models.mmdit import PyramidDiffusionMMDiT
 
@@ -73,4 +73,4 @@ class Components:
     @property
     def size_multiple(self) -> int:
         """Height and width must be multiples of this many pixels: 64 for three stages."""
-        return 2 * 2 ** (self.stages - 1) * SPATIAL_FACTOR
+        return size_multiple(self.stages)

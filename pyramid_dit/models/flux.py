@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from video_vae.single_file import Shapes
+
 from .attention import AttentionContext
 from .blocks import JointBlock, SingleBlock
 from .rope import axis_rotations, frame_positions, grid_rotations
@@ -89,6 +91,13 @@ class PyramidFluxTransformer(PyramidTransformer):
             SingleBlock(dim, num_attention_heads, eps=RMS_EPS) for _ in range(num_single_layers)
         )
         self._finish()
+
+    @classmethod
+    def _config_of_shapes(cls, shapes: Shapes) -> dict[str, Any]:
+        return super()._config_of_shapes(shapes) | {
+            "in_channels": shapes["x_embedder.weight"][1],
+            "num_single_layers": shapes.number("single_transformer_blocks"),
+        }
 
     def _embed_clip(self, clip: Tensor) -> Tensor:
         return self.x_embedder(patchify(clip))

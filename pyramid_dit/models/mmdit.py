@@ -1,5 +1,6 @@
 """`PyramidDiffusionMMDiT`: the SD3 kind, joint blocks only, sin-cos in space, rotary in time."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 import torch.nn as nn
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
+
+from video_vae.single_file import Shapes
 
 from .attention import AttentionContext
 from .blocks import JointBlock
@@ -115,6 +118,14 @@ class PyramidDiffusionMMDiT(PyramidTransformer):
             for index in range(num_layers)
         )
         self._finish()
+
+    @classmethod
+    def _config_of_shapes(cls, shapes: Shapes) -> dict[str, Any]:
+        return super()._config_of_shapes(shapes) | {
+            "in_channels": shapes["pos_embed.proj.weight"][1],
+            "caption_projection_dim": shapes["context_embedder.weight"][0],
+            "pos_embed_max_size": math.isqrt(shapes["pos_embed.pos_embed"][1]),
+        }
 
     def _embed_clip(self, clip: Tensor) -> Tensor:
         return self.pos_embed(clip)

@@ -17,6 +17,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from video_vae.single_file import FromSingleFile, Shapes
+
 from ..distributed.parallel import SERIAL, Serial
 from .attention import AttentionContext, HistoryCache, last_tokens
 from .blocks import JointBlock, SingleBlock
@@ -68,7 +70,7 @@ _CACHES = threading.RLock()
 """Held by a thread whose context is that of diffusers' caches, of which there is one at a time."""
 
 
-class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
+class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters, FromSingleFile):
     """Backbone of both transformers.
 
     Subclasses make `transformer_blocks` (and what else they have) between `_make_stem` and
@@ -79,6 +81,7 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["JointBlock", "SingleBlock"]
     _repeated_blocks = ["JointBlock", "SingleBlock"]
+    _single_file_prefixes = ("dit.", "model.diffusion_model.")
 
     transformer_blocks: nn.ModuleList
     gradient_checkpointing: bool
@@ -91,6 +94,18 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
         self.context_embedder = nn.Linear(text_dim, dim)
         self.norm_out = AdaLayerNormContinuous(dim)
         self.proj_out = nn.Linear(dim, PATCH * PATCH * out_channels)
+
+    @classmethod
+    def _config_of_shapes(cls, shapes: Shapes) -> dict[str, Any]:
+        dim, text_dim = shapes["context_embedder.weight"]
+        head_dim = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
+        return {
+            "num_layers": shapes.number("transformer_blocks"),
+            "attention_head_dim": head_dim,
+            "num_attention_heads": dim // head_dim,
+            "joint_attention_dim": text_dim,
+            "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+        }
 
     @property
     def _num_blocks(self) -> int:

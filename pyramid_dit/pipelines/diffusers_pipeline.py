@@ -28,6 +28,7 @@ from ..checkpoints.settings import Settings, Source
 from ..devices.offload import accelerator_device, module_device, moved_to
 from ..devices.precision import float32_for_float16, float32_layers
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..flow.sizes import size_multiple
 from ..generation.arguments import StepCallback, takes
 from ..generation.components import Components
 from ..generation.memory_presets import apply_preset, check_preset
@@ -53,6 +54,7 @@ from .pipeline_loading import (
 from .pipeline_lora import TransformerLoraLoaderMixin
 from .pipeline_output import PyramidFlowPipelineOutput
 from .registration import public_place, register
+from .video_processor import PyramidVideoProcessor
 
 
 class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
@@ -399,6 +401,14 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
             **getattr(self, "_progress_bar_config", {"disable": None})
         )
         return self._video_generator
+
+    @property
+    def video_processor(self) -> PyramidVideoProcessor:
+        """What turns images into pixels for the VAE, and decoded pixels into what a call returns.
+
+        Sizes become multiples of what the pyramid takes, 64 pixels for three stages.
+        """
+        return PyramidVideoProcessor(size_multiple(self.scheduler.config.stages))
 
     @property
     def guidance_scale(self) -> float:

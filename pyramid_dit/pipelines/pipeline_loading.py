@@ -43,6 +43,7 @@ _NOT_TAKEN = {
     "proxies": "the environment variable HTTPS_PROXY names one",
     "mirror": "the environment variable HF_ENDPOINT names one",
     "load_connected_pipeline": "no other pipeline is connected",
+    "dduf_file": "one archive of all components is not read",
     "output_loading_info": "weights that are missing or left over are an error",
     "use_flashpack": "weights are read from safetensors, or from files of torch.save",
     "disable_mmap": "safetensors are always mapped",
