@@ -408,7 +408,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
 
         Sizes become multiples of what the pyramid takes, 64 pixels for three stages.
         """
-        return PyramidVideoProcessor(size_multiple(self.scheduler.config.stages))
+        return PyramidVideoProcessor(vae_scale_factor=size_multiple(self.scheduler.config.stages))
 
     @property
     def guidance_scale(self) -> float:
