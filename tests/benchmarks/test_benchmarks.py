@@ -229,7 +229,8 @@ def test_phases_count_the_outermost_call_and_end_with_the_context(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0
-    monkeypatch.setattr("benchmarks.measure.time", SimpleNamespace(perf_counter=lambda: now))
+    clocks = {"perf_counter": lambda: now, "process_time": lambda: 2 * now}
+    monkeypatch.setattr("benchmarks.measure.time", SimpleNamespace(**clocks))
 
     class Worker:
         def outer(self) -> int:
@@ -250,6 +251,8 @@ def test_phases_count_the_outermost_call_and_end_with_the_context(
         assert clock.seconds == {"out": 23, "in": 0}
         worker.inner()
         assert clock.seconds == {"out": 23, "in": 3}
+        assert clock.cpu_seconds == {"out": 46, "in": 6}
+        assert clock.phase is None
     assert not vars(worker)
 
 
