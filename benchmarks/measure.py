@@ -132,6 +132,15 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
         return pool.submit(function, *args).result()
 
 
+def beside_code(python: str, script: str, *arguments: str) -> list[str]:
+    """Command that runs a file of this folder with the code of its working directory.
+
+    Run as usual, its own folder would come first on the path of imports.
+    """
+    start = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return [python, "-c", start, str(Path(__file__).with_name(script)), *arguments]
+
+
 def _begin_process(threads: int) -> None:
     torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":

@@ -28,7 +28,7 @@ from pyramid_dit.cli.options import parse_size
 from pyramid_dit.flow.sizes import temp_of
 from pyramid_dit.generation.memory_presets import check_preset
 
-from .measure import device_name
+from .measure import beside_code, device_name
 from .random_checkpoint import check_whole, checkpoint_parts, size_on_disk, write_random_checkpoint
 from .released_run import ALL, CPU, FILES, PEAK, WALL
 from .report import Bar, Cell, Report, finish, option_parser, rounds
@@ -41,8 +41,6 @@ PROMPT = "a red circle moves left on a white background"
 NEGATIVE_PROMPT = " ".join(["a gray cross on a black background"] * 7)
 """About as many tokens as the default one of the released models has."""
 MEMORY_BAR, TIME_BAR = 14.0, 0.88
-START = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
-"""Runs a file with the working directory, not the file's own, first on the path of imports."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ class Setup:
         """
         load = {} if self.memory == NONE else {"memory": self.memory, "device": "cpu"}
         options = {"folder": str(folder.absolute()), "load": load, "generate": arguments}
-        script = Path(__file__).with_name("released_run.py")
-        command = [sys.executable, "-c", START, str(script), json.dumps(options)]
+        command = beside_code(sys.executable, "released_run.py", json.dumps(options))
         logger.info("running %s, memory %s", self.code, self.memory)
         done = subprocess.run(
             command, cwd=self.checkout, stdout=subprocess.PIPE, text=True, check=False
