@@ -102,7 +102,7 @@ def official_tasks(job: dict[str, Any]) -> dict[str, Callable[[], object]]:
     pipeline.build_pyramid_dit = lambda *_, **__: own_transformer
     pipeline.build_text_encoder = lambda *_, **__: RandomText(job["video_transformer"])
     pipeline.CausalVideoVAE = SimpleNamespace(from_pretrained=lambda *_, **__: own_vae)
-    whole = PyramidDiTForVideoGeneration("", model_dtype="fp32", model_name="pyramid_flux")
+    whole: Any = PyramidDiTForVideoGeneration("", model_dtype="fp32", model_name="pyramid_flux")
     accept_singular_covariance()
     return _tasks(job, step, decode, video)
 
@@ -180,14 +180,14 @@ class RandomText(nn.Module):
 
 def accept_singular_covariance() -> None:
     """Have the official noise of the jumps accepted, as earlier releases of PyTorch did."""
-    distribution = torch.distributions.multivariate_normal.MultivariateNormal
+    distribution: Any = torch.distributions.MultivariateNormal
+    begin = distribution.__init__
 
-    class Lifted(distribution):  # type: ignore[misc, valid-type]
-        def __init__(self, loc: Tensor, covariance: Tensor, **options: Any) -> None:
-            super().__init__(loc, covariance + 1e-6 * torch.eye(covariance.shape[-1]), **options)
+    def lifted(self: Any, loc: Tensor, covariance_matrix: Tensor, **options: Any) -> None:
+        lift = 1e-6 * torch.eye(covariance_matrix.shape[-1])
+        begin(self, loc, covariance_matrix + lift, **options)
 
-    torch.distributions.multivariate_normal.MultivariateNormal = Lifted
-    torch.distributions.MultivariateNormal = Lifted
+    distribution.__init__ = lifted
 
 
 # ---- the process -------------------------------------------------------------------------------
