@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.checkpoints.defaults import GenerationDefaults
 from pyramid_dit.devices.cpu import keep_freed_memory
 from pyramid_dit.generation.components import Components
 
@@ -72,9 +73,8 @@ def phases(
     return {**seconds, "rest, s": total - sum(clock.seconds.values())}
 
 
-def run_arguments(model: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict[str, Any]:
+def run_arguments(defaults: GenerationDefaults, *, tiny: bool) -> dict[str, Any]:
     """The settings of the checkpoint with steps for the reference's solver, written out."""
-    defaults = model.defaults
     assert defaults.num_frames is not None  # the bundled checkpoint's model_index.json has it
     frames = 9 if tiny else defaults.num_frames
     return {
@@ -96,7 +96,7 @@ def measure(*, device: torch.device, repeats: int, tiny: bool = False) -> Report
     baseline = BaselinePipeline(components)
     if device.type == "cpu":
         keep_freed_memory()  # for both
-    arguments = run_arguments(model, tiny=tiny)
+    arguments = run_arguments(model.defaults, tiny=tiny)
     own = {name: value for name, value in arguments.items() if name not in REFERENCE_STEPS}
 
     def run(generate: Callable[..., object], options: Mapping[str, Any]) -> object:

@@ -53,6 +53,7 @@ from .report import (
 )
 from .setups import (
     SIZES,
+    TEXT_CONFIGS,
     TEXT_LENGTH,
     TEXT_TOKENS,
     TINY_SIZES,
@@ -70,38 +71,6 @@ STEP_BAR, MATMUL_BAR = 3.0, 50.0
 SECONDS_BARS = {"384p": 10.0, "768p": 45.0}
 FAST_BAR, FIRST_FRAME_BAR, MEMORY_BAR = 5.04, 2.0, 24.0
 GB = 1e9
-
-TEXT_CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    # CLIP ViT-L/14 and T5 v1.1 XXL, as in the released miniFLUX
-    "released": (
-        {
-            "vocab_size": 49408,
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-        },
-        {
-            "vocab_size": 32128,
-            "d_model": 4096,
-            "d_kv": 64,
-            "d_ff": 10240,
-            "num_layers": 24,
-            "num_heads": 64,
-            "feed_forward_proj": "gated-gelu",
-        },
-    ),
-    "tiny": (
-        {
-            "vocab_size": 99,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-        },
-        {"vocab_size": 99, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
-    ),
-}
 
 
 class RandomTextEncoder(nn.Module):

@@ -19,8 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyramid_dit.devices.memory import resident_memory
-
 T = TypeVar("T")
 Times = dict[str, list[float]]
 
@@ -117,6 +115,9 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
+    # only now: the rest of this file also serves scripts beside other code
+    from pyramid_dit.devices.memory import resident_memory
+
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, see proc(5)
     before = resident_memory()
     function()
@@ -129,6 +130,15 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, context, _begin_process, (threads,)) as pool:
         return pool.submit(function, *args).result()
+
+
+def beside_code(python: str, script: str, *arguments: str) -> list[str]:
+    """Command that runs a file of this folder with the code of its working directory.
+
+    Run as usual, its own folder would come first on the path of imports.
+    """
+    start = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return [python, "-c", start, str(Path(__file__).with_name(script)), *arguments]
 
 
 def _begin_process(threads: int) -> None:
@@ -148,17 +158,24 @@ class PhaseClock:
 
     Args:
         device: Waited for before and after each watched call.
+
+    Attributes:
+        seconds: By phase.
+        cpu_seconds: What all threads of the process were at work in them.
+        phase: The one that a call counts for at the moment, if any.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
+        self.phase: str | None = None
         self._device = device
         self._watched: list[tuple[object, str]] = []
-        self._busy = False
 
     def watch(self, owner: object, methods: Sequence[str], phase: str) -> None:
         """Count the methods of `owner` for `phase`."""
         self.seconds.setdefault(phase, 0.0)
+        self.cpu_seconds.setdefault(phase, 0.0)
         for method in methods:
             setattr(owner, method, self._counting(getattr(owner, method), phase))
             self._watched.append((owner, method))
@@ -172,16 +189,18 @@ class PhaseClock:
 
     def _counting(self, function: Callable[..., T], phase: str) -> Callable[..., T]:
         def call(*args: Any, **kwargs: Any) -> T:
-            if self._busy:
+            if self.phase is not None:
                 return function(*args, **kwargs)
-            self._busy = True
+            self.phase = phase
             results: list[T] = []
+            began = time.process_time()
             try:
                 self.seconds[phase] += timed(
                     lambda: results.append(function(*args, **kwargs)), self._device
                 )
             finally:
-                self._busy = False
+                self.cpu_seconds[phase] += time.process_time() - began
+                self.phase = None
             return results[0]
 
         return call

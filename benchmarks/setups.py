@@ -78,6 +78,41 @@ VAE_CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+TEXT_CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # CLIP ViT-L/14 and T5 v1.1 XXL, as in the released miniFLUX
+    "released": (
+        {
+            "vocab_size": 49408,
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        },
+        {
+            "vocab_size": 32128,
+            "d_model": 4096,
+            "d_kv": 64,
+            "d_ff": 10240,
+            "num_layers": 24,
+            "num_heads": 64,
+            "feed_forward_proj": "gated-gelu",
+        },
+    ),
+    "tiny": (
+        {
+            "vocab_size": 512,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        },
+        {"vocab_size": 512, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+    ),
+}
+"""Of CLIP and of T5."""
+
 
 def random_flux(size: str, device: torch.device, dtype: torch.dtype) -> PyramidFluxTransformer:
     """A transformer of one of `FLUX_CONFIGS`; a fresh model's zeros are random too."""

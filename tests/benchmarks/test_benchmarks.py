@@ -229,7 +229,8 @@ def test_phases_count_the_outermost_call_and_end_with_the_context(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0
-    monkeypatch.setattr("benchmarks.measure.time", SimpleNamespace(perf_counter=lambda: now))
+    clocks = {"perf_counter": lambda: now, "process_time": lambda: 2 * now}
+    monkeypatch.setattr("benchmarks.measure.time", SimpleNamespace(**clocks))
 
     class Worker:
         def outer(self) -> int:
@@ -250,6 +251,8 @@ def test_phases_count_the_outermost_call_and_end_with_the_context(
         assert clock.seconds == {"out": 23, "in": 0}
         worker.inner()
         assert clock.seconds == {"out": 23, "in": 3}
+        assert clock.cpu_seconds == {"out": 46, "in": 6}
+        assert clock.phase is None
     assert not vars(worker)
 
 
@@ -333,6 +336,6 @@ def test_tiny_runs_do_not_touch_the_real_readme(capsys: pytest.CaptureFixture) -
 
 def test_the_readme_has_a_section_for_every_benchmark() -> None:
     sections = {match[2] for match in SECTION.finditer(report_module.README.read_text())}
-    assert sections == {*run_all.CPU_BENCHMARKS, "gpu"}
+    assert sections == {*run_all.CPU_BENCHMARKS, "gpu", "released_size", "against_official"}
     for path in report_module.RESULTS.glob("*.json"):
         assert Report.load(path).markdown() in report_module.README.read_text(encoding="utf-8")
