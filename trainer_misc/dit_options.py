@@ -126,6 +126,15 @@ GROUPS: dict[str, list[Flag]] = {
             kind=int,
             check=POSITIVE,
         ),
+        Flag(
+            "replay_anno",
+            None,
+            "annotations of what the model has learned before and is not to forget, mixed with "
+            "those of anno_file",
+            kind=Path,
+        ),
+        Flag("replay_image_anno", None, "the same for image_anno", kind=Path),
+        Flag("replay_share", 0.5, "share of batches of what was learned before", check=SHARE),
         Flag("validation_file", None, "annotations of held-back samples", kind=Path),
         Flag(
             "empty_text_feature",

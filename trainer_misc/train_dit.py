@@ -19,13 +19,13 @@ from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
-from pyramid_dit.flow.sizes import frames_of
 from video_vae.checkpoint_file import read_state_dict
 
-from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
+from .data import Batches
 from .data.batches import Texts
 from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
+from .dit_data import image_batches, open_batches
 from .dit_options import GROUPS
 from .dit_results import export, sample_sheet, validation
 from .log import SAMPLES, Figures
@@ -241,6 +241,8 @@ def check(options: Namespace) -> None:
     pictures = options.task == "t2i"
     if pictures and options.image_anno is not None:
         raise ValueError("--task t2i has pictures alone: --anno_file, without --image_anno")
+    if options.replay_image_anno is not None and options.image_anno is None:
+        raise ValueError("--replay_image_anno needs --image_anno, with which it is mixed")
     for flag, size, ratios, taken in (
         ("batch_size", options.batch_size, options.sample_ratios, not pictures),
         ("image_batch_size", *image_batches(options), pictures or options.image_anno is not None),
@@ -298,12 +300,6 @@ def whole_masters(options: Namespace) -> bool:
     return not options.half_weights
 
 
-def image_batches(options: Namespace) -> tuple[int, tuple[int, ...]]:
-    """Samples of a batch of pictures, and the columns of each stage that they are dealt to."""
-    size = options.image_batch_size or options.batch_size
-    return size, options.image_sample_ratios or options.sample_ratios
-
-
 def objectives(
     options: Namespace, model: PyramidDiTForVideoGeneration
 ) -> dict[bool, FlowObjective]:
@@ -319,50 +315,6 @@ def objectives(
         corrupt_ratio=usual.corrupt_ratio,
     )
     return {True: of_pictures, False: usual}
-
-
-def open_batches(
-    options: Namespace, places: Places, channels: int, *, validation: bool = False
-) -> Batches:
-    """The data that the options name; `channels` are those of latents.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line cannot be understood.
-    """
-    file = options.validation_file if validation else options.anno_file
-    if file is None:
-        raise ValueError(f"--{'validation' if validation else 'anno'}_file is needed")
-    common: dict[str, Any] = {
-        "seed": options.seed,
-        "rank": places.data_rank,
-        "world": places.data_world,
-        "max_skipped": options.max_skipped,
-        "skipped_to": options.output_dir,
-    }
-    size, _ = image_batches(options)
-    of_pictures: dict[str, Any] = {"batch_size": size, **common}
-    if options.task == "t2i":
-        return ImageBatches(file, resolution=options.resolution, **of_pictures)
-    common["batch_size"] = options.batch_size
-    of_latents: dict[str, Any] = {
-        "channels": channels,
-        "text_features": not options.load_text_encoder,
-    }
-    videos: Batches
-    if options.load_vae:
-        frames = frames_of(options.max_frames)
-        videos = TextVideoBatches(file, options.resolution, frames, **common)
-    else:
-        videos = LatentBatches(file, max_frames=options.max_frames, **of_latents, **common)
-    if validation or options.image_anno is None:
-        return videos
-    images: Batches
-    if options.load_vae:
-        images = ImageBatches(options.image_anno, resolution=options.resolution, **of_pictures)
-    else:
-        images = LatentBatches(options.image_anno, max_frames=1, **of_latents, **of_pictures)
-    return MixedBatches(videos, images, options.image_mix_ratio, seed=options.seed)
 
 
 def loop_config(options: Namespace) -> LoopConfig:

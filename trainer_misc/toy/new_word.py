@@ -9,7 +9,7 @@ them. Videos of the known sentences, of which those that the default checkpoint 
 on are left out again, keep it from forgetting them.
 
 For `trainer_misc.extract_features` there is `clips.jsonl`, which names a file of latents for each
-video; the same lines as `--image_anno` of `train_dit` give the first frames as pictures.
+video. The same lines as `--image_anno` of `train_dit` give the first frames as pictures.
 """
 
 from __future__ import annotations
