@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyramid_dit.flow.sizes import frames_of
 
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
 
-if TYPE_CHECKING:
-    from .train_dit import Places
+
+class Places:
+    """Which process this is, as accelerate has it, and what that means for draws and data.
+
+    Attributes:
+        process_index: Rank.
+        num_processes: Number of processes.
+        place, places: Which of how many; processes that share the tokens of a batch have one.
+        sharing: How many share one.
+        data_rank, data_world: What the data depend on: with `--sync_video_input` the places of a
+            group see the same clips.
+    """
+
+    def __init__(self, rank: int, world: int, *, sharing: int, same_data: int) -> None:
+        self.process_index, self.num_processes = rank, world
+        self.place, self.places, self.sharing = rank // sharing, math.ceil(world / sharing), sharing
+        group = min(same_data, self.places)
+        self.data_rank, self.data_world = self.place // group, math.ceil(self.places / group)
 
 
 def image_batches(options: Namespace) -> tuple[int, tuple[int, ...]]:

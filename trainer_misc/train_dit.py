@@ -7,7 +7,6 @@ The flags are those of the reference's `train/train_pyramid_flow.py`. The loss i
 from __future__ import annotations
 
 import logging
-import math
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from .data import Batches
 from .data.batches import Texts
 from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
-from .dit_data import image_batches, open_batches
+from .dit_data import Places, image_batches, open_batches
 from .dit_options import GROUPS
 from .dit_results import export, sample_sheet, validation
 from .log import SAMPLES, Figures
@@ -40,25 +39,6 @@ from .sharding import divide_weights
 logger = logging.getLogger(__name__)
 
 LIMIT_CLIPS, LIMIT_FRAMES, GOOD_PSNR = 8, 17, 30.0
-
-
-class Places:
-    """Which process this is, as accelerate has it, and what that means for draws and data.
-
-    Attributes:
-        process_index: Rank.
-        num_processes: Number of processes.
-        place, places: Which of how many; processes that share the tokens of a batch have one.
-        sharing: How many share one.
-        data_rank, data_world: What the data depend on: with `--sync_video_input` the places of a
-            group see the same clips.
-    """
-
-    def __init__(self, rank: int, world: int, *, sharing: int, same_data: int) -> None:
-        self.process_index, self.num_processes = rank, world
-        self.place, self.places, self.sharing = rank // sharing, math.ceil(world / sharing), sharing
-        group = min(same_data, self.places)
-        self.data_rank, self.data_world = self.place // group, math.ceil(self.places / group)
 
 
 class Trainer:
