@@ -26,7 +26,7 @@ setup(
     packages=find_packages(include=["pyramid_dit*", "video_vae*", "trainer_misc*"]),
     package_data={
         "pyramid_dit": ["py.typed", "toy/*", "toy/**/*"],
-        "pyramid_dit.page": ["*.css", "*.html", "*.js"],
+        "pyramid_dit.page": ["*.css", "*.html", "*.js", "*.png"],
         "trainer_misc.toy": ["*.toml"],
     },
     install_requires=[
@@ -72,5 +72,5 @@ setup(
             "webdataset>=1,<2",  # writes the shards that are read
         ],
     },
-    entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.cli:main"]},
+    entry_points={"console_scripts": ["pyramid-flow = pyramid_dit.__main__:main"]},
 )

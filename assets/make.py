@@ -1,14 +1,20 @@
-"""Makes the pictures of the README with the bundled checkpoint: `python assets/make.py`."""
+"""Makes the pictures of the README and the examples of the page with the bundled checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.checkpoints.hub import open_checkpoint
+from pyramid_dit.media.embedded_settings import write_comment
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
-from pyramid_dit.media.video_files import export_to_gif
+from pyramid_dit.media.video_files import export_to_gif, export_to_video
+from pyramid_dit.page.examples import MADE_FOLDER
+from pyramid_dit.page.settings import DEFAULT_NAME, ModelCard
+from pyramid_dit.page.worker import VideoRequest
 
 HERE = Path(__file__).parent
 PROMPTS = [
@@ -22,6 +28,7 @@ PROMPTS = [
     "a red cross grows on a black background",
 ]
 COLUMNS, STILLS, COLORS = 4, 6, 48
+ON_PAGE, SECONDS = 6, 2.0
 
 
 def label(prompt: str) -> str:
@@ -30,9 +37,37 @@ def label(prompt: str) -> str:
     return "\n".join([" ".join(words[:3]), " ".join(words[3:-4]), " ".join(words[-4:])])
 
 
+def icon(side: int = 64, finer: int = 8) -> Image.Image:
+    """A pyramid of three stages, drawn `finer` times as large and scaled down."""
+    image = Image.new("RGBA", (side * finer, side * finer))
+    draw = ImageDraw.Draw(image)
+    unit = side * finer / 64
+    draw.rounded_rectangle((0, 0, 64 * unit, 64 * unit), 14 * unit, "#0f766e")
+    for width, top in ((12, 13), (26, 27), (40, 41)):
+        box = (32 - width / 2, top, 32 + width / 2, top + 10)
+        draw.rounded_rectangle([value * unit for value in box], 3 * unit, "white")
+    return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def page_examples(model: PyramidDiTForVideoGeneration) -> None:
+    """Videos as the page makes them, put where it looks for them."""
+    folder = open_checkpoint(None)
+    usual = ModelCard.of(folder, DEFAULT_NAME).settings()
+    for number, prompt in enumerate(PROMPTS[:ON_PAGE], 1):
+        options = {**usual.options, "seconds": SECONDS}
+        settings = replace(usual, prompt=prompt, options=options)
+        path = folder.path / MADE_FOLDER / f"{number}.mp4"
+        with VideoRequest(settings=settings).stream(model) as stream:
+            frames = (frame for unit in stream for frame in unit)
+            export_to_video(frames, path, folder.defaults.frames_per_second)
+        write_comment(path, settings.to_json())
+
+
 def main() -> None:
-    """Write `videos.gif` and `contact-sheet.png`."""
+    """Write `videos.gif` and `contact-sheet.png`, the icon and the examples of the page."""
+    icon().save(HERE.parent / "pyramid_dit/page/icon.png", optimize=True)
     model = PyramidDiTForVideoGeneration.from_pretrained()
+    page_examples(model)
     videos = [model.generate(prompt, num_frames=49, seed=0) for prompt in PROMPTS]
     rows = range(0, len(PROMPTS), COLUMNS)
     pages = [

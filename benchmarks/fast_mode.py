@@ -23,12 +23,14 @@ from trainer_misc.toy.tables import evaluate_frames
 
 from .measure import device_name
 from .report import Report, finish, option_parser
+from .setups import REFERENCE_STEPS
 
 BATCH = 10
 
 
 @contextmanager
-def _approximately(model: PyramidDiTForVideoGeneration, **options: Any) -> Iterator[None]:
+def approximately(model: PyramidDiTForVideoGeneration, **options: Any) -> Iterator[None]:
+    """The fast mode, while the context is open."""
     model.enable_fast_mode(**options)
     try:
         yield
@@ -48,15 +50,15 @@ def _first_block_cache(model: PyramidDiTForVideoGeneration, threshold: float) ->
 Way = Callable[[PyramidDiTForVideoGeneration], Any]
 EXACT = "exact"
 WAYS: dict[str, Way] = {
-    EXACT: _approximately,
-    "history_cache=2": partial(_approximately, history_cache=2),
-    "history_cache=4": partial(_approximately, history_cache=4),
-    "guidance_interval=(0, 0.67)": partial(_approximately, guidance_interval=(0.0, 0.67)),
-    "guidance_interval=(0, 0.34)": partial(_approximately, guidance_interval=(0.0, 0.34)),
-    "history_window=4": partial(_approximately, history_window=4),
-    "history_window=2": partial(_approximately, history_window=2),
+    EXACT: approximately,
+    "history_cache=2": partial(approximately, history_cache=2),
+    "history_cache=4": partial(approximately, history_cache=4),
+    "guidance_interval=(0, 0.67)": partial(approximately, guidance_interval=(0.0, 0.67)),
+    "guidance_interval=(0, 0.34)": partial(approximately, guidance_interval=(0.0, 0.34)),
+    "history_window=4": partial(approximately, history_window=4),
+    "history_window=2": partial(approximately, history_window=2),
     "history_cache=4, guidance_interval=(0, 0.67)": partial(
-        _approximately, history_cache=4, guidance_interval=(0.0, 0.67)
+        approximately, history_cache=4, guidance_interval=(0.0, 0.67)
     ),
     "FirstBlockCacheConfig(0.1)": partial(_first_block_cache, threshold=0.1),
     "FirstBlockCacheConfig(0.3)": partial(_first_block_cache, threshold=0.3),
@@ -64,14 +66,23 @@ WAYS: dict[str, Way] = {
 
 
 def make_latents(
-    model: PyramidDiTForVideoGeneration, prompts: Sequence[str], temp: int
+    model: PyramidDiTForVideoGeneration,
+    prompts: Sequence[str],
+    temp: int,
+    *,
+    batch: int = BATCH,
+    **options: Any,
 ) -> tuple[Tensor, float]:
-    """Latents of a video for every prompt, and the seconds that took."""
+    """Latents of a video for every prompt, `batch` at a time, and the seconds that took.
+
+    `options` are other arguments of `generate`.
+    """
     began, parts = time.perf_counter(), []
-    for start in range(0, len(prompts), BATCH):
-        batch = list(prompts[start : start + BATCH])
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
-        parts.append(model.generate(batch, temp=temp, generator=generators, output_type="latent"))
+    options |= {"temp": temp, "output_type": "latent"}
+    for start in range(0, len(prompts), batch):
+        some = list(prompts[start : start + batch])
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(some))]
+        parts.append(model.generate(some, generator=generators, **options))
     return torch.cat(parts), time.perf_counter() - began
 
 
@@ -90,14 +101,15 @@ def measure(*, device: torch.device, count: int, temp: int) -> Report:
     model = PyramidDiTForVideoGeneration.from_pretrained(device=device)
     model.set_progress_bar_config(disable=True)
     prompts = evaluation_prompts(count)
-    make_latents(model, prompts[:1], temp)
-    exact, exact_seconds = make_latents(model, prompts, temp)
+    options = {"solver": "euler", **REFERENCE_STEPS}
+    make_latents(model, prompts[:1], temp, **options)
+    exact, exact_seconds = make_latents(model, prompts, temp, **options)
     rows = []
     for name, way in WAYS.items():
         latents, seconds = exact, exact_seconds
         if name != EXACT:
             with way(model):
-                latents, seconds = make_latents(model, prompts, temp)
+                latents, seconds = make_latents(model, prompts, temp, **options)
         table = evaluate_frames(zip(decode(model, latents), prompts, strict=True))
         error = (latents - exact).square().mean().sqrt() / exact.std()
         rows.append(
@@ -110,7 +122,7 @@ def measure(*, device: torch.device, count: int, temp: int) -> Report:
                 "all four, %": 100 * table.rate("all clips", "all"),
             }
         )
-    steps = model.defaults.video_num_inference_steps
+    steps = REFERENCE_STEPS["video_num_inference_steps"]
     return Report(
         benchmark="fast_mode",
         device=device_name(device),

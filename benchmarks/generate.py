@@ -1,13 +1,13 @@
 """A whole run with the bundled checkpoint, from the prompt to the frames, the baseline's way and
 ours.
 
-Both use the checkpoint's own settings and start from the same seed. A round of its own tells
-where the time goes.
+Both step as the reference does and start from the same seed; beside them is ours as the checkpoint
+recommends to step. A round of its own tells where the time goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,8 +36,10 @@ from .report import (
     rounds,
     spread,
 )
+from .setups import REFERENCE_STEPS
+from .steps import own_way
 
-BASELINE, OURS = "baseline", "ours"
+BASELINE, OURS, FEWER = "baseline", "ours", "ours, own steps"
 PROMPT = "a red circle moves left on a white background"
 CPU_BAR = 1.8
 PHASES = ("text", "transformer", "jump noise", "decoding")
@@ -71,19 +73,15 @@ def phases(
 
 
 def run_arguments(model: PyramidDiTForVideoGeneration, *, tiny: bool) -> dict[str, Any]:
-    """The settings of the checkpoint, written out."""
+    """The settings of the checkpoint with steps for the reference's solver, written out."""
     defaults = model.defaults
     assert defaults.num_frames is not None  # the bundled checkpoint's model_index.json has it
     frames = 9 if tiny else defaults.num_frames
-    steps = {
-        "num_inference_steps": defaults.num_inference_steps,
-        "video_num_inference_steps": defaults.video_num_inference_steps,
-    }
     return {
         "height": defaults.height,
         "width": defaults.width,
         "temp": (frames - 1) // 8 + 1,
-        **({name: [1, 1, 1] for name in steps} if tiny else steps),
+        **({name: [1, 1, 1] for name in REFERENCE_STEPS} if tiny else REFERENCE_STEPS),
         "guidance_scale": defaults.guidance_scale,
         "video_guidance_scale": defaults.video_guidance_scale,
         "negative_prompt": defaults.negative_prompt,
@@ -99,17 +97,20 @@ def measure(*, device: torch.device, repeats: int, tiny: bool = False) -> Report
     if device.type == "cpu":
         keep_freed_memory()  # for both
     arguments = run_arguments(model, tiny=tiny)
+    own = {name: value for name, value in arguments.items() if name not in REFERENCE_STEPS}
 
-    def run(generate: Callable[..., object]) -> object:
-        return generate(PROMPT, generator=torch.Generator().manual_seed(0), **arguments)
+    def run(generate: Callable[..., object], options: Mapping[str, Any]) -> object:
+        return generate(PROMPT, generator=torch.Generator().manual_seed(0), **options)
 
     runs = {
-        BASELINE: partial(run, baseline.generate),
-        OURS: partial(run, model.generate),
+        BASELINE: partial(run, baseline.generate, arguments),
+        OURS: partial(run, model.generate, arguments | {"solver": "euler"}),
+        FEWER: partial(run, model.generate, own),
     }
     watches = {
         BASELINE: partial(watch_baseline, baseline=baseline),
         OURS: partial(watch_ours, model=components),
+        FEWER: partial(watch_ours, model=components),
     }
     times = alternate(runs, repeats=repeats, device=device)
     rows: list[dict[str, Cell]] = [
@@ -129,8 +130,8 @@ def measure(*, device: torch.device, repeats: int, tiny: bool = False) -> Report
         settings=(
             f"Bundled checkpoint, {frames} frames of {arguments['width']}x{arguments['height']}, "
             f"{arguments['num_inference_steps']} steps for the first unit and "
-            f"{arguments['video_num_inference_steps']} for the others, {rounds(repeats)}; "
-            "phases from one more run"
+            f"{arguments['video_num_inference_steps']} for the others, the checkpoint's own being "
+            f"`{own_way(model).name}`, {rounds(repeats)}; phases from one more run"
         ),
         rows=rows,
     )

@@ -1,4 +1,4 @@
-"""All that is to be known of one GPU, in one run: models of the released size, random weights.
+"""Everything measured on one GPU, in one run: models of the released size, random weights.
 
 A late step at 384p and 768p, the baseline's way and ours; five seconds from the prompt to the
 frames at both sizes, exact, and at 384p in the fast mode too; the first frame; the memory that

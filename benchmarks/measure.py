@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-import os
 import platform
 import re
 import statistics
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from pyramid_dit.devices.memory import resident_memory
 
 T = TypeVar("T")
 Times = dict[str, list[float]]
@@ -117,9 +118,9 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
         function()
         return torch.cuda.max_memory_allocated(device) - before
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, see proc(5)
-    before = _status_bytes("VmRSS")
+    before = resident_memory()
     function()
-    return _status_bytes("VmHWM") - before
+    return resident_memory(peak=True) - before
 
 
 def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
@@ -135,13 +136,6 @@ def _begin_process(threads: int) -> None:
     if platform.libc_ver()[0] == "glibc":
         mmap_threshold = -3  # number of M_MMAP_THRESHOLD in malloc.h; fixed, lest it adapts
         ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 17)
-
-
-def _status_bytes(field: str) -> int:
-    status = Path(f"/proc/{os.getpid()}/status").read_text()
-    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.M)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 # ---- where the time goes ----------------------------------------------------------------------

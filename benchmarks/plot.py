@@ -13,8 +13,7 @@ SCALE = 2
 """Pixels of the file for each one below."""
 WIDTH, HEIGHT = 440, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 48, 44
-LEGEND_WIDTH = 180
-COLORS = ("#b2493d", "#2a6f97", "#5b7f3b", "#7a5c99")
+COLORS = ("#b2493d", "#2a6f97", "#5b7f3b", "#7a5c99", "#b07d2b", "#555555")
 INK, GRID = "#222222", "#dddddd"
 FONT_SIZE = 12
 
@@ -66,13 +65,14 @@ class _Panel:
             self._text((LEFT - 6, y), f"{value:g}", "rm")
         self._line([(LEFT, TOP), (LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM)], INK)
         colors = zip(self.chart.lines.items(), COLORS, strict=False)
+        legend_width = (WIDTH - LEFT - RIGHT) / max(2, len(self.chart.lines))
         for index, ((name, points), color) in enumerate(colors):
             places = [(self._x(x), self._y(y)) for x, y in points]
             self._line(places, color, width=2)
             for x, y in places:
                 corners = [self._place((x + d, y + d)) for d in (-3, 3)]
                 self.canvas.ellipse(corners, fill=color)
-            self._text((LEFT + LEGEND_WIDTH * index, TOP - 12), name, "lm", color)
+            self._text((LEFT + legend_width * index, TOP - 12), name, "lm", color)
 
     def _x(self, value: float) -> float:
         return LEFT + _share(value, *self.x_range) * (WIDTH - LEFT - RIGHT)

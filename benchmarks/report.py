@@ -119,7 +119,7 @@ def number(row: dict[str, Cell], heading: str) -> float:
     """
     cell = row[heading]
     if not isinstance(cell, int | float):
-        raise TypeError(f"{heading} is {cell!r}, no number")
+        raise TypeError(f"{heading} is {cell!r}, not a number")
     return float(cell)
 
 

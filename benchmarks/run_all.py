@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .report import README, RESULTS, fill
 
-CPU_BENCHMARKS = ("dit_step", "generate", "vae_decode", "noise", "scaling", "fast_mode")
+CPU_BENCHMARKS = ("dit_step", "generate", "vae_decode", "noise", "scaling", "fast_mode", "steps")
+WITH_CHARTS = ("scaling", "steps")
 ROOT = Path(__file__).parents[1]
 
 
@@ -34,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("gpu",) if options.gpu else options.only or CPU_BENCHMARKS:
         command = [sys.executable, "-m", f"benchmarks.{name}"]
         command += ["--json", str(options.results.resolve() / f"{name}.json")]
-        if name == "scaling":
-            command += ["--png", str(options.results.resolve() / "scaling.png")]
+        if name in WITH_CHARTS:
+            command += ["--png", str(options.results.resolve() / f"{name}.png")]
         if options.gpu:
             command += ["--device", "cpu" if options.tiny else "cuda"]
         if options.tiny:

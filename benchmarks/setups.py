@@ -27,6 +27,12 @@ TEXT_LENGTH = 128
 TEXT_TOKENS = (48, 60)
 """Real tokens of the negative and of the positive prompt, of `TEXT_LENGTH`."""
 
+REFERENCE_STEPS: dict[str, Any] = {
+    "num_inference_steps": [8, 8, 8],
+    "video_num_inference_steps": [4, 4, 4],
+}
+"""Steps that the bundled checkpoint needs with the reference's solver, `euler`."""
+
 FLUX_CONFIGS: dict[str, dict[str, Any]] = {
     "released": {},  # the defaults of the class
     "narrow": {

@@ -1,11 +1,11 @@
-"""Runs the notebooks and puts what they show back into them.
+"""Runs the notebooks and saves their outputs in them.
 
     python -m docs.notebooks
     python -m docs.notebooks image_generation_demo.ipynb
 
 Run it from the root of the project, after `pip install ".[notebook]"`. A notebook keeps what it
-prints and, in few colors, the figures of the cells with the tag `kept`; other figures, videos,
-progress and warnings stay out, so that it is small and tells nothing of the machine.
+prints, its videos and its figures, the latter in few colors. Progress and warnings are left out, so
+that the file is small and reveals nothing about the machine.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = tuple(sorted(path.name for path in ROOT.glob("*.ipynb")))
 TIMEOUT = 1800
 """Seconds that a cell may take."""
-COLORS = 128
-"""Of a figure that is kept."""
-KEPT = "kept"
-"""Tag of the cells whose figures are kept."""
+COLORS = 64
+"""Colors of a figure in the notebook."""
+VIDEO = "data:video/mp4;base64,"
+"""What an embedded video contains."""
 
 
 def run(name: str, folder: Path, *, parameters: str = "") -> NotebookNode:
@@ -68,20 +68,25 @@ def run(name: str, folder: Path, *, parameters: str = "") -> NotebookNode:
 
 
 def lightened(notebook: NotebookNode) -> NotebookNode:
-    """A copy that has no outputs but printed text and figures that are to be kept."""
+    """A copy that has no outputs but printed text, videos and figures of few colors."""
     light = nbformat.from_dict(notebook)
     light.metadata.language_info = NotebookNode(name="python")  # not the version that ran it
     for cell in light.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.execution_count = None
-            text = [out for out in cell.outputs if out.get("name") == "stdout"]
-            keeps = KEPT in cell.metadata.get("tags", [])
-            pictures = [
-                out.data["image/png"] for out in cell.outputs if "image/png" in out.get("data", {})
-            ]
-            cell.outputs = text + [_figure(picture) for picture in pictures if keeps]
+            cell.outputs = [kept for out in cell.outputs if (kept := _kept(out)) is not None]
     return light
+
+
+def _kept(output: NotebookNode) -> NotebookNode | None:
+    """What stays of an output, if anything does."""
+    if output.get("name") == "stdout":
+        return output
+    data = output.get("data", {})
+    if VIDEO in data.get("text/html", ""):
+        return nbformat.v4.new_output("display_data", {"text/html": data["text/html"]})
+    return _figure(data["image/png"]) if "image/png" in data else None
 
 
 def _figure(png: str) -> NotebookNode:
@@ -99,7 +104,7 @@ def _figure(png: str) -> NotebookNode:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run, and write the notebooks."""
     parser = argparse.ArgumentParser(
-        prog="python -m docs.notebooks", description="Run the notebooks and keep their figures."
+        prog="python -m docs.notebooks", description="Run the notebooks and save their outputs."
     )
     parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="by default all of them")
     for name in parser.parse_args(arguments).names or NOTEBOOKS:

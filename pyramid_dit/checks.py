@@ -139,6 +139,11 @@ class OneOf:
         if value not in self.words:
             raise ValueError(f"{name} must be one of {', '.join(self.words)}, got {shown(value)}")
 
+    def parse(self, text: str) -> str:
+        """The word in `text`; ValueError."""
+        self("it", text)
+        return text
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -297,3 +302,11 @@ def _check_range(name: str, value: Any, least: float, most: float) -> None:
 
 def _plain(bound: float) -> str:
     return f"{bound:,}" if isinstance(bound, int) and bound < 2**31 else f"{bound:g}"
+
+
+def memory_size(text: Any) -> float:
+    """Bytes in a size such as `16GB`; ValueError where it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)GB", text) if isinstance(text, str) else None
+    if found is None or not 0 < float(found[1]) < 1e6:
+        raise ValueError(f"a size of memory is written like 16GB, got {shown(text)}")
+    return float(found[1]) * 1e9

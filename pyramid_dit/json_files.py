@@ -13,7 +13,7 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file holds no JSON object, it may be truncated, or a key stands twice. The
+        ValueError: The file holds no JSON object, it may be truncated, or a key appears twice. The
             message has the file, and the line or the key.
     """
     if not Path(path).is_file():
@@ -36,5 +36,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
     return content

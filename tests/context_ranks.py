@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from vae_ranks import CONFIG
+from vae_ranks import CONFIG, SmallDiscriminator
 
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
 from video_vae.losses import VAELossOutput
@@ -33,6 +33,9 @@ def new_wrapper(**settings: object) -> CausalVideoVAELossWrapper:
     wrapper = CausalVideoVAELossWrapper(
         CausalVideoVAE(**CONFIG), load_loss_module=True, kl_weight=1e-3, **settings
     )
+    assert wrapper.loss is not None
+    if wrapper.loss.discriminator is not None:
+        wrapper.loss.discriminator = SmallDiscriminator()
     return wrapper.double().train()
 
 
@@ -42,7 +45,7 @@ def values(
     """Figures and gradients."""
     wrapper.zero_grad()
     noise = torch.Generator().manual_seed(5)
-    former = torch.zeros(1, wrapper.vae.config["encoder_out_channels"], 1 + x.shape[2] // 8, 6, 8)
+    former = torch.zeros(1, wrapper.vae.config["encoder_out_channels"], 1 + x.shape[2] // 8, 3, 4)
     output: VAELossOutput = wrapper(x, 1, generator=noise, group=group, former=former)
     loss = output.loss
     found = {f"log {name}": value for name, value in output.log.items()}
@@ -55,7 +58,7 @@ def values(
 
 def compare(settings: dict[str, object], group: dist.ProcessGroup, seed: int) -> dict[str, float]:
     ranks = dist.get_world_size(group)
-    shape = (1, 3, FRAMES[ranks], 48, 64)
+    shape = (1, 3, FRAMES[ranks], 24, 32)
     x = (
         torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
         - 1

@@ -58,16 +58,27 @@ def at_work(worker: Worker) -> Iterator[Worker]:
 
 
 @contextmanager
-def page_here(card: ModelCard, start: Callable[[Job], Any], folder: Path) -> Iterator[str]:
-    """Serve the page from this process, with jobs that `start` begins; hand out its address."""
+def page_here(
+    card: ModelCard,
+    start: Callable[[Job], Any],
+    folder: Path,
+    checkpoint: Path | None = None,
+    *,
+    name: str = "localhost",
+) -> Iterator[str]:
+    """Serve the page from this process, with jobs that `start` begins; hand out its address.
+
+    `name` is what it may be asked for by.
+    """
     from pyramid_dit.page.serve import build_page, launch
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         worker = Worker(start, frames_per_second=24, folder=folder / "results")
-        page = build_page(card, worker, folder / "results", "CPU", shapes=True)
-        url = launch(page, {"localhost"}, host="127.0.0.1", port=None, share=False)
+        results = folder / "results"
+        page = build_page(card, worker, results, "CPU", shapes=True, checkpoint=checkpoint)
+        url = launch(page, {name}, host="127.0.0.1", port=None, share=False)
         with at_work(worker):
             yield url
         page.close(verbose=False)

@@ -21,14 +21,19 @@ from golden import PROJECT_ROOT
 from pyramid_dit.cli import options as cli_options
 from pyramid_dit.cli.sources import Storyboard
 from pyramid_dit.generation import memory_presets
+from pyramid_dit.page import command as page_command
 from trainer_misc import dit_options, vae_options
 from trainer_misc.options import parse
 
-PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+PAGES = [
+    PROJECT_ROOT / "README.md",
+    PROJECT_ROOT / "CONTRIBUTING.md",
+    *sorted((PROJECT_ROOT / "docs").glob("*.md")),
+]
 SCRIPTS = sorted((PROJECT_ROOT / "scripts").glob("*.sh"))
 SHELLS = ["sh", "bash"]
 PACKAGES = ("pyramid_dit", "video_vae", "trainer_misc", "benchmarks", "docs")
-OTHER_COMMANDS = ("pip", "pytest")
+OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "echo")
 OPTIONAL = ("gradio_client", "peft")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
@@ -203,12 +208,14 @@ def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         if name == "torchrun":
             start = arguments.index("-m")
             name, arguments = "python", arguments[start:]
-        if name == "pyramid-flow" or (name, *arguments[:2]) == ("python", "-m", "pyramid_dit"):
+        if (name, *arguments[:1]) == ("pyramid-flow", "page"):
+            page_command.parse_options(arguments[1:])
+        elif name == "pyramid-flow" or (name, *arguments[:2]) == ("python", "-m", "pyramid_dit"):
             cli_options.parse_options(arguments[2 if name == "python" else 0 :])
         elif name == "python" and arguments[0] == "-m":
             parse_with(arguments[1], arguments[2:], monkeypatch)
         elif name == "python" and arguments[0] == "app.py":
-            importlib.import_module("app").parse_options(arguments[1:])
+            page_command.parse_options(arguments[1:])
         elif name.startswith("scripts/"):
             assert PROJECT_ROOT / name in SCRIPTS, f"{name_of(page)} runs {name}"
         else:
@@ -256,6 +263,7 @@ def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("page", ["README.md", "docs/inference.md", "docs/troubleshooting.md"])
 def test_options_of_the_command_exist(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = set(cli_options._build_parser()._option_string_actions)
+    known |= set(cli_options._doctor_parser()._option_string_actions)
     known |= set(parse_with("app", [], monkeypatch)._option_string_actions)
     documented = options_of(PROJECT_ROOT / page)
     assert documented
@@ -347,7 +355,7 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
     (call,) = calls_of(python, shell, "app_multigpu_engine.sh", "--port", "8000", **settings)
     program, *arguments = call.split()
     assert program == str(PROJECT_ROOT / "app.py")
-    options = importlib.import_module("app").parse_options(arguments)
+    options = page_command.parse_options(arguments)
     assert (options.gpus, options.model, options.port) == (4, "owner/model", 8000)
     assert options.host == "127.0.0.1" and not options.share
 
@@ -360,6 +368,8 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
         ("train_pyramid_flow.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
         ("train_pyramid_flow_without_ar.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
         ("train_causal_video_vae.sh", {}, "MODEL_PATH must name the folder of a VAE"),
+        ("finetune_lora.sh", {"RANK": "0"}, "RANK must be a number above 0, not '0'"),
+        ("finetune_lora.sh", {}, "FOLDER is needed: videos with captions beside them"),
     ],
 )
 def test_wrong_settings_are_told_in_a_line(

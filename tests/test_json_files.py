@@ -18,7 +18,7 @@ def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b'{"a": 1,\n "b": }', r"a\.json, line 2: no valid JSON"),
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', r"the key 'c' stands twice"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', r"the key 'c' appears twice"),
         (b"[1]", "holds a list, not an object"),
         (b'{"a": "\xff"}', r"a\.json: no valid JSON"),
         (b"[" * 100_000, r"a\.json: no valid JSON"),

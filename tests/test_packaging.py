@@ -60,7 +60,7 @@ def test_package_names_and_command(setup_arguments: dict[str, Any]) -> None:
     assert setup_arguments["python_requires"] == ">=3.10"
     assert "test" in setup_arguments["extras_require"]
     (script,) = setup_arguments["entry_points"]["console_scripts"]
-    assert script.replace(" ", "") == "pyramid-flow=pyramid_dit.cli:main"
+    assert script.replace(" ", "") == "pyramid-flow=pyramid_dit.__main__:main"
     assert setup_arguments["version"] == __import__("pyramid_dit").__version__
 
 

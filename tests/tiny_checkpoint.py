@@ -140,7 +140,7 @@ def write_clip(folder: Path, suffix: str, *, projection: bool = False) -> None:
     model_class(config).save_pretrained(folder / f"text_encoder{suffix}")
 
 
-def write_t5(folder: Path, suffix: str) -> None:
+def write_t5(folder: Path, suffix: str, *, feed_forward: int = 32, layers: int = 1) -> None:
     """Write `text_encoder` and `tokenizer`: a T5 that reads a few words, and letters."""
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -150,6 +150,11 @@ def write_t5(folder: Path, suffix: str) -> None:
     tokenizer = T5Tokenizer(vocab=[*special, *words, *letters], extra_ids=0)
     tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+        vocab_size=len(tokenizer),
+        d_model=TEXT_DIM,
+        d_kv=8,
+        d_ff=feed_forward,
+        num_layers=layers,
+        num_heads=2,
     )
     T5EncoderModel(config).save_pretrained(folder / f"text_encoder{suffix}")

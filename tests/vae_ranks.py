@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from pyramid_dit.generation.latent_codec import to_bytes
 from video_vae import CausalVideoVAE
 from video_vae.context_parallel import decode_over_ranks, encode_over_ranks
+from video_vae.discriminator import PatchDiscriminator
 
 CONFIG: dict[str, Any] = {
     "encoder_layers_per_block": [1, 1, 1, 1],
@@ -28,6 +30,7 @@ CONFIG: dict[str, Any] = {
     "decoder_block_out_channels": [4, 4, 8, 8],
     "decoder_norm_num_groups": 2,
 }
+SmallDiscriminator = partial(PatchDiscriminator, base_channels=8, num_layers=2)
 CASES: list[tuple[int, int | None]] = [
     (1, None), (2, None), (3, None), (4, None), (5, None), (7, None),
     (1, 1), (3, 1), (6, 1), (8, 2), (12, 2),

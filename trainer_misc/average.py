@@ -82,7 +82,7 @@ class MovingAverage:
         """
         if tensors.keys() != self._averages.keys():
             odd = sorted(tensors.keys() ^ self._averages.keys())[:3]
-            raise ValueError(f"the moving average is one of other weights: {', '.join(odd)}")
+            raise ValueError(f"the moving average has other weights: {', '.join(odd)}")
         self.updates = updates
         for name, average in self._averages.items():
             average.copy_(_like(tensors[name], average))

@@ -47,7 +47,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         try:
             check_whole(path)
         except (ValueError, OSError) as error:
-            logger.warning("passing over %s: %s", path, error)
+            logger.warning("skipping %s: %s", path, error)
         else:
             return path
     return None

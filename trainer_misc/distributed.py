@@ -55,11 +55,11 @@ def init_distributed_mode(args: Namespace, init_pytorch_ddp: bool = True) -> Non
     if getattr(args, "dist_on_itp", False):
         _describe_as_torchrun_does()
     if getattr(args, "dist_url", "env://") != "env://":
-        logger.warning("dist_url=%s has no effect, the environment says it all", args.dist_url)
-    here = launched_process()
+        logger.warning("dist_url=%s has no effect: torchrun's environment is used", args.dist_url)
+    launched = launched_process()
     on_gpu = torch.cuda.is_available()
-    args.distributed = here is not None
-    args.rank, args.gpu, args.world_size = (0, 0, 1) if here is None else here[:3]
+    args.distributed = launched is not None
+    args.rank, args.gpu, args.world_size = (0, 0, 1) if launched is None else launched[:3]
     args.dist_backend = "nccl" if on_gpu else "gloo"
     args.dist_url = "env://"
     if on_gpu and args.gpu >= torch.cuda.device_count():
@@ -67,8 +67,8 @@ def init_distributed_mode(args: Namespace, init_pytorch_ddp: bool = True) -> Non
             f"process {args.gpu} of this machine has no GPU, there are {torch.cuda.device_count()}"
         )
     args.device = torch.device("cuda", args.gpu) if on_gpu else torch.device("cpu")
-    if here is None:
-        logger.warning("not started by torchrun: this process works alone")
+    if launched is None:
+        logger.warning("not started by torchrun: this process runs alone")
     elif init_pytorch_ddp:
         join_processes(args.device)
 
@@ -138,7 +138,7 @@ def get_sequence_parallel_group() -> dist.ProcessGroup:
     """
     parallel = _of_a_video()
     if not isinstance(parallel, Parallel):
-        raise RuntimeError("this process works alone: call init_sequence_parallel_group first")
+        raise RuntimeError("this process runs alone: call init_sequence_parallel_group first")
     return parallel.group
 
 

@@ -1,4 +1,4 @@
-"""The settings of `train_dit`: those of the reference's trainer, and what goes beyond it."""
+"""The settings of `train_dit`: those of the reference's trainer, and more."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def names(text: str | list[str]) -> tuple[str, ...]:
 
 
 def resolution(name: str, value: str) -> None:
-    """Refuse what is no resolution; ValueError."""
+    """Reject what is not a resolution; ValueError."""
     for side in (side for size in sizes_of(value) for side in size):
         if side % GRID:
             raise ValueError(f"{name} must have sides that are multiples of {GRID}, got {side}")
@@ -38,30 +38,34 @@ def resolution(name: str, value: str) -> None:
 
 GROUPS: dict[str, list[Flag]] = {
     "what is trained": [
-        Flag("task", "t2v", "videos (t2v) or pictures (t2i)", choices=("t2v", "t2i")),
+        Flag("task", "t2v", "train on videos (t2v) or pictures (t2i)", choices=("t2v", "t2i")),
         Flag(
             "model_name",
             "pyramid_flux",
-            "architecture in the folder",
+            "architecture of the checkpoint",
             choices=("pyramid_flux", "pyramid_mmdit"),
         ),
-        Flag("model_path", None, "folder of the checkpoint to train on", kind=Path),
-        Flag("model_variant", VARIANTS[1], "folder of the transformer in it"),
+        Flag("model_path", None, "folder of the checkpoint to start from", kind=Path),
+        Flag("model_variant", VARIANTS[1], "the transformer's folder in the checkpoint"),
         Flag(
             "model_dtype",
             "bf16",
-            "what the models compute in; trained weights are float32 whatever this says",
+            "precision of the computation; trained weights are always float32",
             choices=("bf16", "fp16", "fp32"),
         ),
         Flag(
             "half_weights",
             False,
-            "train weights in model_dtype, which steps of usual size do not move",
+            "keep trained weights in model_dtype, which usual learning rates do not change",
         ),
         Flag("dit_pretrained_weight", None, "file of weights for the transformer", kind=Path),
         Flag("vae_pretrained_weight", None, "file of weights for the VAE", kind=Path),
-        Flag("load_text_encoder", False, "encode the prompts here, else their features are read"),
-        Flag("load_vae", False, "encode pixels here, else latents are read"),
+        Flag(
+            "load_text_encoder",
+            False,
+            "encode prompts during training; otherwise their features are read",
+        ),
+        Flag("load_vae", False, "encode pixels during training; otherwise latents are read"),
         Flag("train_text_encoder", False, "train the text encoders too; implies load_text_encoder"),
         Flag(
             "lora_rank",
@@ -84,45 +88,52 @@ GROUPS: dict[str, list[Flag]] = {
             "attention and feed-forward in all blocks",
             kind=names,
         ),
-        Flag("use_temporal_causal", True, "frames see no later frames"),
-        Flag("interp_condition_pos", True, "positions of coarse history are those of the finest"),
+        Flag("use_temporal_causal", True, "frames do not attend to later frames"),
+        Flag(
+            "interp_condition_pos", True, "interpolate the positions of history at lower resolution"
+        ),
         Flag(
             "use_temporal_pyramid",
             False,
-            "train the last unit of clips with the temporal pyramid as history; without it, all "
-            "frames alike",
+            "train the last unit of each clip with the temporal pyramid as history; without it, "
+            "all frames get the same noise level",
         ),
         Flag("frame_per_unit", 1, "latent frames of an autoregressive unit", check=POSITIVE),
         Flag("schedule_shift", 1.0, "shift of the timesteps", check=Number(0, 100, above=True)),
-        Flag("corrupt_ratio", 1 / 3, "greatest share of noise in the history", check=SHARE),
+        Flag("corrupt_ratio", 1 / 3, "largest noise level in the history", check=SHARE),
         Flag(
             "sample_ratios",
             (1, 2, 1),
-            "columns of each stage in a batch, lowest resolution first",
+            "shares of the stages in a batch, lowest resolution first",
             kind=numbers,
         ),
         Flag(
             "image_sample_ratios",
             None,
-            "the same in batches of pictures; by default as the others",
+            "the same for batches of pictures; default: sample_ratios",
             kind=numbers,
         ),
-        Flag("video_sync_group", 8, "ranks among which the lengths are spread", check=POSITIVE),
-        Flag("sync_video_input", False, "the ranks of such a group see the same clips"),
+        Flag(
+            "video_sync_group",
+            8,
+            "number of processes over which clip lengths are spread",
+            check=POSITIVE,
+        ),
+        Flag("sync_video_input", False, "processes of such a group train on the same clips"),
     ],
     "data": [
         Flag("anno_file", None, f"annotations: {SOURCES}", kind=Path),
         Flag(
             "image_anno",
             None,
-            "annotations of pictures, or of latents whose first frame is taken, to mix in",
+            "pictures to mix in, or latents, of which the first frame is used",
             kind=Path,
         ),
-        Flag("image_mix_ratio", 0.1, "share of batches of these", check=SHARE),
+        Flag("image_mix_ratio", 0.1, "share of batches from image_anno", check=SHARE),
         Flag(
             "image_batch_size",
             None,
-            "samples of these; by default batch_size",
+            "batch size for image_anno; default: batch_size",
             kind=int,
             check=POSITIVE,
         ),
@@ -135,21 +146,21 @@ GROUPS: dict[str, list[Flag]] = {
         ),
         Flag("replay_image_anno", None, "the same for image_anno", kind=Path),
         Flag("replay_share", 0.5, "share of batches of what was learned before", check=SHARE),
-        Flag("validation_file", None, "annotations of held-back samples", kind=Path),
+        Flag("validation_file", None, "annotations of validation samples", kind=Path),
         Flag(
             "empty_text_feature",
             None,
-            "features of the empty prompt, for guidance where features are read",
+            "features of the empty prompt, so that guidance is learned when features are read",
             kind=Path,
         ),
-        Flag("batch_size", 4, "samples of a batch and process", check=POSITIVE),
+        Flag("batch_size", 4, "samples per batch and process", check=POSITIVE),
         Flag("max_frames", 16, "latent frames of the longest clip", check=POSITIVE),
         Flag(
             "resolution",
             "384p",
-            "of pictures and videos that are encoded here: 384p or 768p, each for a square, a tall "
-            "and a wide size, of which a sample gets the closest to its own; 384p-any or 768p-any "
-            "for sizes of many shapes; or sizes, as 640x384,384x640",
+            "sizes of the pictures and videos that are encoded: 384p or 768p (each a square, a "
+            "portrait and a landscape size; a sample gets the closest), 384p-any or 768p-any "
+            "(sizes of many shapes), or a list such as 640x384,384x640",
             check=resolution,
         ),
         *DATA,
@@ -161,49 +172,59 @@ GROUPS: dict[str, list[Flag]] = {
         Flag(
             "lr_scheduler",
             "constant_with_warmup",
-            "course of the learning rate",
+            "learning rate schedule",
             choices=("constant_with_warmup", *SCHEDULES),
         ),
+        Flag("warmup_epochs", 1, "epochs of warm-up, if warmup_steps is not above 0", check=COUNT),
         Flag(
-            "warmup_epochs", 1, "epochs of warm-up, where warmup_steps is not above 0", check=COUNT
+            "cooldown_steps",
+            1000,
+            "steps of the final decay of the trapezoid schedule",
+            check=COUNT,
         ),
-        Flag("cooldown_steps", 1000, "steps of the trapezoid's descent", check=COUNT),
         Flag(
             "skip_loss",
             2.0,
-            "leave out an update whose loss is at least this",
+            "skip updates whose loss is at least this",
             check=Number(0, 1e9, above=True),
         ),
-        Flag("ema_decay", 0.9999, "its decay", check=SHARE),
-        Flag("ema_every", 100, "steps between its updates", check=POSITIVE),
-        Flag("ema_warmup", False, "let it forget the start soon"),
-        Flag("load_ema_model", None, "file of weights that it starts with", kind=Path),
-        Flag("load_model_ema_to_cpu", False, "keep it in the CPU's memory"),
-        Flag("gradient_checkpointing", False, "compute activations again instead of keeping them"),
-        Flag("gradient_checkpointing_ratio", 0.75, "share of the blocks that do so", check=SHARE),
+        Flag("ema_decay", 0.9999, "decay of the moving average", check=SHARE),
+        Flag("ema_every", 100, "steps between updates of the moving average", check=POSITIVE),
+        Flag("ema_warmup", False, "start the moving average with a lower decay"),
+        Flag(
+            "load_ema_model", None, "file of weights that the moving average starts with", kind=Path
+        ),
+        Flag("load_model_ema_to_cpu", False, "keep the moving average in the CPU's memory"),
+        Flag("gradient_checkpointing", False, "recompute activations instead of keeping them"),
+        Flag(
+            "gradient_checkpointing_ratio",
+            0.75,
+            "share of the blocks that recompute activations",
+            check=SHARE,
+        ),
         *STEPS,
     ],
     "the run": [
-        Flag("logging_dir", "log", "folder in it for trackers"),
-        Flag("report_to", "tensorboard", "tracker of accelerate, or none"),
+        Flag("logging_dir", "log", "folder in output_dir for trackers"),
+        Flag("report_to", "tensorboard", "a tracker of accelerate, or none"),
         Flag("validate_steps", 0, "optimizer steps between validations", check=COUNT),
         Flag("sample_steps", 0, "optimizer steps between sample videos", check=COUNT),
-        Flag("sample_prompts", None, "file with a prompt for a sample in each line", kind=Path),
-        Flag("export_pipeline", False, "write the result as a pipeline of diffusers too"),
+        Flag("sample_prompts", None, "file with one prompt per line for sample videos", kind=Path),
+        Flag("export_pipeline", False, "also write the result as a diffusers pipeline"),
         *RUN,
     ],
     "processes": [
-        Flag("use_fsdp", False, "divide the trained weights among the processes (FSDP2)"),
+        Flag("use_fsdp", False, "shard the trained weights across the processes (FSDP2)"),
         Flag(
             "fsdp_shard_strategy",
             "zero2",
             "zero2 keeps gathered weights until the backward pass",
             choices=("zero2", "zero3"),
         ),
-        Flag("use_sequence_parallel", False, "processes share the tokens of a batch"),
-        Flag("sp_group_size", 1, "how many share one", check=POSITIVE),
-        Flag("sp_proc_num", -1, "how many of all processes do so, -1 all"),
-        Flag("use_flash_attn", False, instead="PyTorch picks the kernel of the attention"),
+        Flag("use_sequence_parallel", False, "share the tokens of a batch among processes"),
+        Flag("sp_group_size", 1, "processes that share a batch", check=POSITIVE),
+        Flag("sp_proc_num", -1, "processes that share batches; -1 is all"),
+        Flag("use_flash_attn", False, instead="PyTorch chooses the attention kernel"),
         *PROCESSES,
     ],
 }

@@ -118,8 +118,8 @@ class Extraction(ABC):
 
     def __init__(self, options: Namespace, device: torch.device) -> None:
         self.options, self.device = options, device
-        here = launched_process()
-        self.rank, self.world = (0, 1) if here is None else (here.rank, here.processes)
+        launched = launched_process()
+        self.rank, self.world = (0, 1) if launched is None else (launched.rank, launched.processes)
         self.annotations = Annotations.read(options.anno_file)
         self.done = self.made = 0
 
@@ -147,7 +147,7 @@ class Extraction(ABC):
                     self.made += 1
                 self.done += sum(entry is None for entry in found)
                 bar.update(len(batch))
-        logger.info("%d made, %d were there", self.made, self.done)
+        logger.info("%d made, %d already there", self.made, self.done)
         skipped.say()
 
     def _target(self, index: int) -> Path:
@@ -329,10 +329,10 @@ def extract(options: Namespace) -> Extraction:
     """Do what the options say, in this process."""
     check(options)
     keep_freed_memory()
-    here = launched_process()
+    launched = launched_process()
     device = torch.device("cpu")
     if options.device != "cpu" and (accelerator := torch.accelerator.current_accelerator()):
-        device = torch.device(accelerator.type, 0 if here is None else here.local_rank)
+        device = torch.device(accelerator.type, 0 if launched is None else launched.local_rank)
     kind = LatentExtraction if options.what == "latents" else TextExtraction
     extraction = kind(options, device)
     extraction.run()

@@ -160,20 +160,20 @@ class TrainingLoop:
                 self._average.load(tensors["average"], state["average_updates"])
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{found} is a checkpoint of another model: {reason}") from error
+            raise ValueError(f"{found} is a checkpoint of a different model: {reason}") from error
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.skipped = state["step"], state["skipped"]
         self._saved = self.step if found.parent == config.output else None
         self.on_main(lambda: self.log.go_on_from(self.step))
-        logger.info("going on from %s", found)
+        logger.info("resuming from %s", found)
 
     def _set_weights(self, weights: Tensors) -> None:
         """Take over what was saved, all of it and nothing else."""
         alone = self.config.trained_alone
         if alone and weights.keys() != self._weights().keys():
             odd = sorted(weights.keys() ^ self._weights().keys())[:3]
-            raise ValueError(f"of the trained weights it lacks, or has besides: {', '.join(odd)}")
+            raise ValueError(f"missing or additional trained weights: {', '.join(odd)}")
         options = StateDictOptions(full_state_dict=True, strict=not alone)
         set_model_state_dict(self._root, dict(weights), options=options)
 
@@ -364,7 +364,7 @@ class TrainingLoop:
         why = f"the loss is {loss:.4g}" if finite else "its gradients are not finite"
         if accelerator.is_main_process:
             logger.warning(
-                "the update of step %d is left out: %s (%d so far)",
+                "skipping the update of step %d: %s (%d so far)",
                 *(self.step + 1, why, self.skipped),
             )
         self._skipped_in_row += not finite
@@ -405,7 +405,7 @@ class TrainingLoop:
             self._received = signum
             for one, handler in former.items():
                 signal.signal(one, handler)
-            logger.warning("ending after this step, with a checkpoint")
+            logger.warning("stopping after this step, with a checkpoint")
 
         try:
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -120,5 +120,5 @@ def _tracker(name: str) -> str | None:
         raise ValueError(f"report_to must be one of {', '.join(known)}, got {name!r}")
     if name == "none" or name in [str(tracker) for tracker in get_available_trackers()]:
         return None if name == "none" else name
-    logger.warning("%s is not installed: the log is in log.jsonl alone", name)
+    logger.warning("%s is not installed: the log is only in log.jsonl", name)
     return None

@@ -23,13 +23,13 @@ def check_lora(options: Namespace) -> None:
     if not options.lora_rank:
         for name in ("lora_alpha", "lora_targets"):
             if getattr(options, name) is not None:
-                raise ValueError(f"--{name} is of a LoRA: --lora_rank says which rank")
+                raise ValueError(f"--{name} is for a LoRA: set --lora_rank as well")
         return
     require_peft()
     if options.half_weights:
-        raise ValueError("--half_weights is of whole weights: adapters are float32 always")
+        raise ValueError("--half_weights does not go with --lora_rank: adapters are always float32")
     if options.opt == "muon":
-        raise ValueError("--opt muon is for whole matrices: --lora_rank takes adamw")
+        raise ValueError("--opt muon does not go with --lora_rank: use adamw")
 
 
 def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dict[str, nn.Module]:
@@ -41,9 +41,20 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
     Raises:
         ValueError: `lora_targets` names no layer of the transformer.
     """
+    modules: dict[str, nn.Module] = {"dit": adapt_transformer(model.dit, options)}
+    if options.train_text_encoder:
+        encoder = model.text_encoder.requires_grad_(False)
+        for part in encoder.parts():
+            TrainedTokens(encoder.get_submodule(part.encoder))
+        modules["text_encoder"] = encoder
+    return modules
+
+
+def adapt_transformer(dit: Any, options: Namespace) -> Any:
+    """Freeze a transformer and put adapters in it, which are float32; ValueError as above."""
     from peft import LoraConfig
 
-    dit = model.dit.requires_grad_(False)
+    dit.requires_grad_(False)
     targets = lora_targets(dit, options.lora_targets)
     alpha = options.lora_rank if options.lora_alpha is None else options.lora_alpha
     config = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets)
@@ -53,13 +64,7 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
     for parameter in dit.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    modules: dict[str, nn.Module] = {"dit": dit}
-    if options.train_text_encoder:
-        encoder = model.text_encoder.requires_grad_(False)
-        for part in encoder.parts():
-            TrainedTokens(encoder.get_submodule(part.encoder))
-        modules["text_encoder"] = encoder
-    return modules
+    return dit
 
 
 def lora_targets(dit: nn.Module, ends: Sequence[str] | None = None) -> list[str]:
@@ -125,20 +130,3 @@ def write_adapters(
     write_lora(output / FILE_NAME, adapters, config, tokens=tokens, words=words)
     with replacing(output / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
-
-
-@torch.no_grad()
-def round_trip(vae: Any, pixels: Tensor) -> list[float]:
-    """How near to themselves clips come back from a VAE: no transformer makes them better.
-
-    Args:
-        vae: It.
-        pixels: Clips `[b, 3, t, h, w]` in [-1, 1].
-
-    Returns:
-        PSNR of each in decibels.
-    """
-    given = pixels.to(vae.device, vae.dtype)
-    back = vae.decode(vae.encode(given).latent_dist.mode()).sample.clamp(-1, 1)
-    errors = (back - given).float().square().mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
-    return (10 * torch.log10(4 / errors)).tolist()

@@ -144,7 +144,7 @@ def read_settings(path: Path, flags: Mapping[str, Flag]) -> dict[str, Any]:
         ValueError: It is no TOML, or has a setting that no flag is called, or a bad value.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file of settings at {path}")
+        raise FileNotFoundError(f"no settings file at {path}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -160,6 +160,6 @@ def read_settings(path: Path, flags: Mapping[str, Flag]) -> dict[str, Any]:
                 hint = f", perhaps {near[0]}" if near else ""
                 raise ValueError(f"{path}: no setting is called {key!r}{hint}")
             if name in settings:
-                raise ValueError(f"{path}: {key!r} stands twice")
+                raise ValueError(f"{path}: {key!r} appears twice")
             settings[name] = flags[name].checked(value, str(path))
     return settings

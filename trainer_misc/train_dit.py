@@ -30,9 +30,10 @@ from .dit_results import export, sample_sheet, validation
 from .log import SAMPLES, Figures
 from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
-from .lora import add_adapters, check_lora, round_trip
+from .lora import add_adapters, check_lora
 from .optimization import Muon, muon_groups
 from .options import parse
+from .round_trip import psnr, through_vae
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .sharding import divide_weights
 
@@ -138,7 +139,9 @@ class Trainer:
             batch = self.batches[number]
             pixels = batch["video"][:LIMIT_CLIPS]
             pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels[:, :, :LIMIT_FRAMES]
-            found += zip(round_trip(self.model.vae, pixels), batch["text"], strict=False)
+            found += zip(
+                psnr(through_vae(self.model.vae, pixels), pixels), batch["text"], strict=False
+            )
             if len(found) >= LIMIT_CLIPS:
                 break
         mean = sum(psnr for psnr, _ in found) / len(found)
@@ -198,10 +201,15 @@ def is_of_pictures(entries: Mapping[str, Any]) -> bool:
 
 
 def check(options: Namespace) -> None:
-    """Refuse settings that do not fit each other, before anything is loaded (ValueError)."""
+    """Refuse what lacks a folder, and what `check_settings` refuses (ValueError)."""
     for name in ("model_path", "output_dir"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed")
+    check_settings(options)
+
+
+def check_settings(options: Namespace) -> None:
+    """Refuse settings that do not fit each other, before anything is loaded (ValueError)."""
     options.load_text_encoder |= options.train_text_encoder
     check_lora(options)
     if options.task == "t2i" and not options.load_vae:
@@ -210,7 +218,7 @@ def check(options: Namespace) -> None:
         raise ValueError(f"--device must be auto, cuda or cpu, got {options.device!r}")
     if options.device == "cuda" and not torch.cuda.is_available():
         options.device = "auto"
-        logger.warning("--device cuda: there is none, the CPU does the work")
+        logger.warning("--device cuda: no GPU found, using the CPU")
     if options.half_weights and options.model_dtype == "fp16":
         raise ValueError("--half_weights with fp16 overflows: bf16 or fp32")
     if options.sample_steps:
@@ -220,7 +228,7 @@ def check(options: Namespace) -> None:
             raise ValueError("--sample_steps does not go with --use_fsdp: one process draws them")
     pictures = options.task == "t2i"
     if pictures and options.image_anno is not None:
-        raise ValueError("--task t2i has pictures alone: --anno_file, without --image_anno")
+        raise ValueError("--task t2i trains on pictures only: use --anno_file without --image_anno")
     if options.replay_image_anno is not None and options.image_anno is None:
         raise ValueError("--replay_image_anno needs --image_anno, with which it is mixed")
     for flag, size, ratios, taken in (
@@ -229,12 +237,14 @@ def check(options: Namespace) -> None:
     ):
         if taken and size % sum(ratios):
             raise ValueError(
-                f"--{flag} {size} cannot be dealt to the {sum(ratios)} columns of the sample "
+                f"--{flag} {size} cannot be divided into the {sum(ratios)} columns of the sample "
                 f"ratios {','.join(map(str, ratios))}"
             )
     sharing = options.sp_group_size if options.use_sequence_parallel else 1
     if sharing > 1 and launched_process() is None and not options.dist_on_itp:
-        raise ValueError(f"--sp_group_size {sharing} takes so many processes: start by torchrun")
+        raise ValueError(
+            f"--sp_group_size {sharing} needs that many processes: start with torchrun"
+        )
 
 
 def load_model(options: Namespace) -> PyramidDiTForVideoGeneration:

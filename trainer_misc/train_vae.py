@@ -173,12 +173,12 @@ def check_context(options: Namespace) -> None:
     flag = f"--use_context_parallel --context_size {ranks}"
     started = launched_process()
     if started is None and not options.dist_on_itp:
-        raise ValueError(f"{flag} takes so many processes: start by torchrun")
+        raise ValueError(f"{flag} needs that many processes: start with torchrun")
     if started is not None and started.processes % ranks:
         raise ValueError(f"{flag} does not divide the {started.processes} processes")
     no_videos = options.video_anno is None and not options.drawn_shapes
     if no_videos or options.use_image_video_mixed_training:
-        raise ValueError(f"{flag} takes videos alone: --video_anno, no pictures")
+        raise ValueError(f"{flag} works with videos only: use --video_anno, without pictures")
     try:
         check_training_share(frames_of(options), FRAMES_OF_LATENT, ranks)
     except ValueError as error:

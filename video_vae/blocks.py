@@ -59,7 +59,7 @@ class SpatialDownsample(nn.Module):
 
 
 class TemporalDownsample(nn.Module):
-    """[b, c, 2t+1, h, w] -> [b, c, t+1, h, w], the first frame standing alone."""
+    """[b, c, 2t+1, h, w] -> [b, c, t+1, h, w], the first frame by itself."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -13,11 +13,11 @@ class _Conv3d(nn.Conv3d):
     """A convolution that spares a lone frame the taps that would meet only zeros."""
 
     def forward(self, frames: Tensor, *, alone: bool = False) -> Tensor:
-        """Convolve `frames` [b, c, t, h, w]; `alone`: one frame, with nothing but zeros before."""
+        """Convolve `frames` [b, c, t, h, w]; `alone`: the last one, after nothing but zeros."""
         if not alone:
             return super().forward(frames)
         taps = self.weight[:, :, -1]
-        out = F.conv2d(frames[:, :, 0], taps, self.bias, self.stride[1:], self.padding[1:])
+        out = F.conv2d(frames[:, :, -1], taps, self.bias, self.stride[1:], self.padding[1:])
         return out.unsqueeze(2)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -79,11 +79,10 @@ class CausalConv3d(nn.Module):
     def forward(self, frames: Tensor, context: TemporalContext) -> Tensor:
         """Convolve `frames` [b, c, t, h, w]; what came before them is the context's."""
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        if frames.shape[2] == 1 and not context.carries:
-            return self.conv(frames, alone=True)
-        if kernel > 1:
+        alone = frames.shape[2] == 1 and context.begins(self)
+        if kernel > 1 and (context.carries or not alone):
             frames = context.extend(self, frames, kernel=kernel, stride=stride)
-        return self.conv(frames)
+        return self.conv(frames, alone=alone)
 
 
 class FrameGroupNorm(nn.GroupNorm):

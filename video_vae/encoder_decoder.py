@@ -19,7 +19,15 @@ from .blocks import (
     TemporalUpsample,
 )
 from .causal_conv import CausalConv3d, FrameGroupNorm
-from .temporal_context import TemporalContext
+from .temporal_context import Stream, TemporalContext
+
+PIECE_VALUES = 2**25
+"""Most values that a block of the decoder is handed at a time, if that is more than a frame."""
+
+
+def piece_frames(values: int) -> int:
+    """Frames of `values` values each that a block is handed at a time."""
+    return max(1, PIECE_VALUES // values)
 
 
 class _ResnetStack(nn.Module):
@@ -190,6 +198,23 @@ class Decoder(_Half):
         """Decode `z` [b, in, t, h, w]."""
         z = self.conv_in(z, context)
         z = self._run(self.mid_block, z, context)
-        for block in self.up_blocks:
-            z = self._run(block, z, context)
-        return self.conv_out(F.silu(self.conv_norm_out(z)), context)
+        return self._upwards(z, context, 0)
+
+    def _upwards(self, x: Tensor, context: TemporalContext, index: int) -> Tensor:
+        """What comes from the block `index` on.
+
+        Blocks make more of each frame the further up they are. Of a stream, which carries over
+        what convolutions need of the frames before, a few are taken all the way up at a time: the
+        numbers are the same, and only their activations are in memory.
+        """
+        frames = piece_frames(x[:, :, 0].numel())
+        if frames < x.shape[2] and isinstance(context, Stream) and not torch.is_grad_enabled():
+            pixels = []
+            for piece in x.split(frames, dim=2):
+                pixels.append(self._upwards(piece, context, index))
+                context.advance()  # what is still to come of this chunk is higher up
+            return torch.cat(pixels, dim=2)
+        if index < len(self.up_blocks):
+            x = self._run(self.up_blocks[index], x, context)
+            return self._upwards(x, context, index + 1)
+        return self.conv_out(F.silu(self.conv_norm_out(x)), context)

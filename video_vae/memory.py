@@ -6,7 +6,8 @@ two in the layout of the kernel, and what the callers hold (the input of the res
 block); while a resampler moves channels into space or time, both sides of the copy. To the
 largest such sum they add what a stream carries over, two frames of the input of every
 convolution. Left out are the weights, the result, and kernels that want yet more; attention is
-taken to run without a matrix of scores. Values are counted in the dtype given. On the CPU a
+taken to run without a matrix of scores. Where the decoder takes its frames up in pieces, what is
+held below a piece is added to what is above. Values are counted in the dtype given. On the CPU a
 process takes what is estimated to within a quarter.
 """
 
@@ -16,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+from .encoder_decoder import piece_frames
 
 CARRIED_FRAMES = 2
 """Frames that a convolution of kernel 3 and stride 1 needs of what came before."""
@@ -45,6 +48,7 @@ def decode_memory(
     walk.convolve(config["decoder_in_channels"], channels[0])
     walk.mid_block()
     for index, layers in enumerate(config["decoder_layers_per_block"]):
+        walk.take_pieces(batch)
         walk.block(channels[index], layers)
         if config["decoder_spatial_up_sample"][index]:
             walk.up_sample(4)
@@ -52,6 +56,7 @@ def decode_memory(
         if config["decoder_temporal_up_sample"][index]:
             walk.up_sample(2)
             walk.frames *= 2
+    walk.take_pieces(batch)
     walk.end(config["decoder_out_channels"])
     return batch * dtype.itemsize * (walk.peak + walk.carried)
 
@@ -99,6 +104,14 @@ class _Walk:
         self.peak = 0
         self.carried = 0
         self._block_input = 0
+        self._held = 0
+
+    def take_pieces(self, batch: int) -> None:
+        """Go on with some of the frames where they are many; the others wait."""
+        frames = piece_frames(batch * self.channels * self.area)
+        if frames < self.frames:
+            self._held += self._values(self.channels)
+            self.frames = frames
 
     def convolve(
         self, in_channels: int, out_channels: int, *, beside: int = 0, shrinks: int = 1
@@ -137,4 +150,4 @@ class _Walk:
         return channels * self.frames * self.area
 
     def _alive(self, values: int) -> None:
-        self.peak = max(self.peak, self._block_input + values)
+        self.peak = max(self.peak, self._held + self._block_input + values)

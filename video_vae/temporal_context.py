@@ -28,6 +28,10 @@ class WholeClip:
     def __init__(self, *, starts_video: bool = True) -> None:
         self.starts_video = starts_video
 
+    def begins(self, conv: nn.Module) -> bool:
+        """Whether there are only zeros before what `conv` is handed next."""
+        return True
+
     def extend(self, conv: nn.Module, frames: Tensor, *, kernel: int, stride: int) -> Tensor:
         """Put `kernel - 1` zero frames in front of `frames` [b, c, t, h, w]."""
         return F.pad(frames, (0, 0, 0, 0, kernel - 1, 0))
@@ -48,6 +52,10 @@ class Stream:
     def __init__(self, *, starts_video: bool = True) -> None:
         self.starts_video = starts_video
         self._carried: dict[nn.Module, Tensor] = {}
+
+    def begins(self, conv: nn.Module) -> bool:
+        """Whether there are only zeros before what `conv` is handed next."""
+        return conv not in self._carried
 
     def extend(self, conv: nn.Module, frames: Tensor, *, kernel: int, stride: int) -> Tensor:
         """Put the frames carried for `conv` (zeros at the start) in front of `frames`."""
@@ -99,6 +107,10 @@ class Neighbours:
         self._workers = workers
         self._round = 0
         self._carried: dict[nn.Module, Tensor] = {}
+
+    def begins(self, conv: nn.Module) -> bool:
+        """Whether there are only zeros before what `conv` is handed next: not looked into."""
+        return False
 
     @property
     def starts_video(self) -> bool:

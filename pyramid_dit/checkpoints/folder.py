@@ -18,7 +18,7 @@ from ..json_files import read_json
 from ..models.text_encoder import TextPart
 from .architectures import Architecture, architecture_of_config
 from .defaults import GenerationDefaults, stated
-from .settings import Settings
+from .settings import STEPPING, Settings, stepping
 from .sizes import check_sizes, stored_dtypes
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class CheckpointFolder:
     settings: Settings
     vae_folder: str = VAE_FOLDER
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the scheduler, which a folder in the released layout does not tell."""
+    """Arguments of the scheduler, as far as the folder tells: one in the released layout has at
+    most those of `settings.STEPPING`, in `model_index.json`, which goes before a saved config."""
     absent: frozenset[str] = frozenset()
     """Components that were saved as None."""
     file_variant: str | None = None
@@ -90,7 +91,10 @@ class CheckpointFolder:
         if saved and variant in (None, PIPELINE_TRANSFORMER, file_variant):
             chosen = PIPELINE_TRANSFORMER
         else:
-            chosen = _choose_variant(folder, variant or index.get("model_variant"))
+            named = index.get("model_variant")
+            if named is not None and not isinstance(named, str):
+                raise ValueError(f"model_variant in {folder / INDEX_NAME} is {named!r}, not a name")
+            chosen = _choose_variant(folder, variant or named)
         config_path = folder / chosen / "config.json"
         config = read_json(config_path)
         vae_folder = PIPELINE_VAE if saved else VAE_FOLDER
@@ -101,7 +105,10 @@ class CheckpointFolder:
             (read_json(vae_path) if vae_path.exists() else {}, vae_path),
             (config, config_path),
         )
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json") if saved else {}
+        scheduler_path = folder / "scheduler" / "scheduler_config.json"
+        scheduler = read_json(scheduler_path) if saved else {}
+        stepping(scheduler, scheduler_path)
+        scheduler |= stepping(index, folder / INDEX_NAME)
         return cls(
             path=folder,
             variant=chosen,
@@ -124,6 +131,11 @@ class CheckpointFolder:
         """What to do where a caller does not say."""
         return self.settings.generation_defaults
 
+    @property
+    def stepping(self) -> dict[str, str]:
+        """How sampling steps: what is said of the fields in `settings.STEPPING`."""
+        return {name: said for name, said in self.scheduler_config.items() if name in STEPPING}
+
     def check_files(self, text_parts: Sequence[TextPart], *, vae: bool) -> None:
         """Look for every file of the transformer, of the VAE and of the text encoders.
 
@@ -138,21 +150,42 @@ class CheckpointFolder:
             ValueError: A file of weights is truncated or of other sizes than its config, or a JSON
                 file cannot be read.
         """
+        names = [self.variant, *([self.vae_folder] if vae else [])]
+        names += [name for part in text_parts for name in (part.encoder, part.tokenizer)]
+        for name in names:
+            self.check_part(name)
+
+    def check_part(self, name: str) -> list[Path]:
+        """Look for the files in one folder, as `check_files` does in all.
+
+        Args:
+            name: Of the folder: of the transformer, of the VAE, of a text encoder or a tokenizer.
+
+        Returns:
+            The files of weights, none of a tokenizer.
+
+        Raises:
+            FileNotFoundError: As of `check_files`.
+            ValueError: As of `check_files`.
+        """
         from video_vae import CausalVideoVAE  # only now: it brings models
 
-        models: dict[str, type[nn.Module]] = {self.variant: self.architecture.transformer}
-        if vae:
-            models[self.vae_folder] = CausalVideoVAE
-        kinds = [_DIFFUSERS_WEIGHTS] * len(models) + [_TRANSFORMERS_WEIGHTS] * len(text_parts)
-        models |= {part.encoder: part.model_class for part in text_parts}
-        weights = [
-            _find_weights(self.path / name, names, self.file_variant)
-            for name, names in zip(models, kinds, strict=True)
-        ]
-        for part in text_parts:
-            _check_tokenizer(self.path / part.tokenizer)
-        for (name, model_class), files in zip(models.items(), weights, strict=True):
-            check_sizes(self.path / name, files, model_class)
+        parts = self.architecture.text_encoder.parts()
+        if name in {part.tokenizer for part in parts}:
+            _check_tokenizer(self.path / name)
+            return []
+        kind: type[nn.Module]
+        weights = _DIFFUSERS_WEIGHTS
+        if name == self.variant:
+            kind = self.architecture.transformer
+        elif name == self.vae_folder:
+            kind = CausalVideoVAE
+        else:
+            kind = next(part.model_class for part in parts if part.encoder == name)
+            weights = _TRANSFORMERS_WEIGHTS
+        files = _find_weights(self.path / name, weights, self.file_variant)
+        check_sizes(self.path / name, files, kind)
+        return files
 
 
 def full_variant_name(variant: str) -> str:
@@ -171,9 +204,9 @@ def _choose_variant(folder: Path, wanted: str | None) -> str:
     if DEFAULT_VARIANT in there:
         return DEFAULT_VARIANT
     if not there:
-        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no {VARIANT_PREFIX}*")
+        raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no {VARIANT_PREFIX}*")
     if len(there) > 1:
-        raise ValueError(f"{folder} has several variants, name one of {', '.join(there)}")
+        raise ValueError(f"{folder} has several variants, choose one of {', '.join(there)}")
     return there[0]
 
 
@@ -212,7 +245,7 @@ def _whole(path: Path) -> Path:
         raise FileNotFoundError(f"missing file {path}")
     pickled = path.suffix != ".safetensors"
     if not (_is_complete_pickle(path) if pickled else stored_dtypes(path) is not None):
-        raise ValueError(f"{path} is truncated or damaged, fetch it again")
+        raise ValueError(f"{path} is truncated or damaged, download it again")
     return path
 
 

@@ -93,8 +93,8 @@ def download_checkpoint(
         return fetch(*patterns)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise FileNotFoundError(
-            f"no folder and no repository on the hub is called {repo_id!r}"
+            f"{repo_id!r} is neither a folder nor a repository on the Hub"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ConnectionError(f"cannot fetch {repo_id} from the hub: {reason}") from error
+        raise ConnectionError(f"cannot download {repo_id} from the Hub: {reason}") from error

@@ -2,7 +2,8 @@
 
 What changes a video travels with the component that it belongs to: the statistics of the latents
 in the VAE's config, the defaults of the generation and the length of a unit in the transformer's.
-What `model_index.json` or a pipeline's own arguments say goes before them.
+What `model_index.json` or a pipeline's own arguments say goes before them. How sampling steps is in
+the scheduler's config.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, TypeAlias
 
-from ..checks import Whole, shown
+from ..checks import Check, Number, OneOf, OneOrMore, Whole, shown
 from ..flow.latents import FrameStatistics, LatentStatistics
+from ..flow.solvers import SOLVERS, TIMESTEP_SPACINGS
 from .defaults import GenerationDefaults
 
 Source: TypeAlias = tuple[Mapping[str, Any], str | PathLike[str]]
@@ -63,6 +65,28 @@ class Settings:
         return {"generation_defaults": defaults, "frame_per_unit": unit}
 
 
+STEPPING: dict[str, Check] = {
+    "solver": OneOf(SOLVERS),
+    "timestep_spacing": OneOf(TIMESTEP_SPACINGS),
+}
+"""Fields of the scheduler's config that say how sampling steps; training reads none of them."""
+
+
+def stepping(entries: Mapping[str, Any], source: str | PathLike[str]) -> dict[str, str]:
+    """What `entries` say of the fields in `STEPPING`.
+
+    Raises:
+        ValueError: A value is none of the allowed; the message says where it is from.
+    """
+    said = {name: entries[name] for name in STEPPING if entries.get(name) is not None}
+    for name, value in said.items():
+        try:
+            STEPPING[name](name, value)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+    return said
+
+
 def _said(name: str, sources: tuple[Source, ...]) -> Iterator[tuple[Any, str | PathLike[str]]]:
     return ((e[name], source) for e, source in sources if e.get(name) is not None)
 
@@ -75,6 +99,12 @@ def _statistics(entry: Any, source: str | PathLike[str]) -> LatentStatistics:
             f"latent_statistics in {source} must have first_frame and later_frames, each with "
             f"shift and scale, got {shown(entry)}"
         ) from error
+    try:
+        for frames in (first, later):
+            OneOrMore(Number(-1e6, 1e6))("shift", frames.shift)
+            OneOrMore(Number(0, 1e6, above=True))("scale", frames.scale)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"latent_statistics in {source}: {error}") from error
     return LatentStatistics(first, later)
 
 

@@ -10,17 +10,14 @@ import re
 import secrets
 import signal
 import sys
-import threading
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..distributed.launcher import (
-    ProcessesFailed,
     Stopped,
     end_with_launcher,
     ended_by_signals,
@@ -37,6 +34,7 @@ from .model import (
     print_log,
 )
 from .options import UsageError, parse_options
+from .status import FAILED, exit_status, one_line, status_of
 
 if TYPE_CHECKING:
     from ..checkpoints.folder import CheckpointFolder
@@ -44,34 +42,30 @@ if TYPE_CHECKING:
     from ..pipelines.official import PyramidDiTForVideoGeneration
     from .sources import Sources
 
-FAILED, BAD_INPUT = 1, 2
-_BAD_INPUT_ERRORS = (
-    ValueError,
-    TypeError,
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are printed as one line."""
-    verbose = False
+    verbose, nothing = False, "no video was written"
     kept: list[str] = []
+    problems: list[str] = []
 
     def work(received: list[int]) -> None:
-        nonlocal verbose
+        nonlocal verbose, nothing
         given = sys.argv[1:] if arguments is None else arguments
         options = parse_options(given)
         verbose = options.verbose
+        if options.command == "doctor":
+            nothing = "not all was looked at"
+            from .doctor import run_doctor
+
+            problems.extend(run_doctor(options))
+            return
         _run(options, given, kept, received)
 
     def report(error: BaseException, received: list[int]) -> int:
         # An import that a signal breaks off may report something else in its stead.
         if received or isinstance(error, KeyboardInterrupt):
-            message = f"interrupted, {'; '.join(kept) or 'no video was written'}"
+            message = f"interrupted, {'; '.join(kept) or nothing}"
             status = 128 + (received[0] if received else signal.SIGINT)
         else:
             if verbose:
@@ -81,80 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(message)
         return status
 
-    return status_of(work, report, once=True, to_the_end=arguments is None)
-
-
-def status_of(
-    work: Callable[[list[int]], object],
-    report: Callable[[BaseException, list[int]], int],
-    *,
-    once: bool = False,
-    to_the_end: bool = False,
-) -> int:
-    """Do `work` and return the exit status: 0, or what `report` returns for what was raised.
-
-    Both get the signals that were received. One that comes when the work has ended already, well
-    or not, changes nothing.
-
-    Args:
-        work: What a SIGINT or SIGTERM interrupts.
-        report: Says what became of it.
-        once: See `signals_raise`.
-        to_the_end: See `signals_raise`.
-
-    Raises:
-        SystemExit: By `work`, after --help and the like.
-    """
-    status: int | None = None
-    received: list[int] = []
-    try:
-        with signals_raise(once=once, to_the_end=to_the_end) as received:
-            try:
-                work(received)
-                status = 0
-            except SystemExit:
-                raise
-            except BaseException as error:
-                status = report(error, received)
-    except KeyboardInterrupt as late:
-        status = report(late, received) if status is None else status
-    assert status is not None
-    return status
-
-
-def exit_status(error: BaseException) -> int:
-    """What the command exits with: 2 for wrong input, 1 for what could not be done."""
-    if isinstance(error, ProcessesFailed):
-        return error.status
-    return BAD_INPUT if isinstance(error, _BAD_INPUT_ERRORS) else FAILED
-
-
-@contextmanager
-def signals_raise(*, once: bool = False, to_the_end: bool = False) -> Iterator[list[int]]:
-    """Have SIGINT and SIGTERM raise `KeyboardInterrupt`; hand out the list of those received.
-
-    SIGINT too, which does so anyway, for a shell starts background jobs deaf to it.
-
-    Args:
-        once: Whether only the first does: another would break off what saves what was made.
-        to_the_end: Whether this process ends afterwards, which others then cannot disturb either.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        if not once or len(received) == 1:
-            raise KeyboardInterrupt
-
-    former = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for signum, handler in former.items():
-            signal.signal(signum, signal.SIG_IGN if received and to_the_end else handler)
+    status = status_of(work, report, once=True, to_the_end=arguments is None)
+    return FAILED if problems and not status else status
 
 
 def _run(
@@ -165,10 +87,10 @@ def _run(
     It also ends at the next step where `received` has a signal whose exception was lost.
     """
     started = time.perf_counter()
-    here = launched_process()
-    is_main = here is None or here.rank == 0
+    launched = launched_process()
+    is_main = launched is None or launched.rank == 0
     end_with_launcher()
-    if options.shard and here is None and options.gpus == 1:
+    if options.shard and launched is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
     print_log(options, is_main=is_main)
     from ..media.progressive_video import open_video
@@ -190,7 +112,7 @@ def _run(
         named = options.output is not None
         writer = open_video(output, overwrite=named, partial=options.partial)
 
-    if here is None and options.gpus > 1:
+    if launched is None and options.gpus > 1:
         check_processes(options, options.guidance_scale)
         assert writer is not None
         try:
@@ -205,24 +127,24 @@ def _run(
             raise
         return
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    with nullcontext() if here is None else ended_by_signals():
+    with nullcontext() if launched is None else ended_by_signals():
         folder = open_model(options)
-        model = load_model(options, folder, here)
+        model = load_model(options, folder, launched)
         if writer is not None:
             writer.fps = folder.defaults.frames_per_second
         try:
             size = _write(model, options, sources, folder, seed, writer, kept, received)
         except BaseException:
-            with nullcontext() if here is None else undisturbed():
+            with nullcontext() if launched is None else undisturbed():
                 if writer is not None and options.partial is not None:
                     writer.leave()  # the process that started this one goes on from there
                 elif writer is not None:
                     _close(writer, kept, complete=False)
             raise
         if writer is not None:
-            with nullcontext() if here is None else undisturbed():
+            with nullcontext() if launched is None else undisturbed():
                 _close(writer, kept)
-        if here is not None:
+        if launched is not None:
             from ..distributed.parallel import leave_processes
 
             leave_processes()
@@ -282,7 +204,7 @@ def _write(
 def _close(
     writer: ProgressiveVideo | CollectedFrames, kept: list[str], *, complete: bool = True
 ) -> None:
-    """Close the file; `kept` is told where what was made is."""
+    """Close the file; `kept` gets the path of what was made."""
     try:
         writer.close(complete=complete)
     finally:
@@ -298,19 +220,6 @@ def _name(title: str) -> str:
     """A name for an mp4 in the current folder that is made of the title."""
     words = re.sub(r"[^\w]+", "-", title.lower()).strip("-_")[:60].rstrip("-")
     return f"{words or 'video'}.mp4"
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line for people."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
-    text = " ".join(text.split())
-    if not text or not isinstance(error, (*_BAD_INPUT_ERRORS, OSError)):
-        text = f"{type(error).__name__}: {text}".rstrip(": ")
-    if "OutOfMemory" in type(error).__name__:
-        text += " (--offload model or a smaller --size needs less)"
-    return text if len(text) <= 500 else f"{text[:497]}..."
 
 
 def _complain(message: str) -> None:

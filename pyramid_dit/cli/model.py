@@ -36,24 +36,25 @@ def check_sources(options: Namespace) -> None:
         UsageError: One is not there, and can be no repository of the hub.
         ImportError: There is no `peft`, which LoRAs take.
     """
-    _check_model_name(options.model)
+    check_model_name(options.model)
     for source, _ in options.lora:
         if not Path(source).exists() and not is_repo_id(source):
-            raise UsageError(f"--lora {source!r} is no file, no folder and no repository")
+            raise UsageError(f"--lora {source!r} is not a file, a folder or a repository")
     if options.lora:
         from ..models.lora import require_peft
 
         require_peft()
 
 
-def _check_model_name(model: str | None) -> None:
+def check_model_name(model: str | None) -> None:
+    """Refuse with a `UsageError` what is no folder and can be no repository of the hub."""
     if model is None or Path(model).is_dir():
         return
     if Path(model).exists():
         raise UsageError(f"--model {model!r} is a file, not the folder of a checkpoint")
     if not is_repo_id(model):
         raise UsageError(
-            f"--model {model!r} is no folder, and not OWNER/NAME of a repository on the hub"
+            f"--model {model!r} is not a folder, and not OWNER/NAME of a repository on the Hub"
         )
 
 
@@ -98,7 +99,7 @@ def open_model(options: Namespace) -> CheckpointFolder:
 
 
 def load_model(
-    options: Namespace, folder: CheckpointFolder, here: LaunchedProcess | None
+    options: Namespace, folder: CheckpointFolder, launched: LaunchedProcess | None
 ) -> PyramidDiTForVideoGeneration:
     """Load the model, and join the other processes if there are any.
 
@@ -113,11 +114,11 @@ def load_model(
     from ..distributed.parallel import join_processes
 
     keep_freed_memory()
-    device = device_name(options.device, here)
+    device = device_name(options.device, launched)
     threads = options.threads
-    if here is not None:
+    if launched is not None:
         join_processes(torch.device(device))
-        threads = threads or max(1, (os.cpu_count() or 1) // here.local_processes)
+        threads = threads or max(1, (os.cpu_count() or 1) // launched.local_processes)
     if threads:
         torch.set_num_threads(threads)
 
@@ -132,7 +133,7 @@ def load_model(
     model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
-        model_dtype=options.dtype or folder.model_dtype or ("fp32" if device == "cpu" else "bf16"),
+        model_dtype=dtype_name(options.dtype, folder, device),
         device="cpu" if on_cpu else device,
         memory=None if later else options.memory,
     )
@@ -160,8 +161,13 @@ def _add_loras(model: PyramidDiTForVideoGeneration, loras: Sequence[tuple[str, f
         model.dit.set_adapters(names, [scale for _, scale in loras])
 
 
-def device_name(name: str, here: LaunchedProcess | None) -> str:
-    """The device `name` of this machine, or the one of that kind for the process `here`.
+def dtype_name(asked: str | None, folder: CheckpointFolder, device: str) -> str:
+    """The dtype that a model is loaded in: what was asked for, or the model's, or the device's."""
+    return asked or folder.model_dtype or ("fp32" if device == "cpu" else "bf16")
+
+
+def device_name(name: str, launched: LaunchedProcess | None) -> str:
+    """The device `name` of this machine, or the one for a launched process.
 
     Raises:
         UsageError: There is none.
@@ -169,15 +175,15 @@ def device_name(name: str, here: LaunchedProcess | None) -> str:
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto" and here is not None and accelerator is None:
+    if name == "auto" and launched is not None and accelerator is None:
         raise UsageError(
-            "--gpus: there is no GPU here; --device cpu runs that many processes on the CPU, "
+            "--gpus: there is no GPU; --device cpu runs that many processes on the CPU, "
             "which is no faster"
         )
     if name == "auto":
         name = accelerator.type if accelerator else "cpu"
-    if here is not None and name != "cpu":
-        name = f"{name}:{here.local_rank}"
+    if launched is not None and name != "cpu":
+        name = f"{name}:{launched.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -186,9 +192,11 @@ def device_name(name: str, here: LaunchedProcess | None) -> str:
         return name
     if accelerator is None or device.type != accelerator.type:
         there = f"cpu and {accelerator.type}" if accelerator else "only cpu"
-        raise UsageError(f"--device {name!r} is not available here, {there}")
+        raise UsageError(f"--device {name!r} is not available, {there}")
     count = torch.accelerator.device_count()
     if (device.index or 0) >= count:
-        asked = f"--device {name!r}" if here is None else f"{here.local_processes} processes"
-        raise UsageError(f"{asked}: there are {count} GPUs here")
+        asked = (
+            f"--device {name!r}" if launched is None else f"{launched.local_processes} processes"
+        )
+        raise UsageError(f"{asked}: this machine has {count} GPUs")
     return name

@@ -1,32 +1,35 @@
-"""What the command line says: the options, their help, and every check that needs no model.
+"""The command line: its options, their help, and every check that needs no model.
 
-Nothing that takes long is imported here, so that help and most complaints come at once.
+Nothing slow is imported here, so that help and most errors appear at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..checks import SIDE, Number, OneOrMore, Whole
+from ..checks import SIDE, Number, OneOrMore, Whole, memory_size
 from ..flow.sizes import added_temp_of, temp_of
 from ..generation.arguments import DEFAULTS, OPTIONS
 
 STAGES = 3
 SIZE_MULTIPLE = 64  # 8 of the VAE, two halvings, 2x2 patches
 MEMORY_PRESETS = ("auto", "max-speed", "12GB", "8GB", "6GB")
-"""The names of `memory_presets.PRESETS`, which takes PyTorch to import."""
+"""`auto` and the names of `memory_presets.PRESETS`, which takes PyTorch to import."""
+COMMANDS = ("doctor", "page")
+"""Subcommands, given as the first word instead of a prompt."""
 FLAGS = {name: option for name, option in OPTIONS.items() if option.flag is not None}
-"""What the record of arguments has for the command line, by the name of the argument."""
+"""Arguments that have an option on the command line, by name."""
 
 DESCRIPTION = """\
 Make a video from a prompt, or from an image and a prompt, by pyramidal flow matching.
 
-Without --model a small checkpoint that comes with this package is used. It draws one colored
-shape that moves, and it understands sentences of one form:
+Without --model, the small checkpoint that ships with this package is used. It draws one moving
+colored shape and understands sentences of one form:
   a {red|green|blue|yellow|purple|orange} {circle|square|triangle|cross}
   {moves left|moves right|moves up|moves down|stays still|grows|shrinks}
   on a {white|black|gray} background
@@ -39,23 +42,34 @@ examples:
   pyramid-flow "a green square moves up on a black background" --image square.png
   pyramid-flow "a green square grows on a black background" --extend square.mp4 --seconds 2
 
-  The released models want a GPU. They are fetched from the Hugging Face hub when first used:
+  The released models need a GPU. They are downloaded from the Hugging Face Hub on first use:
   pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 768p --seconds 5 \\
       "a side profile shot of a woman with fireworks exploding in the distance"
   pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 384p --offload model \\
       --image city.jpg "FPV flying over the city"
   pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 768p --gpus 4 "a lighthouse"
 
-exit status: 0 done, 1 it could not be done, 2 wrong options or input, 130 interrupted (Ctrl-C)
+  pyramid-flow doctor checks this machine and a model (see pyramid-flow doctor --help)
+  pyramid-flow page opens a page for the browser (see pyramid-flow page --help)
+
+exit status: 0 success, 1 failure, 2 wrong options or input, 130 interrupted (Ctrl-C)
+"""
+
+
+DOCTOR = """\
+Check whether this machine and a model can make videos, and print one screen to paste into a bug
+report: versions, device and memory; whether the model's files are complete, its tokenizers and text
+encoders match, a picture survives encoding and decoding by the VAE, latents match the checkpoint's
+statistics, and steps of the transformer are finite.
 """
 
 
 class UsageError(ValueError):
-    """Options that cannot be meant."""
+    """Options that are wrong or contradict each other."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Raises what `argparse` would print below a dump of all options."""
+    """Raises `UsageError` where `argparse` would print all options and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -64,15 +78,26 @@ class OneLineParser(argparse.ArgumentParser):
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line.
 
+    Returns:
+        The options, and in `command` which of `COMMANDS` it is; None makes a video.
+
     Raises:
         UsageError: An option is unknown, malformed, or does not go with another.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["doctor"]:
+        options = _doctor_parser().parse_args(arguments[1:])
+        options.command = "doctor"
+        return options
     parser = _build_parser()
     options, unknown = parser.parse_known_args(arguments)
+    options.command = None
     if unknown:
         hint = "" if unknown[0].startswith("-") else "; put the prompt in quotes"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    options.prompt = options.prompt or ""
+    if options.prompt and options.named_prompt:
+        parser.error(f"the prompt is given twice: {options.prompt!r} and {options.named_prompt!r}")
+    options.prompt = options.prompt or options.named_prompt or ""
     _check_sources(parser, options)
     if options.image is not None and options.video_num_inference_steps is not None:
         parser.error("--video-steps does not go with --image, where --steps serves all frames")
@@ -113,7 +138,14 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "prompt",
         nargs="?",
-        help="what the video should show, in quotes; may be left out with --image and --extend",
+        help="what the video should show, in quotes; optional with --image and --extend",
+    )
+    parser.add_argument(
+        "--prompt",
+        dest="named_prompt",
+        metavar="TEXT",
+        help=f"the same, for a prompt that is just the word {' or '.join(COMMANDS)}, which is "
+        "otherwise a command",
     )
 
     video = parser.add_argument_group("the video")
@@ -121,38 +153,39 @@ def _build_parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         metavar="PATH",
-        help="file to write: NAME.mp4, NAME.gif, or a NAME without an ending (or with a / at its "
-        "end) for a folder of PNGs; an earlier one is replaced at the end (default: an mp4 in "
-        "this folder, named after the prompt, that replaces none)",
+        help="file to write: NAME.mp4, NAME.gif, or NAME without an extension (or ending in /) "
+        "for a folder of PNGs; an existing one is replaced when the new one is complete "
+        "(default: an mp4 in this folder named after the prompt, which replaces nothing)",
     )
     # which file a process among several writes to while it works
     video.add_argument("--partial", help=argparse.SUPPRESS)
     start = video.add_mutually_exclusive_group()
     start.add_argument(
-        "--image", metavar="FILE", help="picture to start from; it is scaled and cropped to fit"
+        "--image", metavar="FILE", help="image to start from; it is scaled and cropped to fit"
     )
     start.add_argument(
         "--extend",
         metavar="FILE",
-        help="video to go on from; it is scaled and cropped to fit, and --seconds and --num-frames "
-        "are what is added to it",
+        help="video to extend; it is scaled and cropped to fit, and --seconds or --num-frames say "
+        "how much to add",
     )
     start.add_argument(
         "--resume-latents",
         metavar="FILE",
-        help="go on with a run that was stopped, from what its --save-latents wrote",
+        help="resume a run that was stopped, from the file written by its --save-latents",
     )
     video.add_argument(
         "--storyboard",
         metavar="FILE",
-        help='prompts by unit, as JSON: {"0": "a dog sits", "8": "the dog runs"}; unit 0 is the '
-        "first frame, every other one 8 frames; a value may also be "
-        '{"prompt": ..., "guidance": ...}',
+        help='JSON file with the prompt that starts at each unit: {"0": "a dog sits", "8": '
+        '"the dog runs"}; unit 0 is the first frame, every later unit has 8 frames; a value may '
+        'also be {"prompt": ..., "guidance": ...}',
     )
     video.add_argument(
         "--save-latents",
         metavar="FILE",
-        help="also write what --resume-latents needs, at the end or when the run is stopped",
+        help="also write the file that --resume-latents needs, at the end or when the run is "
+        "stopped",
     )
     video.add_argument(
         "--size",
@@ -162,15 +195,15 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     length = video.add_mutually_exclusive_group()
     _add_from_record(length, "seconds", "num_frames")
-    _add_from_record(video, "seed", default="a new one, printed at the end")
-    sampling = parser.add_argument_group("how it is made (default: what the model recommends)")
+    _add_from_record(video, "seed", default="random, printed at the end")
+    sampling = parser.add_argument_group("sampling (default: what the model recommends)")
     rest = [name for name in FLAGS if name not in ("seconds", "num_frames", "seed")]
     _add_from_record(sampling, *rest, default="")
 
     model = add_model_options(parser)
     model.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     model.add_argument(
-        "--verbose", action="store_true", help="tell what is done, and where an error came from"
+        "--verbose", action="store_true", help="log each step, and show where an error came from"
     )
     return parser
 
@@ -212,28 +245,35 @@ def _reader(check: Any, *, several: bool) -> Callable[[str], Any]:
     return read
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that say which model runs where, and return their group."""
+def _doctor_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="pyramid-flow doctor",
+        description=DOCTOR,
+        epilog="exit status: 0 no problem found, 1 at least one problem, 2 wrong options",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_single_model_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the messages of the libraries while they load"
+    )
+    return parser
+
+
+def _add_single_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options for a model in this process alone, and return their group."""
     model = parser.add_argument_group("the model and the machine")
     model.add_argument(
         "--model",
         metavar="MODEL",
-        help="folder of a checkpoint, or a repository on the Hugging Face hub (default: the "
-        "checkpoint that comes with this package)",
+        help="folder of a checkpoint, or a repository on the Hugging Face Hub (default: the "
+        "checkpoint that ships with this package)",
     )
     model.add_argument(
         "--variant",
         metavar="NAME",
         help="which transformer of the model, such as 384p, 768p or image (default: the model's)",
-    )
-    model.add_argument(
-        "--lora",
-        type=_lora,
-        action="append",
-        default=[],
-        metavar="FILE[:SCALE]",
-        help="a LoRA to add, as a file, a folder or a repository on the hub, and how strongly "
-        "(default: 1); may be given again",
     )
     model.add_argument(
         "--device",
@@ -247,36 +287,53 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         help="precision of the weights (default: the model's, else bf16 on a GPU, fp32 on the CPU)",
     )
     model.add_argument(
-        "--offload",
-        choices=("model", "layer"),
-        help="save GPU memory by keeping weights in the computer's and bringing over one model, "
-        "or one layer (slow), at a time",
-    )
-    model.add_argument(
         "--memory",
-        choices=MEMORY_PRESETS,
-        help="fit into so much GPU memory, or into what is free (auto): what that takes is in "
+        type=_memory,
+        metavar="SIZE",
+        help="fit into this much memory of the GPU (or of the computer without one), such as 16GB, "
+        f"or into the free memory (auto); presets are {', '.join(MEMORY_PRESETS[1:])}; see "
         "docs/memory.md",
-    )
-    model.add_argument(
-        "--gpus",
-        type=_reader(Whole(), several=False),
-        default=1,
-        metavar="N",
-        help="share the work among N GPUs, one process each; with --device cpu, among N processes "
-        "on the CPU",
-    )
-    model.add_argument(
-        "--shard",
-        action="store_true",
-        help="with --gpus, keep only a part of the weights on each GPU, for models that do not "
-        "fit on one",
     )
     model.add_argument(
         "--threads",
         type=_reader(Whole(), several=False),
         metavar="N",
         help="CPU threads (default: all cores)",
+    )
+    return model
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that say which model runs where, and return their group."""
+    model = _add_single_model_options(parser)
+    model.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="LoRA to apply: a file, a folder or a repository on the Hub, and its strength "
+        "(default: 1); may be given several times",
+    )
+    model.add_argument(
+        "--offload",
+        choices=("model", "layer"),
+        help="save GPU memory by keeping weights in the computer's memory and moving one model, "
+        "or one layer (slow), to the GPU at a time",
+    )
+    model.add_argument(
+        "--gpus",
+        type=_reader(Whole(), several=False),
+        default=1,
+        metavar="N",
+        help="split the work across N GPUs, one process each; with --device cpu, across N "
+        "processes on the CPU",
+    )
+    model.add_argument(
+        "--shard",
+        action="store_true",
+        help="with --gpus, keep only part of the weights on each GPU, for models that do not fit "
+        "on one",
     )
     return model
 
@@ -293,7 +350,7 @@ def check_model_options(parser: argparse.ArgumentParser, options: argparse.Names
         other = "--shard" if options.shard else "--offload"
         parser.error(f"--memory does not go with {other}: both say where weights are kept")
     if options.shard and options.offload:
-        parser.error("--shard does not go with --offload, which keeps the weights elsewhere")
+        parser.error("--shard does not go with --offload: both say where weights are kept")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -328,6 +385,17 @@ def _lora(text: str) -> tuple[str, float]:
         if re.fullmatch(r"[-+\d.]+", scale):
             raise argparse.ArgumentTypeError(f"the scale of {source}: {error}") from error
         return text, 1.0
+
+
+def _memory(text: str) -> str:
+    if text in MEMORY_PRESETS:
+        return text
+    try:
+        memory_size(text)
+    except ValueError as error:
+        names = ", ".join(MEMORY_PRESETS)
+        raise argparse.ArgumentTypeError(f"must be one of {names}, or {error}") from error
+    return text
 
 
 def _device(text: str) -> str:

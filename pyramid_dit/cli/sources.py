@@ -158,11 +158,13 @@ class Storyboard:
             scene = {"prompt": value} if isinstance(value, str) else value
             if not key.isdecimal() or not isinstance(scene, dict) or not scene:
                 raise UsageError(
-                    f"--storyboard {path!r}: {key!r}: {shown(value)} is no prompt of a unit"
+                    f"--storyboard {path!r}: {key!r}: {shown(value)} is not a prompt for a unit"
                 )
             unit = int(key)
             if unit in seen:
-                raise UsageError(f"--storyboard {path!r}: {seen[unit]!r} and {key!r} are one unit")
+                raise UsageError(
+                    f"--storyboard {path!r}: {seen[unit]!r} and {key!r} are the same unit"
+                )
             seen[unit] = key
             for name, entry in scene.items():
                 if name == "prompt" and isinstance(entry, str):

@@ -23,3 +23,9 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
     libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     libc.mallopt(_M_TOP_PAD, _RESERVE)
+
+
+def give_back_freed_memory() -> None:
+    """Have the C library give to the system what memory it keeps for later, if it is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

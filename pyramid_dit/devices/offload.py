@@ -1,4 +1,4 @@
-"""Keeping weights in the CPU's memory while the GPU does the work."""
+"""Keeping weights elsewhere while they are not at work: in the CPU's memory, or in files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
+
+from .mapped import forget_pages, map_weights
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,9 @@ def offloaded_in_parts(module: nn.Module) -> bool:
 
 def stays_on(module: nn.Module, device: torch.device) -> bool:
     """Whether the weights of `module` lie on `device`, whether it is at work or not."""
-    return not offloaded_in_parts(module) and next(module.parameters()).device == device
+    if module in _LEAVING or offloaded_in_parts(module):
+        return False
+    return next(module.parameters()).device == device
 
 
 @contextmanager
@@ -86,10 +91,15 @@ class _Visit:
             self._whole.post_forward(self._module, None)
         elif self._moves:
             self._module.to(self._home)
+        at_work = {part for module in _VISITS for part in module.modules()}
+        for part in self._module.modules():
+            if part in _LEAVING and part not in at_work:
+                forget_pages(part)
 
 
 _LOCK = threading.RLock()
 _VISITS: dict[nn.Module, _Visit] = {}
+_LEAVING = WeakSet[nn.Module]()
 
 
 def _group_offloading(module: nn.Module) -> Any:
@@ -105,6 +115,19 @@ def offload_whole(module: nn.Module, device: torch.device) -> None:
 
     module.to("cpu")
     add_hook_to_module(module, CpuOffload(device))
+
+
+def leave_after_work(module: nn.Module) -> None:
+    """Have the weights of `module` in files, and in the CPU's memory only while it is at work."""
+    module.to("cpu")
+    map_weights(module)
+    forget_pages(module)
+    _LEAVING.add(module)
+
+
+def stay_after_work(module: nn.Module) -> None:
+    """Take back `leave_after_work`."""
+    _LEAVING.discard(module)
 
 
 def offload_sequentially(module: nn.Module, device: torch.device) -> None:

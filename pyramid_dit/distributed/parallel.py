@@ -130,6 +130,8 @@ class Parallel(Serial):
         self.size, self.rank = line.size(), line.get_local_rank()
         self._cfg_group, self._sequence_group = mesh.get_group(CFG), mesh.get_group(SEQUENCE)
         self.cfg_rank, self.sequence_rank = mesh.get_coordinate() or (0, 0)
+        # As a decorator it would import the compiler with this module, which takes a second.
+        self._exchange = torch.compiler.disable(self._all_to_all)
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -193,8 +195,7 @@ class Parallel(Serial):
         ]
         return torch.cat(columns, dim=2).transpose(0, 1)
 
-    @torch.compiler.disable
-    def _exchange(self, x: Tensor, received: list[int], sent: list[int]) -> Tensor:
+    def _all_to_all(self, x: Tensor, received: list[int], sent: list[int]) -> Tensor:
         """All-to-all of the runs of `x`, one for each process, whose lengths are `sent`."""
         return _AllToAll.apply(x, received, sent, self._sequence_group)
 
@@ -385,7 +386,7 @@ def form_groups(per_video: int | None = None, processes: int | None = None) -> N
     processes = world if processes is None else processes
     per_video = processes if per_video is None else per_video
     if not 1 <= processes <= world:
-        raise ValueError(f"there are {world} processes, {processes} of them cannot be used")
+        raise ValueError(f"there are {world} processes, so {processes} cannot be used")
     if per_video < 1 or processes % per_video:
         raise ValueError(f"{processes} processes cannot be divided into groups of {per_video}")
     ranks = torch.arange(processes)

@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .latents import Generators, upsample_nearest
+from .solvers import SOLVERS, TIMESTEP_SPACINGS, StageSchedule
 
 
 class StagePosition(NamedTuple):
@@ -37,25 +38,6 @@ class StageFlow(NamedTuple):
     velocity: Tensor
 
 
-class StageSchedule(NamedTuple):
-    """The Euler steps of a stage; it stays as it is, so any number of runs may share it."""
-
-    timesteps: Tensor
-    """What the transformer is told at each step, `[n]`, float32."""
-    sigmas: Tensor
-    """Position in the stage before each step and after the last, `[n + 1]`, on the CPU so that a
-    step never waits for the device."""
-
-    def step(self, index: int, velocity: Tensor, sample: Tensor) -> Tensor:
-        """One Euler step along `velocity` (start minus end of the stage), computed in float32.
-
-        Returns:
-            The next sample, in the dtype of `velocity`.
-        """
-        delta = float(self.sigmas[index + 1] - self.sigmas[index])
-        return (sample.float() + delta * velocity.float()).to(velocity.dtype)
-
-
 class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
     """Flow matching in `stages` spatial stages, each with its own window of the noise level.
 
@@ -65,6 +47,10 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         stages: K, the number of resolutions.
         stage_range: K + 1 ascending bounds of the stages on the time axis, from 0 to 1.
         gamma: The jump noise has covariance `-gamma` within a 2x2 block, in (0, 1/3].
+        solver: How sampling steps through a stage, one of `solvers.SOLVERS`.
+        timestep_spacing: Where the steps of `euler` begin, one of `solvers.TIMESTEP_SPACINGS`;
+            `trailing` leaves out the reference's last step, which hardly moves the latents. Other
+            solvers are always `trailing`.
 
     Attributes:
         start_sigmas, end_sigmas: Noise level at the two ends of each stage.
@@ -89,8 +75,12 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         stages: int = 3,
         stage_range: Sequence[float] = (0, 1 / 3, 2 / 3, 1),
         gamma: float = 1 / 3,
+        solver: str = "euler",
+        timestep_spacing: str = "linspace",
     ) -> None:
         _check_config(num_train_timesteps, shift, stages, stage_range, gamma)
+        _check_word("solver", solver, SOLVERS)
+        _check_word("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
         # on the CPU, for not every default device has float64
         u = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float64, device="cpu")
         u = u / num_train_timesteps
@@ -99,6 +89,7 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         self._init_stage_sigmas(num_train_timesteps, stages, stage_range, gamma)
         self._init_stage_tables(num_train_timesteps)
         self._step_index: int | None = None
+        self._previous: Tensor | None = None
 
     def _init_stage_sigmas(
         self, num_steps: int, stages: int, stage_range: Sequence[float], gamma: float
@@ -121,30 +112,51 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
     def _init_stage_tables(self, num_steps: int) -> None:
         self.timesteps_per_stage = []
         self.sigmas_per_stage = []
+        self._timestep_bounds = []
         for first, last in self.timestep_ratios:
             t_max = float(self.timesteps[int(first * num_steps)])
             t_min = float(self.timesteps[min(int(last * num_steps), num_steps - 1)])
+            self._timestep_bounds.append((t_max, t_min))
             self.timesteps_per_stage.append(_linspace(t_max, t_min, num_steps + 1)[:-1])
             self.sigmas_per_stage.append(_linspace(1.0, 0.0, num_steps + 1)[:-1])
 
     # ---- sampling -------------------------------------------------------------------------
 
     def stage_schedule(
-        self, num_inference_steps: int, stage: int, device: str | torch.device = "cpu"
+        self,
+        num_inference_steps: int,
+        stage: int,
+        device: str | torch.device = "cpu",
+        *,
+        solver: str | None = None,
     ) -> StageSchedule:
-        """Lay out `num_inference_steps` Euler steps through `stage`; `timesteps` lie on `device`.
+        """Lay out `num_inference_steps` steps through `stage`.
+
+        Args:
+            num_inference_steps: Steps, each of which evaluates the velocity once.
+            stage: The stage.
+            device: Where `timesteps` lie.
+            solver: How to step, by default as the config says.
 
         Raises:
-            ValueError: Fewer than one step, or no such stage.
+            ValueError: Fewer than one step, or no such stage or solver.
         """
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
         self._check_stage(stage)
-        timesteps, sigmas = self.timesteps_per_stage[stage], self.sigmas_per_stage[stage]
-        steps = _linspace(float(timesteps[0]), float(timesteps[-1]), num_inference_steps)
-        positions = _linspace(1.0, float(sigmas[-1]), num_inference_steps)
+        solver = self.config.solver if solver is None else solver
+        _check_word("solver", solver, SOLVERS)
+        if solver == "euler" and self.config.timestep_spacing == "linspace":
+            timesteps, sigmas = self.timesteps_per_stage[stage], self.sigmas_per_stage[stage]
+            steps = _linspace(float(timesteps[0]), float(timesteps[-1]), num_inference_steps)
+            positions = _linspace(1.0, float(sigmas[-1]), num_inference_steps)
+        else:
+            steps = _linspace(*self._timestep_bounds[stage], num_inference_steps + 1)[:-1]
+            positions = _linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
         return StageSchedule(
-            timesteps=steps.float().to(device), sigmas=torch.cat([positions, sigmas.new_zeros(1)])
+            timesteps=steps.float().to(device),
+            sigmas=torch.cat([positions, positions.new_zeros(1)]),
+            solver=solver,
         )
 
     def set_timesteps(
@@ -159,8 +171,8 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
             ValueError: Fewer than one step, or no such stage.
         """
         schedule = self.stage_schedule(num_inference_steps, stage_index, device or "cpu")
-        self.timesteps, self.sigmas = schedule
-        self._step_index = None
+        self.timesteps, self.sigmas, _ = schedule
+        self._step_index = self._previous = None
 
     def step(
         self,
@@ -170,13 +182,13 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """One Euler step along the predicted velocity (start minus end of the stage).
+        """One step along the predicted velocity (start minus end of the stage).
 
         Args:
             model_output: Velocity, of the shape of `sample`.
             timestep: The value of `timesteps` at hand; read at the first step of a run only.
             sample: Latents; the step is computed in float32.
-            generator: Part of the diffusers signature; an Euler step draws nothing.
+            generator: Part of the diffusers signature; a step draws nothing.
             return_dict: `False` returns a tuple.
 
         Returns:
@@ -194,8 +206,9 @@ class PyramidFlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"all {index} steps are taken, call set_timesteps again")
         self._step_index += 1
 
-        schedule = StageSchedule(self.timesteps, self.sigmas)
-        prev_sample = schedule.step(index, model_output, sample)
+        schedule = StageSchedule(self.timesteps, self.sigmas, self.config.solver)
+        prev_sample = schedule.step(index, model_output, sample, self._previous)
+        self._previous = model_output
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     # ---- the jump between stages ----------------------------------------------------------
@@ -360,6 +373,11 @@ def _jump_alpha(signal: float, gamma: float) -> float:
 
 def _linspace(start: float, stop: float, count: int) -> Tensor:
     return torch.linspace(start, stop, count, dtype=torch.float64, device="cpu")
+
+
+def _check_word(name: str, value: str, words: Sequence[str]) -> None:
+    if value not in words:
+        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
 
 
 def _check_config(

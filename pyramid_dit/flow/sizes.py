@@ -38,7 +38,7 @@ def added_temp_of(num_frames: int) -> int:
     temp, rest = divmod(num_frames, TEMPORAL_FACTOR)
     if rest:
         raise ValueError(
-            f"a video goes on by a multiple of 8 frames, got {num_frames}; the nearest are "
+            f"a video is extended by a multiple of 8 frames, got {num_frames}; the nearest are "
             f"{frames_of(max(temp, 1) + 1) - 1} and {frames_of(max(temp, 1) + 2) - 1}"
         )
     return temp

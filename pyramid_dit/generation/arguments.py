@@ -1,13 +1,12 @@
-"""The one record of what can be asked of a model.
+"""The one record of every option of a model.
 
-Every option stands here once: its name, type and default are a field; its range, its help, its
-option of the command line and its field on the page are that field's metadata. The methods of
+Every option is defined here, once: name, type and default are a field; range, help text,
+command-line option and field on the page are that field's metadata. The methods of
 Python, the command line, the page and its API, saved latents and the settings in files are made
-from it. An option that is new is a field of `KeywordArguments`, and the place where it takes
-effect.
+from it. To add an option, add a field to `KeywordArguments` and the code where it takes effect.
 
-The order of the other fields is the official repository's, for arguments by position. Nothing is
-imported here that takes long: the command line answers `--help` from this file.
+The other fields are in the official repository's order, for positional arguments. Nothing slow is
+imported here, because the command line answers `--help` from this file.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ from ..checks import (
     shown,
     tensor,
 )
+from ..flow.solvers import SOLVERS
 
 if sys.version_info >= (3, 11):
     from typing import dataclass_transform
@@ -74,26 +74,28 @@ HISTORY_FRAMES = 33
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one argument beside its name, type and default."""
+    """What one argument has besides its name, type and default."""
 
     help: str
     """What it does, as a sentence."""
     check: Check
-    """Refuses other values."""
+    """Rejects values that are not allowed."""
     flag: str | None = None
-    """On the command line, for a value that stands in one word; without the dashes also the name
-    of the field of the page and of its API."""
+    """On the command line, for values that fit in one word; without the dashes also the name
+    of the field on the page and in its API."""
     metavar: str | None = None
     label: str | None = None
     """On the page, if visitors may set it there."""
     info: str = ""
-    """There, below the label."""
+    """Text below that label."""
     offered: Check | None = None
-    """What may be chosen there, where that is less."""
+    """What visitors may choose on the page, if that is less than `check` allows."""
     resumes: bool = False
-    """Whether it may be given along with what was saved of a run."""
+    """Whether it may be passed when a saved run is resumed."""
     kept: bool = False
-    """Whether what is saved of a run has it, for the rest of that run."""
+    """Whether it is saved with a run and used for the rest of that run."""
+    formerly: Any = None
+    """The value that applied before this option existed, if that is not its default."""
 
     @property
     def key(self) -> str:
@@ -114,12 +116,14 @@ def record(kind: type[T]) -> type[T]:
 
 _ANY = Kind("anything", lambda value: True)
 _TEXTS = OneOrMore(TEXT)
-_FIRST_GUIDANCE = "How closely it follows the prompt. Much of it is garish; 0 is off, and faster."
+_FIRST_GUIDANCE = (
+    "How closely it follows the prompt. High values oversaturate; 0 is off and faster."
+)
 
 
 @record
 class KeywordArguments:
-    """What all ways to ask take by name; an option that is new belongs here.
+    """Arguments that every method takes by name; new options belong here.
 
     Raises:
         TypeError: A value is of the wrong kind.
@@ -128,7 +132,7 @@ class KeywordArguments:
 
     _: KW_ONLY
     seed: int | Sequence[int] | None = option(
-        "The same seed gives the same video, whatever the device; a list has one per sample.",
+        "The same seed gives the same video on any device; a list has one seed per sample.",
         OneOrMore(SEED),
         flag="--seed",
         metavar="N",
@@ -138,45 +142,56 @@ class KeywordArguments:
         default=None,
     )
     prompts: Mapping[int, str | Sequence[str]] | None = option(
-        "A storyboard in place of `prompt`: the prompt (or a list of them, one per video) from "
-        "each of these units on. Unit 0 is the first frame; with one latent frame a unit, "
-        "unit i > 0 has the frames 8 i - 7 to 8 i, of a video that goes on counted from its "
-        "history on.",
+        "A storyboard instead of `prompt`: the prompt (or a list of them, one per video) that "
+        "starts at each of these units. Unit 0 is the first frame. With one latent frame per "
+        "unit, unit i > 0 has frames 8 i - 7 to 8 i. When a video is extended, units are counted "
+        "from the start of its history.",
         ByUnit(_TEXTS),
         default=None,
     )
     guidance_scales: Mapping[int, float] | None = option(
-        "Guidance from each of these units on, whatever other arguments say of it.",
+        "Guidance that starts at each of these units; overrides the other guidance arguments.",
         ByUnit(GUIDANCE),
         default=None,
     )
     prompt_suffix: str | None = option(
-        'What is appended to the prompts, "" for nothing.',
+        'Text appended to the prompts; "" appends nothing.',
         TEXT,
         flag="--prompt-suffix",
         metavar="TEXT",
         default=None,
     )
     max_sequence_length: int = option(
-        "Tokens that T5 reads of a prompt, at most what its tokenizer allows.",
+        "How many tokens of a prompt T5 reads, at most what its tokenizer allows.",
         Whole(1, 100_000),
         flag="--max-sequence-length",
         metavar="N",
         offered=Whole(1, 512),
         label="Length of prompts",
-        info="In tokens, about a word each; what is longer is cut.",
+        info="In tokens, about one per word; longer prompts are cut.",
         kept=True,
         default=128,
     )
+    solver: str | None = option(
+        "The ODE solver: `euler`, as in the official code, or `ab2`, of second order, which "
+        "needs fewer steps for the same error.",
+        OneOf(SOLVERS),
+        flag="--solver",
+        metavar="NAME",
+        label="Solver",
+        info="ab2 needs fewer steps than euler for the same quality.",
+        formerly="euler",
+        default=None,
+    )
     image_latents: Tensor | None = option(
-        "Latents of the image `[b or 1, c, 1, h/8, w/8]`, not normalized, instead of a draw "
-        "from the VAE's posterior.",
+        "Latents of the image `[b or 1, c, 1, h/8, w/8]`, not normalized, used instead of a "
+        "sample from the VAE's posterior.",
         finite_tensor,
         default=None,
     )
     history_frames: int = option(
-        "So many frames of the video are looked at, at most; of fewer or more, the last "
-        "8n + 1 that make whole units.",
+        "How many frames at the end of the video are used as history, at most: the last 8n + 1 "
+        "that form whole units.",
         FRAMES,
         default=HISTORY_FRAMES,
     )
@@ -188,10 +203,10 @@ class KeywordArguments:
         self._check_pairs()
 
     def _check_pairs(self) -> None:
-        """Refuse two that exclude each other (ValueError)."""
+        """Reject arguments that exclude each other (ValueError)."""
 
     def given(self) -> Iterator[tuple[str, Any]]:
-        """Names and values of what differs from its default."""
+        """Names and values of the arguments that differ from their defaults."""
         for entry in fields(self):
             value = getattr(self, entry.name)
             same_kind = type(value) is type(entry.default)
@@ -202,7 +217,7 @@ class KeywordArguments:
 
 @record
 class Arguments(KeywordArguments):
-    """Everything that can be asked for, in the official repository's order."""
+    """All arguments, in the official repository's order."""
 
     prompt: str | Sequence[str] | None = option(
         "What the video shows: one prompt, or a list of them for as many videos.",
@@ -217,42 +232,42 @@ class Arguments(KeywordArguments):
     )
     input_image: Image | Sequence[Image] | None = option(
         "An image, or a list with one per prompt, whose sides are multiples of 64 "
-        "(`media.images.fit_image` brings any image there). What is transparent shows white.",
+        "(`media.images.fit_image` fits any image). Transparent areas become white.",
         _ANY,
         default=None,
     )
     video: str | PathLike[str] | Sequence[Image] | np.ndarray | None = option(
-        "Frames as images or as bytes `[t, h, w, 3]`, or the name of a file; sides are "
-        "multiples of 64.",
+        "Frames as images or as a uint8 array `[t, h, w, 3]`, or the name of a file; sides must "
+        "be multiples of 64.",
         _ANY,
         default=None,
     )
     temp: int | None = option(
-        "Latent frames to make; a video of n has 8 (n - 1) + 1 frames, and what goes on gets "
-        "8 n more. By default the model's length.",
+        "Latent frames to generate: n of them give a video of 8 (n - 1) + 1 frames, or extend a "
+        "video by 8 n frames. By default the model's length.",
         LATENT_FRAMES,
         default=None,
     )
     num_inference_steps: int | Sequence[int] | None = option(
-        "Steps for the first frame: one number, or one for each stage from coarse to fine; "
-        "more is slower and better. Of a video that starts with an image or a video, steps "
-        "for all frames.",
+        "Steps for the first frame: one number, or one per stage from coarse to fine; more "
+        "steps are slower and give better quality. If the video starts from an image or another "
+        "video, steps for all frames.",
         OneOrMore(STEPS),
         flag="--steps",
         metavar="N[,N,N]",
         offered=Whole(1, 100),
         label="Steps of the first frame",
-        info="At each of three resolutions. More take longer and draw more carefully.",
+        info="Per resolution, of which there are three. More are slower and more precise.",
         default=None,
     )
     video_num_inference_steps: int | Sequence[int] | None = option(
-        "The same for all later frames.",
+        "Steps for all later frames, in the same form.",
         OneOrMore(STEPS),
         flag="--video-steps",
         metavar="N[,N,N]",
         offered=Whole(1, 100),
         label="Steps of later frames",
-        info="The same for all other frames; here most of the time goes.",
+        info="The same for all other frames. Most of the time is spent on these.",
         default=None,
     )
     guidance_scale: float | None = option(
@@ -266,13 +281,13 @@ class Arguments(KeywordArguments):
         default=None,
     )
     video_guidance_scale: float | None = option(
-        "The same for all later frames.",
+        "How closely all later frames follow the prompt.",
         GUIDANCE,
         flag="--video-guidance",
         metavar="G",
         offered=Number(0, 20),
         label="Guidance of later frames",
-        info="The same for all other frames; with less of it things move more freely.",
+        info="The same for all other frames. Lower values give more motion.",
         default=None,
     )
     min_guidance_scale: float = option("Lower bound of linear guidance.", GUIDANCE, default=2.0)
@@ -281,17 +296,19 @@ class Arguments(KeywordArguments):
     )
     alpha: float = option("Slope of linear guidance.", GUIDANCE, default=0.5)
     negative_prompt: str | Sequence[str] | None = option(
-        "What the video should not look like, one for all or one per prompt.",
+        "What the video should not show: one text for all videos, or one per prompt.",
         _TEXTS,
         flag="--negative-prompt",
         metavar="TEXT",
         label="Negative prompt",
-        info="What the video should not look like. It has an effect where there is guidance.",
+        info="What the video should not show. It only has an effect with guidance.",
         default=None,
     )
-    num_images_per_prompt: int = option("Samples of each prompt.", Whole(1, 1000), default=1)
+    num_images_per_prompt: int = option(
+        "Number of samples for each prompt.", Whole(1, 1000), default=1
+    )
     generator: torch.Generator | Sequence[torch.Generator] | None = option(
-        "Source of all random numbers, one for all or a list with one per sample.",
+        "Source of all random numbers: one for everything, or a list with one per sample.",
         random_source,
         default=None,
     )
@@ -299,17 +316,17 @@ class Arguments(KeywordArguments):
         '"pil", "np", "pt" or "latent".', OneOf(OUTPUT_TYPES), resumes=True, default="pil"
     )
     save_memory: bool = option(
-        "Decode in small pieces: less memory, same frames.", FLAG, resumes=True, default=True
+        "Decode in small pieces: less memory, the same frames.", FLAG, resumes=True, default=True
     )
     cpu_offloading: bool = option(
-        "Move each model to the accelerator only for its part of the work.",
+        "Move each model to the accelerator only while it is used.",
         FLAG,
         resumes=True,
         default=False,
     )
     inference_multigpu: bool = option(
-        "Share the work with the other processes that torchrun started (docs/multi-gpu.md): "
-        "all of them call this with the same arguments, and all get the result.",
+        "Share the work with the other processes that torchrun started (docs/multi-gpu.md). All "
+        "of them must make this call with the same arguments, and all of them get the result.",
         FLAG,
         resumes=True,
         default=False,
@@ -322,28 +339,28 @@ class Arguments(KeywordArguments):
     )
     _: KW_ONLY
     num_frames: int | None = option(
-        "Length in frames: 8n+1, such as 1 (a still), 49, 97, 121 or 241; to go on with a "
-        "video, 8n.",
+        "Length in frames: 8n+1, such as 1 (a still), 49, 97, 121 or 241; when a video is "
+        "extended, the frames to add, 8n.",
         FRAMES,
         flag="--num-frames",
         metavar="N",
         default=None,
     )
     seconds: float | None = option(
-        "Length in seconds, put to the nearest possible one.",
+        "Length in seconds, rounded to the nearest possible length.",
         SECONDS,
         flag="--seconds",
         metavar="S",
         offered=Number(0, 10, above=True),
         label="Seconds",
-        info="How long the video is, or how much is added to one that goes on.",
+        info="Length of the video, or how much to add when you extend one.",
         default=None,
     )
     callback_on_step_end: StepCallback | None = option(
         'Called as `callback(self, step, timestep, {"latents": latents})` after each step, '
-        "where steps are counted over the whole video and `latents` are those of the unit "
-        "`[b, c, t, h_k, w_k]`; it may return a dictionary with latents to go on with, and "
-        "end the run by `self.stop()`.",
+        "where `step` counts over the whole video and `latents` are those of the current unit "
+        "`[b, c, t, h_k, w_k]`. It may return a dictionary with latents to continue from, and "
+        "may end the run with `self.stop()`.",
         FUNCTION,
         resumes=True,
         default=None,
@@ -367,21 +384,21 @@ class Arguments(KeywordArguments):
         "`[b or 1, p]`.", finite_tensor, resumes=True, default=None
     )
     latents: Tensor | None = option(
-        "Initial white noise `[b, c, temp, height/8, width/8]`. It is not modified.",
+        "Initial white noise `[b, c, temp, height/8, width/8]`; it is not modified.",
         finite_tensor,
         default=None,
     )
     resume: SavedLatents | str | PathLike[str] | None = option(
-        "What `VideoStream.save_latents` wrote, in place of `video`. The result is then the "
-        "whole video, to the bit what it would have been without the stop; prompts, steps, "
-        "guidance and the state of the random numbers are those of that run.",
+        "A file written by `VideoStream.save_latents`, instead of `video`. The result is the "
+        "whole video, bit for bit the same as without the interruption. Prompts, steps, guidance "
+        "and the random state are taken from the file.",
         _ANY,
         resumes=True,
         default=None,
     )
 
     def _check_pairs(self) -> None:
-        """Refuse two that exclude each other (ValueError)."""
+        """Reject arguments that exclude each other (ValueError)."""
         lengths = [n for n in ("temp", "num_frames", "seconds") if getattr(self, n) is not None]
         if len(lengths) > 1:
             raise ValueError(f"give only one of {', '.join(lengths)}")
@@ -398,15 +415,15 @@ class Arguments(KeywordArguments):
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What is saved of a run for the rest of it."""
+        """Arguments that are saved with a run."""
         return {name: getattr(self, name) for name, option in OPTIONS.items() if option.kept}
 
     def with_kept(self: A, values: Mapping[str, Any]) -> A:
-        """These arguments with what was saved of a run, checked."""
+        """These arguments with those that were saved with a run, checked."""
         changed = copy.copy(self)
         for name, value in values.items():
             if name not in OPTIONS or not OPTIONS[name].kept:
-                raise ValueError(f"{name!r} is nothing that is saved of a run")
+                raise ValueError(f"{name!r} is not saved with a run")
             OPTIONS[name].check(name, value)
             object.__setattr__(changed, name, value)
         return changed
@@ -427,11 +444,11 @@ class Arguments(KeywordArguments):
 
     @property
     def storyboard(self) -> Mapping[int, str | Sequence[str] | None]:
-        """The prompts by the unit from which on they hold; `prompt` from the first unit on."""
+        """The prompts, by the unit at which each starts; `prompt` starts at the first unit."""
         return {0: self.prompt} if self.prompts is None else dict(sorted(self.prompts.items()))
 
     def guidance_at(self, unit: int, otherwise: float) -> float:
-        """Guidance of `unit`, as `guidance_scales` has it."""
+        """Guidance of `unit` according to `guidance_scales`."""
         return held_at(unit, {-1: otherwise, **(self.guidance_scales or {})})
 
     def sources(self) -> Generators | None:
@@ -498,7 +515,7 @@ class VideoToVideo(Arguments):
             for name, value in self.given():
                 if not OPTIONS[name].resumes and value != "":
                     raise ValueError(
-                        f"a run that is resumed has its own {name}, {shown(value)} was given"
+                        f"a resumed run keeps its own {name}, so {shown(value)} cannot be given"
                     )
         super()._check_pairs()
 
@@ -506,7 +523,7 @@ class VideoToVideo(Arguments):
 def takes(
     kind: Callable[P, A], *, like: Callable[..., Any] | None = None
 ) -> Callable[[Callable[[S, A], R]], Taking[S, P, R]]:
-    """Make of a method of one of the records above one that takes the record's arguments.
+    """Turn a method that takes one of the records above into one that takes its arguments.
 
     The signature and the section `Args` of its documentation are the record's.
 
@@ -536,12 +553,12 @@ Taking = Callable[Concatenate[S, P], R]
 
 
 def option_of(entry: Field[Any]) -> Option:
-    """What is known of a field, which may be said where another record has it."""
+    """The option of a field, which may be defined by another record."""
     return entry.metadata.get("option") or OPTIONS[entry.name]
 
 
 def held_at(unit: int, values: Mapping[int, T]) -> T:
-    """The value of `values` (by unit) that holds at `unit`: that of the last key up to it."""
+    """The value of `values` (by unit) that applies at `unit`: that of the last key up to it."""
     keys = sorted(values)
     return values[keys[bisect_right(keys, unit) - 1]]
 

@@ -38,7 +38,7 @@ from .run import Run
 def sample(run: Run) -> Generator[Tensor, None, None]:
     """Normalized latents `[b, c, t, h, w]` of each unit, first of all those that are given.
 
-    The iteration ends early once the run was told to stop.
+    The iteration ends early if the run is stopped.
     """
     request, model, parallel = run.request, run.model, run.parallel
     generator = parallel.common_generator(run.request.generator)

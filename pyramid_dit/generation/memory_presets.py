@@ -1,4 +1,7 @@
-"""Ways to live with little memory on the device, by name, and what each of them takes.
+"""Ways to live with little memory, by name or by a size, and what each of them takes.
+
+On an accelerator, weights that are not at work lie in the CPU's memory; on the CPU they lie in
+files, mapped, and take no memory.
 
 `python -m pyramid_dit.memory_presets` prints what the released models take. The figures are
 computed, not measured: bytes of the weights, and the estimates of `memory_estimates` and of
@@ -22,8 +25,15 @@ from video_vae.memory import decode_memory
 
 from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import RELEASED_NUM_FRAMES, RELEASED_SIZES
-from ..devices.memory import free_memory
-from ..devices.offload import offload_sequentially, offload_whole
+from ..checks import memory_size
+from ..devices.cpu import keep_freed_memory
+from ..devices.memory import free_memory, limit_memory, resident_memory
+from ..devices.offload import (
+    leave_after_work,
+    offload_sequentially,
+    offload_whole,
+    stay_after_work,
+)
 from ..flow.sizes import SPATIAL_FACTOR, temp_of
 from .latent_codec import DecodeSizes
 from .memory_estimates import step_memory, unit_tokens
@@ -48,6 +58,7 @@ class Placement(Enum):
     ON_DEVICE = "on the device"
     MOVED = "moved there for its work"
     LAYER_BY_LAYER = "moved there layer by layer"
+    IN_FILES = "read from files for its work"
 
 
 @dataclass(frozen=True)
@@ -66,14 +77,18 @@ class MemoryPreset:
     """Whether the transformer's large layers are stored in 8 bits, which changes the videos."""
 
 
-_THERE, _MOVED, _BY_LAYER = Placement
+_THERE, _MOVED, _BY_LAYER, _IN_FILES = Placement
 PRESETS = {
     "max-speed": MemoryPreset(_THERE, _THERE, _THERE, batched_guidance=None),
     "12GB": MemoryPreset(_MOVED, _MOVED, _MOVED, batched_guidance=None),
     "8GB": MemoryPreset(_BY_LAYER, _MOVED, _MOVED, batched_guidance=False),
     "6GB": MemoryPreset(_BY_LAYER, _MOVED, _MOVED, batched_guidance=False, float8=True),
 }
-"""The fastest first."""
+"""Of accelerators, the fastest first."""
+ON_CPU = torch.device("cpu")
+MAX_SPEED = "max-speed"
+ONE_AT_A_TIME = MemoryPreset(_IN_FILES, _IN_FILES, _IN_FILES, batched_guidance=None)
+"""Of the CPU, where a size is asked for that all models together do not fit in."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +172,7 @@ class Needs:
         encoders = {
             Placement.ON_DEVICE: (sum(self.text_encoders), 0),
             Placement.MOVED: (0, max(self.text_encoders, default=0)),
+            Placement.IN_FILES: (0, sum(self.text_encoders)),
             Placement.LAYER_BY_LAYER: (0, self.largest_layer),
         }
         always, reading = encoders[preset.text_encoders]
@@ -189,25 +205,35 @@ class Needs:
 
 
 def apply_preset(generator: VideoGenerator, name: str, device: torch.device) -> str:
-    """Place the models of `generator` as the preset `name` says, to compute on `device`.
+    """Place the models of `generator` as `name` says, to compute on `device`.
 
     Args:
         generator: Whose models' weights lie in the CPU's memory or on `device`.
-        name: `auto` or one of `PRESETS`. `auto` is the first that fits into the memory that is
-            free, for the size and length that are the checkpoint's defaults.
+        name: `auto`, one of `PRESETS`, or a size such as `16GB`: the first of them that fits into
+            the memory that is free, or into that size, for the size and length of video that are
+            the checkpoint's defaults. On the CPU other sizes than the presets' have one model in
+            memory at a time where all of them do not fit.
         device: What to compute on.
 
     Returns:
-        The name of the preset.
+        The name of the preset; on the CPU `max-speed`, or the size that is kept to.
 
     Raises:
         ValueError: There is no such preset.
     """
     check_preset(name)
     model = generator.components
-    if name == AUTO:
-        name = choose_preset(model, device)
-    preset = PRESETS[name]
+    if device.type == "cpu":
+        keep_freed_memory()
+        limit_memory(None)  # an earlier one
+    if name in PRESETS:
+        preset = PRESETS[name]
+    elif device.type == "cpu":
+        name, preset = _choose_for_cpu(model, name)
+        limit_memory(None if name == MAX_SPEED else memory_size(name))
+    else:
+        name = choose_preset(model, device, most=None if name == AUTO else memory_size(name))
+        preset = PRESETS[name]
     for encoder in _text_encoders(model):
         _place(encoder, preset.text_encoders, device)
     if preset.float8 and not _in_float8(model.dit):
@@ -223,22 +249,66 @@ def apply_preset(generator: VideoGenerator, name: str, device: torch.device) -> 
 
 
 def check_preset(name: str) -> None:
-    """Refuse with a ValueError what names no preset."""
-    if name != AUTO and name not in PRESETS:
-        raise ValueError(f"memory must be one of {', '.join([AUTO, *PRESETS])}, got {name!r}")
+    """Refuse with a ValueError what names no preset and is no size."""
+    if name == AUTO or name in PRESETS:
+        return
+    try:
+        memory_size(name)
+    except ValueError as error:
+        names = ", ".join([AUTO, *PRESETS])
+        raise ValueError(
+            f"memory must be one of {names}, or a size such as 16GB, got {name!r}"
+        ) from error
 
 
-def choose_preset(model: Components, device: torch.device) -> str:
+def choose_preset(model: Components, device: torch.device, *, most: float | None = None) -> str:
     """Name of the fastest preset that fits into the free memory of `device`, else the smallest.
 
-    Weights that lie in the CPU's memory need no more of it: on a CPU nothing is moved.
+    Args:
+        model: The models.
+        device: The accelerator; on the CPU nothing has to be moved.
+        most: Bytes to keep to where more are free.
     """
     if device.type == "cpu":
-        return next(iter(PRESETS))
+        return MAX_SPEED
+    needs = _needs(model)
+    free = free_memory(device)
+    if most is not None:
+        free = min(free, most)
+    for name, preset in PRESETS.items():
+        if needs.peak(preset) <= HEADROOM * free:
+            return name
+    _warn_of_too_little(free, device, name, needs.peak(preset))
+    return name
+
+
+def _choose_for_cpu(model: Components, name: str) -> tuple[str, MemoryPreset]:
+    """`max-speed` where all models fit at once, else a size and one model at a time."""
+    fastest = PRESETS[MAX_SPEED]
+    used, free = resident_memory(), free_memory(ON_CPU)
+    size = used + free if name == AUTO else memory_size(name)
+    left = HEADROOM * max(0.0, min(free, size - used))
+    needs = _needs(model)
+    if needs.peak(fastest) <= left:
+        return (MAX_SPEED if name == AUTO else name), fastest
+    if needs.peak(ONE_AT_A_TIME) > left:
+        _warn_of_too_little(left, ON_CPU, "one model at a time", needs.peak(ONE_AT_A_TIME))
+    return f"{size / 1e9:.4f}GB" if name == AUTO else name, ONE_AT_A_TIME
+
+
+def _warn_of_too_little(free: float, device: torch.device, name: str, peak: float) -> None:
+    logger.warning(
+        "%.1f GB are free on %s, the preset %s takes %.1f GB: a smaller or shorter video may fit",
+        *(free / 1e9, device, name, peak / 1e9),
+    )
+
+
+def _needs(model: Components) -> Needs:
+    """Of the size and length that are the checkpoint's defaults."""
     defaults = model.defaults
     said = defaults.width is not None and defaults.height is not None
     width, height = defaults.size() if said else RELEASED_SIZES["768p"]
-    needs = Needs.of(
+    return Needs.of(
         model.dit,
         model.vae,
         _text_encoders(model),
@@ -248,19 +318,6 @@ def choose_preset(model: Components, device: torch.device) -> str:
         frame_per_unit=model.frame_per_unit,
         stages=model.stages,
     )
-    free = free_memory(device)
-    for name, preset in PRESETS.items():
-        if needs.peak(preset) <= HEADROOM * free:
-            return name
-    smallest = name
-    logger.warning(
-        "%.1f GB are free on %s, the preset %s takes %.1f GB: a smaller or shorter video may fit",
-        free / 1e9,
-        device,
-        smallest,
-        needs.peak(PRESETS[smallest]) / 1e9,
-    )
-    return smallest
 
 
 def weights(module: nn.Module, *, recurse: bool = True) -> int:
@@ -301,7 +358,10 @@ def _place(module: nn.Module, placement: Placement, device: torch.device) -> Non
     from accelerate.hooks import remove_hook_from_module
 
     remove_hook_from_module(module, recurse=True)
-    if placement is Placement.MOVED:
+    stay_after_work(module)
+    if placement is Placement.IN_FILES:
+        leave_after_work(module)
+    elif placement is Placement.MOVED:
         offload_whole(module, device)
     elif placement is Placement.LAYER_BY_LAYER:
         module.to("cpu")

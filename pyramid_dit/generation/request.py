@@ -13,6 +13,7 @@ from ..checkpoints.defaults import Mode
 from ..checks import FRAMES, check_shape, check_size, check_temp, steps_per_stage
 from ..distributed.parallel import processes_at_work, speaks
 from ..flow.latents import Generators
+from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..flow.sizes import (
     SPATIAL_FACTOR,
     TEMPORAL_FACTOR,
@@ -78,7 +79,7 @@ class Request:
 
     @property
     def total_steps(self) -> int:
-        """Euler steps of all units together."""
+        """Steps of all units together."""
         return sum(sum(unit.steps) for unit in self.units)
 
     @property
@@ -107,6 +108,11 @@ def make_request(arguments: Arguments, model: Components) -> Request:
     """
     if arguments.inference_multigpu:
         processes_at_work(guided=True)  # from now on one of them warns
+    if not isinstance(model.scheduler, PyramidFlowMatchEulerDiscreteScheduler):
+        raise TypeError(
+            f"the scheduler must be a {PyramidFlowMatchEulerDiscreteScheduler.__name__}, whose "
+            f"`solver` says how to step, got a {type(model.scheduler).__name__}"
+        )
     make = _new if arguments.resume is None else _resumed
     request = make(arguments, model)
     _check(request, model)
@@ -187,11 +193,14 @@ def _new(arguments: Arguments, model: Components) -> Request:
         later_steps=later_steps,
         guidance=guidance,
     )
+    solver = _either(arguments.solver, model.scheduler.config.solver)
     last = units[-1].index if units else start.given_frames - 1
     for name in ("prompts", "guidance_scales"):
         late = [unit for unit in getattr(arguments, name) or () if unit > last]
         if late:
-            raise ValueError(f"{name} begin at unit {late[0]}, after the end: the last is {last}")
+            raise ValueError(
+                f"{name} begin at unit {late[0]}, after the end: the last unit is {last}"
+            )
     story = arguments.storyboard
     texts = [
         Prompts.checked(
@@ -219,6 +228,7 @@ def _new(arguments: Arguments, model: Components) -> Request:
                 unit,
                 text=sum(start <= unit.index for start in starts) - 1,
                 guidance_scale=arguments.guidance_at(unit.index, unit.guidance_scale),
+                solver=solver,
             )
             for unit in units
         ],
@@ -332,13 +342,11 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
     for text in saved.texts:
         if guided and given and text.negative_prompts is not None:
             raise ValueError(
-                "a run that is resumed has its own negative prompts, "
-                "negative_prompt_embeds were given"
+                "a resumed run keeps its own negative prompts, so negative_prompt_embeds cannot "
+                "be given"
             )
         if guided and not given and text.negative_prompts is None:
-            raise ValueError(
-                "the negative prompts of the run were negative_prompt_embeds: give them"
-            )
+            raise ValueError("the run was made with negative_prompt_embeds: pass them again")
     texts = [
         Prompts.checked(
             text.prompts,

@@ -30,12 +30,12 @@ class Run:
         fast_mode: Approximations to make.
         batched_guidance: Whether both branches of the guidance are computed as one batch; None
             decides by the memory that is free.
-        progress_bar: Arguments of the `tqdm` bar over all Euler steps.
+        progress_bar: Arguments of the `tqdm` bar over all steps.
         caller: What callbacks are handed first; by default the run.
 
     Attributes:
         parallel: The processes that make the video together.
-        steps_done: Euler steps so far.
+        steps_done: Steps so far.
         latents: Normalized latents `[b, c, t, h/8, w/8]` of the complete units, given ones
             included, float32; None before there are any.
         noise: Initial noise of all units that were asked for `[b, c, temp, h/8, w/8]`.

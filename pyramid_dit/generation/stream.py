@@ -33,7 +33,7 @@ class VideoStream(Iterator[Any]):
 
     Attributes:
         num_units: Units of the video, those that are given among them.
-        total_steps: Euler steps of all of them together.
+        total_steps: Steps of all of them together.
     """
 
     def __init__(self, run: Run, *, as_they_come: bool = True) -> None:
@@ -48,7 +48,7 @@ class VideoStream(Iterator[Any]):
 
     @property
     def steps_done(self) -> int:
-        """Euler steps so far."""
+        """Steps so far."""
         return self._run.steps_done
 
     @property

@@ -156,7 +156,7 @@ class VideoGenerator:
             run.stop()
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """Arguments of the `tqdm` bar over all Euler steps, for example `disable=True`."""
+        """Arguments of the `tqdm` bar over all steps, for example `disable=True`."""
         self._progress_bar_config = kwargs
 
     def enable_fast_mode(self, **options: Any) -> None:

@@ -74,7 +74,7 @@ def _pictures(images: OneImage) -> list[Image.Image]:
         array = images
     else:
         raise TypeError(
-            f"an image must be of PIL, an array or a tensor, got {type(images).__name__}"
+            f"an image must be a PIL image, an array or a tensor, got {type(images).__name__}"
         )
     if array.ndim == 3:
         array = array[None]
@@ -129,7 +129,7 @@ def video_pixels(
     """
     FRAMES("history_frames", most_frames)
     if video is None:
-        raise ValueError("a video is needed, or resume")
+        raise ValueError("pass a video, or resume")
     frames = video
     if isinstance(frames, str | PathLike):
         frames = last_frames(Path(frames), most_frames, fps=fps)
@@ -141,7 +141,8 @@ def video_pixels(
         last = _one_size(last)
     elif last.ndim != 4 or last.shape[3] != 3 or last.dtype != np.uint8:
         raise ValueError(
-            f"a video must be bytes [t, h, w, 3], got {last.dtype} of shape {list(last.shape)}"
+            f"a video must be bytes, a uint8 array [t, h, w, 3], "
+            f"got {last.dtype} of shape {list(last.shape)}"
         )
     return _pixels(last).transpose(0, 1).unsqueeze(0)
 

@@ -59,7 +59,7 @@ class VideoHeader:
 
         Args:
             path: The file.
-            input_options: What ffmpeg is told about it.
+            input_options: Options for ffmpeg.
 
         Raises:
             FileNotFoundError: There is no such file.

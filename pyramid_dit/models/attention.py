@@ -18,7 +18,7 @@ from .token_layout import TokenLayout
 
 
 class HistoryCache:
-    """Keys and values of text and history, kept over the Euler steps of a stage (approximate).
+    """Keys and values of text and history, kept over the steps of a stage (approximate).
 
     The history of a unit is clean and does not change within a stage, and by causality neither
     text nor history sees the clip that is being made. Their tokens still change a little from
@@ -231,7 +231,8 @@ class JointAttention(Attention):
             keep: only so many of the last outputs of the video are wanted, and none of the text.
 
         Returns:
-            The outputs of text (or None) and video.
+            The outputs of text and video. That of text is None where it is not wanted, and
+            nobody's where the text has no output projection.
         """
         q, k, v = self._project(video, keep)
         text_output = None
@@ -244,7 +245,8 @@ class JointAttention(Attention):
         output = self._attend(q, k, v, context, last_only=keep is not None)
         if text is not None and keep is None:
             text_output, output = output.tensor_split([text.shape[1]], dim=1)
-            text_output = self.to_add_out(text_output) if self.to_add_out else None
+            if self.to_add_out is not None:
+                text_output = self.to_add_out(text_output)
         return text_output, self.to_out[0](output)
 
 

@@ -48,7 +48,7 @@ class LoraAdapters:
     def load_lora_adapter(
         self, source: Any, prefix: str | None = "transformer", hotswap: bool = False, **kwargs: Any
     ) -> None:
-        """As diffusers' method, of safetensors unless told otherwise, so that a folder will do."""
+        """As diffusers' method, of safetensors by default, so that a folder will do."""
         kwargs.setdefault("use_safetensors", True)
         _adapter_mixin().load_lora_adapter(self, source, prefix, hotswap, **kwargs)  # type: ignore[attr-defined]
 

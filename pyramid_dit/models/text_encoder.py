@@ -78,11 +78,18 @@ class TextPart(NamedTuple):
 
         folder = Path(model_path, self.tokenizer)
         try:
-            return transformers.AutoTokenizer.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except ValueError as error:
+            if not isinstance(tokenizer.model_max_length, int | float):
+                raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
+            return tokenizer
+        except OSError:
+            raise
+        except Exception as error:  # the library of tokenizers has no class for what it refuses
             reason = str(error).strip().split("\n")[0]
+            if not isinstance(error, ValueError):
+                reason = f"{type(error).__name__}: {reason}"
             if "trust_remote_code" in str(error):
                 reason = "it asks for code of its own, which is not run"
             raise ValueError(f"cannot load the tokenizer in {folder}: {reason}") from error

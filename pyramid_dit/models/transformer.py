@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ Clips = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class StageContext:
-    """What stays the same over the Euler steps of a stage; made by `prepare`, for `denoise`.
+    """What stays the same over the steps of a stage; made by `prepare`, for `denoise`.
 
     Attributes:
         attention: Layout and rotations of all tokens.
@@ -59,6 +60,9 @@ class StageContext:
 
 
 _CONTEXTS = itertools.count()
+WORKING_CACHES = ("FirstBlockCacheConfig", "MagCacheConfig", "TaylorSeerCacheConfig")
+"""Of diffusers' caches. The others look for attention modules of diffusers, for one long forward
+call or for a text that is encoded anew at every step, none of which there is."""
 _CACHES = threading.RLock()
 """Held by a thread whose context is that of diffusers' caches, of which there is one at a time."""
 
@@ -195,9 +199,10 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             What `denoise` takes.
 
         Raises:
-            ValueError: `refresh_history` is below 1, or above it without temporal causality; or
-                there are more processes than heads, or they share tokens while one of diffusers'
-                caches is enabled, which each process would decide on by its own tokens.
+            ValueError: `refresh_history` is below 1, or above it without temporal causality or
+                while one of diffusers' caches is enabled; or there are more processes than heads,
+                or they share tokens while one of diffusers' caches is enabled, which each process
+                would decide on by its own tokens.
         """
         parallel.check_heads(self.config.num_attention_heads)
         if parallel.sequence > 1 and self.is_cache_enabled:
@@ -215,6 +220,8 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
         grids = [*map(clip_grid, history), last]
         causal = self.config.use_temporal_causal
         layout = make_layout(grids, text.shape[1], paddings, temporal_causal=causal)
+        if refresh_history > 1 and self.is_cache_enabled:
+            raise ValueError("history_cache does not work together with one of diffusers' caches")
         if refresh_history > 1 and not causal:
             raise ValueError("without temporal causality the history sees the clip being made")
         clips = [
@@ -276,13 +283,10 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
             tokens = _concat([context.history, tokens], dim=1)
         if self.is_cache_enabled:
             keep = None  # diffusers' caches take differences of the blocks' inputs and outputs
-            with _CACHES, self.cache_context(context.name):
-                tokens = self._run_blocks(text, tokens, conditioning, attention, keep)
-        else:
+        with self._cached_as(context.name):
             tokens = self._run_blocks(text, tokens, conditioning, attention, keep)
-
+            velocity = self.proj_out(self.norm_out(last_tokens(tokens, own), conditioning))
         grid = attention.layout.grids[-1]
-        velocity = self.proj_out(self.norm_out(last_tokens(tokens, own), conditioning))
         velocity = parallel.gather(velocity, grid.tokens)
         velocity = unpatchify(velocity, grid).to(latents.dtype)
         return velocity if context.order is None else velocity[_inverse(context.order)]
@@ -292,13 +296,30 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters):
         # a table that is offloaded lies elsewhere
         return tokens if positions is None else tokens + positions.to(tokens.device)
 
+    @contextmanager
+    def _cached_as(self, name: str) -> Iterator[None]:
+        """Let diffusers' caches, where one is enabled, keep what they need under `name`."""
+        if not self.is_cache_enabled:
+            yield
+            return
+        with _CACHES, self.cache_context(name):
+            yield
+
     def enable_cache(self, config: Any) -> None:
-        """Skip work from step to step as one of diffusers' caches does, for example
-        `FirstBlockCacheConfig`: approximate.
+        """Skip work from step to step as one of diffusers' caches does: approximate.
+
+        Args:
+            config: `FirstBlockCacheConfig`, `MagCacheConfig` or `TaylorSeerCacheConfig`. Each
+                stage of each unit starts anew, so steps are counted within a stage.
 
         Raises:
-            ValueError: A cache is enabled already, or diffusers does not know the `config`.
+            ValueError: A cache is enabled already, or it is one that finds nothing to skip here.
         """
+        if type(config).__name__ not in WORKING_CACHES:
+            raise ValueError(
+                f"{type(config).__name__} has no effect on this model; of diffusers' caches "
+                f"{', '.join(WORKING_CACHES)} have"
+            )
         from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 
         for block in (JointBlock, SingleBlock):

@@ -105,21 +105,21 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
     unknown = page.card.defaults.unknown_words(video_request.settings.prompts)
     seen: dict[str, Any] = {}
     async for strips in job.watch():
-        standing = {"ahead": page.worker.ahead(job)} | _standing(job, strips)
-        standing["unknown_words"] = unknown
-        if standing != seen:
-            yield gr.skip(), standing
-        seen = standing
+        progress = {"ahead": page.worker.ahead(job)} | _progress(job, strips)
+        progress["unknown_words"] = unknown
+        if progress != seen:
+            yield gr.skip(), progress
+        seen = progress
     if job.error is not None and job.path is None:
         raise Refusal.of(job.error)
     settings = job.request.settings.entries()
-    about = _standing(job) | {"unknown_words": unknown, "settings": settings}
+    about = _progress(job) | {"unknown_words": unknown, "settings": settings}
     if job.error is not None:
         about["error"] = in_words(job.error)
     yield job.path and str(job.path), about
 
 
-def _standing(job: Job, strips: int | None = None) -> dict[str, Any]:
+def _progress(job: Job, strips: int | None = None) -> dict[str, Any]:
     return {
         "state": job.state.value,
         "frames": sum(strip.count for strip in job.strips[:strips]),

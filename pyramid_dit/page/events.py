@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from .examples import Examples
 from .failures import REFUSALS, Refusal
-from .layout import SCROLL_TO_RESULT, Fields, Results
+from .layout import BEFORE_MAKING, Fields, Results
 from .media_checks import has_sound, open_image, read_settings
 from .settings import (
     MAX_SCENES,
@@ -37,6 +37,7 @@ from .words import (
     details_html,
     duration,
     failure_html,
+    starting_html,
     status_html,
     unknown_html,
 )
@@ -89,7 +90,7 @@ class Page:
                     fields.new_seed,
                 },
                 shown,
-                js=SCROLL_TO_RESULT,
+                js=BEFORE_MAKING,
                 show_progress="hidden",
                 concurrency_limit=None,
                 api_visibility="private",
@@ -102,6 +103,8 @@ class Page:
         results.gallery.select(self._show_again, None, shown, **private)
         everything = [*self._filled(), *shown]
         results.use_settings.click(self._use_settings, None, self._filled(), **private)
+        if results.made is not None:
+            results.made.select(self._use_example, None, self._filled(), **private)
         results.go_on.click(
             self._go_on, None, [fields.tabs, fields.video, fields.prompts["extend"]], **private
         )
@@ -139,8 +142,9 @@ class Page:
         fields, scenes = self.fields, self.fields.scenes
         for mode, choices in fields.choices.items():
             if mode in fields.prompts:
-                gr.on(
-                    [choice.input for choice in choices.values()],
+                picked = (event for c in choices.values() for event in (c.select, c.change))
+                gr.on(  # not at each `input`, which comes too when one of them loses the focus
+                    [*picked],
                     lambda *chosen: self._sentence(chosen),
                     [*choices.values()],
                     fields.prompts[mode],
@@ -204,6 +208,7 @@ class Page:
             if mode == "storyboard":
                 pairs = zip(fields.scenes.starts, fields.scenes.prompts, strict=True)
                 form = replace(form, scenes=tuple((values[a], values[b]) for a, b in pairs))
+            yield {results.status: starting_html()}
             try:
                 job = await self._submit(form, tab.visitor)
             except REFUSALS as error:
@@ -327,7 +332,9 @@ class Page:
         unknown = self.card.defaults.unknown_words(result.settings.prompts)
         return {
             results.preview: {"covered": True},
-            results.video: gr.Video(str(result.path), visible=True),
+            results.video: gr.Video(
+                str(result.path), label=f"Video: {caption(result.settings)}", visible=True
+            ),
             results.details: details_html(result.settings, result.note, unknown),
             results.actions: gr.Row(visible=True),
         }
@@ -363,6 +370,9 @@ class Page:
     def _use_settings(self, request: gr.Request) -> Updates:
         shown = self.visitors.of(request.session_hash).shown
         return {} if shown is None else self._fill(shown.settings)
+
+    def _use_example(self, event: gr.SelectData) -> Updates:
+        return self._fill(self.examples.made[event.index].settings)
 
     def _go_on(self, request: gr.Request) -> Updates:
         fields = self.fields

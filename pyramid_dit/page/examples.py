@@ -1,12 +1,26 @@
-"""Prompts and pictures to begin with."""
+"""Prompts, pictures and videos to begin with."""
 
 from __future__ import annotations
 
+import logging
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from ..media.video_files import export_to_gif, video_frames
+from .media_checks import read_settings
+from .preview import reduced
+from .settings import ModelCard, Settings
+
+logger = logging.getLogger(__name__)
+
+MADE_FOLDER = "examples"
+"""Of a checkpoint: videos that the page made with it."""
+MAX_MADE = 6
+MADE_RATE = 12  # frames a second of those that play by themselves, for which GIFs are made
+MADE_SECONDS = 4  # that are shown of each
 _COLORS = {"green": (30, 170, 50), "purple": (150, 40, 185), "blue": (30, 60, 220)}
 _GROUNDS = {"black": (0, 0, 0), "white": (255, 255, 255), "gray": (128, 128, 128)}
 
@@ -18,6 +32,14 @@ class PictureExample(NamedTuple):
     prompt: str
 
 
+class MadeExample(NamedTuple):
+    """A video that the model made, and from what."""
+
+    path: Path
+    """A GIF."""
+    settings: Settings
+
+
 class Examples(NamedTuple):
     """What the page offers for one model."""
 
@@ -25,6 +47,7 @@ class Examples(NamedTuple):
     storyboard: list[tuple[float, str]]
     """Pairs of a second and a prompt."""
     pictures: list[PictureExample]
+    made: list[MadeExample]
 
 
 def shape_examples(folder: Path) -> Examples:
@@ -44,7 +67,7 @@ def shape_examples(folder: Path) -> Examples:
         _draw(folder, "purple", "circle", "moves right", "white"),
         _draw(folder, "blue", "triangle", "grows", "gray"),
     ]
-    return Examples(prompts, storyboard, pictures)
+    return Examples(prompts, storyboard, pictures, [])
 
 
 def general_examples() -> Examples:
@@ -58,7 +81,34 @@ def general_examples() -> Examples:
         (0.0, "A quiet harbor at dawn, boats on still water"),
         (2.5, "The sun rises over the harbor, the water begins to glitter"),
     ]
-    return Examples(prompts, storyboard, [])
+    return Examples(prompts, storyboard, [], [])
+
+
+def made_examples(checkpoint: Path, card: ModelCard, folder: Path) -> list[MadeExample]:
+    """Videos in the folder `examples` of a checkpoint, which carry the settings of the page.
+
+    Args:
+        checkpoint: The folder of the checkpoint.
+        card: The model; what another variant made is left out.
+        folder: Where GIFs of them go.
+    """
+    found = []
+    for path in sorted((checkpoint / MADE_FOLDER).glob("*.mp4")):
+        try:
+            settings = read_settings(path)
+            if settings.mode not in ("text", "storyboard") or settings.variant != card.variant:
+                continue
+            settings.check(card.max_area)
+            frames = islice(video_frames(path, fps=MADE_RATE), MADE_SECONDS * MADE_RATE)
+            small = (reduced(Image.fromarray(frame)) for frame in frames)
+            target = export_to_gif(small, folder / f"{path.stem}.gif", MADE_RATE)
+        except (ValueError, OSError) as error:
+            logger.warning("%s is no example: %s", path, error)
+            continue
+        found.append(MadeExample(Path(target), settings))
+        if len(found) == MAX_MADE:
+            break
+    return found
 
 
 def _draw(folder: Path, color: str, shape: str, motion: str, ground: str) -> PictureExample:

@@ -1,4 +1,4 @@
-"""What is sent when a request cannot be answered: words, where Gradio has a traceback."""
+"""Answers to requests that failed: a message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import gradio as gr
 from gradio.route_utils import FnIndexInferError
 
 from ..checks import shown
+from ..generation.arguments import OPTIONS
 from .hosts import App, Message, Receive, Scope, Send, answer
 from .visitors import FULL, in_words
 from .worker import QueueFull
 
 logger = logging.getLogger(__name__)
 
-MALFORMED = "The request is malformed: it does not fit what is asked for."
+MALFORMED = "The request is malformed: its values do not fit the fields."
 REFUSALS = (ValueError, TypeError, OSError, QueueFull)
 
 _statuses: ContextVar[list[int]] = ContextVar("statuses")
@@ -39,7 +40,7 @@ class Refusal(gr.Error):
 
 
 class Blocks(gr.Blocks):
-    """Gradio's blocks, whose errors all are told in words."""
+    """Gradio's blocks, whose errors are all messages in plain words."""
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *rest: Any) -> Any:
         """As Gradio has it.
@@ -47,6 +48,7 @@ class Blocks(gr.Blocks):
         Raises:
             Error: The inputs are not what the function takes.
         """
+        inputs = _completed(block_fn.inputs, inputs)
         _check_kinds(block_fn.inputs, inputs)
         try:
             return await super().preprocess_data(block_fn, inputs, *rest)
@@ -113,12 +115,12 @@ class FailuresInWords:
         try:
             await self._app(scope, receive, send_or_hold)
         except Exception as error:
-            status, words = _told(error)
+            status, words = _answer_to(error)
             if started is None:
                 await answer(send, status, words)
             elif any(name == b"content-length" for name, _ in started["headers"]):
                 raise
-            else:  # a stream, which has told of it as an event
+            else:  # a stream, which has reported it as an event
                 await send({"type": "http.response.body", "body": b""})
             return
         if held and statuses:  # Gradio has one status for all refusals
@@ -127,7 +129,7 @@ class FailuresInWords:
             await send(message)
 
 
-def _told(error: Exception) -> tuple[int, str]:
+def _answer_to(error: Exception) -> tuple[int, str]:
     """Status and words for an error in Gradio's own handling of a request."""
     if isinstance(error, OSError):
         logger.warning("a request could not be answered: %s", error)
@@ -140,12 +142,23 @@ def _told(error: Exception) -> tuple[int, str]:
     return 500, in_words(error)
 
 
+def _completed(fields: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """The values of a request, and of fields that came after it was written what held before."""
+    known = {option.label: option.formerly for option in OPTIONS.values() if option.formerly}
+    completed = [*values]
+    for block in fields[len(completed) :]:
+        if block.label not in known:
+            break
+        completed.append(known[block.label])
+    return completed
+
+
 def _check_kinds(fields: Sequence[Any], values: Sequence[Any]) -> None:
     """Refuse what Gradio would turn into text, or round to a number."""
     for block, value in zip(fields, values, strict=False):
         if value is None:
             continue
-        if isinstance(block, gr.Textbox | gr.Dropdown):
+        if isinstance(block, gr.Textbox | gr.Dropdown | gr.Radio):
             fits, kind = isinstance(value, str), "text"
         elif isinstance(block, gr.Number | gr.Slider):
             fits, kind = isinstance(value, int | float) and not isinstance(value, bool), "a number"

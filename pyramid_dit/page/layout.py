@@ -7,16 +7,18 @@ from typing import Any
 
 import gradio as gr
 
-from ..checks import Number, Whole
+from ..checks import Number, OneOf, Whole
 from ..generation.arguments import OPTIONS
 from .examples import Examples
 from .preview import SCRIPT, TEMPLATE
 from .settings import MAX_PROMPT, MAX_SCENES, ON_PAGE, SCENE_START, ModelCard, offered
-from .words import header_html, status_html
+from .words import caption, header_html, status_html
 
-# Where the page is one column, what is being made would be out of sight.
-SCROLL_TO_RESULT = """
+# Errors of the last run go. Where the page is one column, what is being made would be out of sight.
+BEFORE_MAKING = """
 (...inputs) => {
+  const errors = document.querySelectorAll(".toast-body.error [data-testid=toast-close]");
+  errors.forEach((close) => close.click());
   const result = document.querySelector("#pf-result");
   if (result && result.getBoundingClientRect().top > window.innerHeight * 0.4) {
     result.scrollIntoView({ behavior: "smooth", block: "start" });
@@ -85,6 +87,8 @@ class Results:
     use_settings: gr.Button
     go_on: gr.Button
     gallery: gr.Gallery
+    made: gr.Gallery | None
+    """What the model made before, on an empty page."""
 
 
 def build_fields(card: ModelCard, examples: Examples) -> Fields:
@@ -94,32 +98,30 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
     choices: dict[str, dict[str, gr.Dropdown]] = {}
     make: dict[str, gr.Button] = {}
     with gr.Tabs(elem_id="pf-modes") as all_tabs:
-        with gr.Tab("Text", id="text") as tabs["text"]:
+        with gr.Tab("Text", id="text", elem_id="pf-tab-text") as tabs["text"]:
             example = f"For example: {examples.prompts[0]}"
             prompts["text"] = _prompt("What the video should show", example)
             choices["text"] = _choices("text", card)
             make["text"] = _make_button("text")
             gr.Examples([[p] for p in examples.prompts], prompts["text"], label="Examples")
-        with gr.Tab("Picture", id="image") as tabs["image"]:
-            image = gr.File(
-                label="Picture to start from", file_types=["image"], height=110, elem_id="pf-image"
-            )
+        with gr.Tab("Picture", id="image", elem_id="pf-tab-image") as tabs["image"]:
+            image = _drop("Picture to start from, or paste one", ["image"], "pf-image")
             image_note = gr.HTML("", padding=False, elem_classes="pf-note")
             image_crop = _crop("The video starts with this", "pf-image-crop")
-            prompts["image"] = _prompt("What happens in it", "")
+            prompts["image"] = _prompt("What happens in the picture", "")
             choices["image"] = _choices("image", card)
             make["image"] = _make_button("image")
             pictures = _picture_examples(examples)
-        with gr.Tab("Extend", id="extend") as tabs["extend"]:
-            video = gr.File(
-                label="Video that is to go on", file_types=["video"], height=110, elem_id="pf-video"
-            )
+        with gr.Tab("Extend", id="extend", elem_id="pf-tab-extend") as tabs["extend"]:
+            video = _drop("Video to extend", ["video"], "pf-video")
             video_note = gr.HTML("", padding=False, elem_classes="pf-note")
-            video_crop = _crop("The new frames follow this one", "pf-video-crop")
+            video_crop = _crop("The new frames continue from this one", "pf-video-crop")
             prompts["extend"] = _prompt("What happens next", "")
             choices["extend"] = _choices("extend", card)
             make["extend"] = _make_button("extend")
-        with gr.Tab("Storyboard", id="storyboard") as tabs["storyboard"]:
+        with gr.Tab("Storyboard", id="storyboard", elem_id="pf-tab-storyboard") as tabs[
+            "storyboard"
+        ]:
             choices["storyboard"] = _choices("storyboard", card)
             scenes = _scenes(examples, chosen=bool(choices["storyboard"]))
             make["storyboard"] = _make_button("storyboard")
@@ -138,19 +140,15 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
             new_seed = gr.Checkbox(
                 True,
                 label="New for each video",
-                info="Off: the seed beside it is used again.",
+                info="Off: the seed on the left is used again.",
                 min_width=140,
                 elem_id="pf-new-seed",
             )
     with gr.Accordion("More settings", open=False, elem_id="pf-more"):
         options |= {key: _option(key, card) for key in ON_PAGE if key not in options}
     with gr.Accordion("Settings from a video", open=False, elem_id="pf-restore-box"):
-        restore = gr.File(
-            label="Drop a video that was made here to fill the fields as they were",
-            file_types=[".mp4"],
-            height=110,
-            elem_id="pf-restore",
-        )
+        gr.Markdown("Drop a video that was made on this page to restore its settings.")
+        restore = _drop("Video made on this page", [".mp4"], "pf-restore")
     return Fields(
         tabs=all_tabs,
         mode_tabs=tabs,
@@ -172,12 +170,13 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
     )
 
 
-def build_results() -> Results:
+def build_results(examples: Examples) -> Results:
     """The right column."""
     with gr.Column(elem_id="pf-result"):
         preview = gr.HTML(
             None, html_template=TEMPLATE, js_on_load=SCRIPT, elem_id="pf-preview", padding=False
         )
+        made = _made_examples(examples)
         video = gr.Video(
             label="Video",
             show_label=False,
@@ -195,18 +194,7 @@ def build_results() -> Results:
     with gr.Row(visible=False, elem_id="pf-actions") as actions:
         use_settings = gr.Button("Use these settings", size="sm", elem_id="pf-use", min_width=140)
         go_on = gr.Button("Extend this video", size="sm", elem_id="pf-go-on", min_width=140)
-    gallery = gr.Gallery(
-        label="Made in this visit",
-        columns=5,
-        height="auto",
-        object_fit="cover",
-        allow_preview=False,
-        fit_columns=False,
-        interactive=False,
-        visible=False,
-        buttons=[],
-        elem_id="pf-gallery",
-    )
+    gallery = _gallery("Made in this visit", "pf-gallery", columns=5, visible=False)
     return Results(
         status=status,
         stop=stop,
@@ -217,6 +205,7 @@ def build_results() -> Results:
         use_settings=use_settings,
         go_on=go_on,
         gallery=gallery,
+        made=made,
     )
 
 
@@ -236,7 +225,9 @@ def _choices(mode: str, card: ModelCard) -> dict[str, gr.Dropdown]:
     choices = card.defaults.choices()
     if not choices:
         return {}
-    gr.Markdown("The model knows one form of sentence. Choose its words:", elem_classes="pf-hint")
+    gr.Markdown(
+        "This model understands sentences of one form. Choose the words:", elem_classes="pf-hint"
+    )
     with gr.Row(elem_classes="pf-choices"):
         return {
             name: gr.Dropdown(
@@ -249,6 +240,12 @@ def _choices(mode: str, card: ModelCard) -> dict[str, gr.Dropdown]:
 def _make_button(mode: str) -> gr.Button:
     words = "Extend the video" if mode == "extend" else "Make the video"
     return gr.Button(words, variant="primary", size="lg", elem_id=f"pf-make-{mode}")
+
+
+def _drop(label: str, file_types: list[str], elem_id: str) -> gr.File:
+    return gr.File(
+        label=label, file_types=file_types, height=130, elem_id=elem_id, elem_classes="pf-drop"
+    )
 
 
 def _crop(label: str, elem_id: str) -> gr.Image:
@@ -275,11 +272,36 @@ def _picture_examples(examples: Examples) -> gr.Dataset | None:
     )
 
 
+def _gallery(label: str, elem_id: str, **options: Any) -> gr.Gallery:
+    """Small pictures to choose from."""
+    return gr.Gallery(
+        label=label,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        fit_columns=False,
+        interactive=False,
+        buttons=[],
+        elem_id=elem_id,
+        elem_classes="pf-gallery",
+        **options,
+    )
+
+
+def _made_examples(examples: Examples) -> gr.Gallery | None:
+    if not examples.made:
+        return None
+    items = [(str(path), caption(settings)) for path, settings in examples.made]
+    return _gallery("Made with this model: use one", "pf-made", value=items, columns=3)
+
+
 def _scenes(examples: Examples, *, chosen: bool) -> Scenes:
     starts: list[gr.Number] = []
     prompts: list[gr.Textbox] = []
     rows: list[gr.Row] = []
-    gr.Markdown("Each prompt holds from its time on, until the next.", elem_classes="pf-hint")
+    gr.Markdown(
+        "Each prompt applies from its start time until the next one.", elem_classes="pf-hint"
+    )
     given = examples.storyboard
     count = gr.State(max(len(given), 2))
     for index in range(MAX_SCENES):
@@ -347,4 +369,6 @@ def _option(key: str, card: ModelCard, *, least: float | None = None) -> Any:
     if isinstance(allowed, Number | Whole):
         step = 1 if isinstance(allowed, Whole) else 0.1
         return gr.Slider(allowed.least if least is None else least, allowed.most, step=step, **said)
+    if isinstance(allowed, OneOf):
+        return gr.Radio([*allowed.words], **said)
     return gr.Textbox(lines=2, max_length=MAX_PROMPT, **said)

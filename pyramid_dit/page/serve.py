@@ -63,35 +63,37 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
         ProcessesFailed: One of several processes failed.
         Stopped: A signal came while there were several processes.
     """
-    here = launched_process()
+    launched = launched_process()
     end_with_launcher()
     if find_spec("gradio") is None:
-        raise ImportError('the page needs Gradio: pip install ".[app]"')
-    if options.shard and here is None and options.gpus == 1:
+        raise ImportError('the page needs Gradio: pip install "gradio>=6.30"')
+    if options.shard and launched is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
     check_sources(options)
-    if here is None and options.port is not None:
+    if launched is None and options.port is not None:
         _check_port(options.host, options.port)
     with _temporary_folder():
-        if here is None and options.gpus > 1:
+        if launched is None and options.gpus > 1:
             check_processes(options, None)
             run_processes(command, options.gpus)
             return
-        with nullcontext() if here is None else ended_by_signals():
-            _run_here(options, here)
+        with nullcontext() if launched is None else ended_by_signals():
+            _run_here(options, launched)
 
 
-def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
-    is_main = here is None or here.rank == 0
+def _run_here(options: Namespace, launched: LaunchedProcess | None) -> None:
+    is_main = launched is None or launched.rank == 0
     print_log(options, is_main=is_main)
     folder = open_model(options)
     if is_main:
         sys.stderr.write(f"Loading {options.model or 'the default checkpoint'} ...\n")
-    model = load_model(options, folder, here)
+    model = load_model(options, folder, launched)
     model.set_progress_bar_config(disable=True)
     offloading = options.offload == "model"
-    if here is None:
-        _serve(options, folder, model, _starter(model, cpu_offloading=offloading), launched=here)
+    if launched is None:
+        _serve(
+            options, folder, model, _starter(model, cpu_offloading=offloading), launched=launched
+        )
         return
 
     from .processes import Requests, follow, start_together
@@ -103,7 +105,7 @@ def _run_here(options: Namespace, here: LaunchedProcess | None) -> None:
     def start(job: Job) -> AbstractContextManager[VideoStream]:
         return start_together(model, requests, job, cpu_offloading=offloading)
 
-    _serve(options, folder, model, start, launched=here)
+    _serve(options, folder, model, start, launched=launched)
 
 
 def _starter(
@@ -125,17 +127,18 @@ def _serve(
     launched: LaunchedProcess | None,
 ) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from .settings import ModelCard
+    from .settings import DEFAULT_NAME, ModelCard
     from .worker import Worker
 
-    name = "the default checkpoint" if options.model is None else Path(options.model).name
+    name = DEFAULT_NAME if options.model is None else Path(options.model).name
     name += "".join(f" with {Path(source).stem}" for source, _ in options.lora)
     card = ModelCard.of(folder, name, words_taught(model.dit))
     results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
     rate = folder.defaults.frames_per_second
     worker = Worker(start, frames_per_second=rate, folder=results)
     device = _device_words(model, 1 if launched is None else launched.processes)
-    page = build_page(card, worker, results, device, shapes=options.model is None)
+    shapes = options.model is None
+    page = build_page(card, worker, results, device, shapes=shapes, checkpoint=folder.path)
     names = own_names(options.host) | set(options.allow_host)
     if ANY in names:
         sys.stderr.write(
@@ -152,7 +155,13 @@ def _serve(
 
 
 def build_page(
-    card: ModelCard, worker: Worker, folder: Path, device: str, *, shapes: bool
+    card: ModelCard,
+    worker: Worker,
+    folder: Path,
+    device: str,
+    *,
+    shapes: bool,
+    checkpoint: Path | None = None,
 ) -> gr.Blocks:
     """The page as Gradio's blocks.
 
@@ -162,17 +171,20 @@ def build_page(
         folder: Where results go.
         device: What it runs on, for people.
         shapes: Whether the model is the default checkpoint, which knows shapes only.
+        checkpoint: Its folder, which may have videos that the model made.
     """
     import gradio as gr
 
     from .api import add_endpoints
     from .events import Page
-    from .examples import general_examples, shape_examples
+    from .examples import general_examples, made_examples, shape_examples
     from .failures import Blocks
     from .layout import build_fields, build_header, build_results
     from .visitors import Visitors
 
     examples = shape_examples(folder / "examples") if shapes else general_examples()
+    if checkpoint is not None:
+        examples = examples._replace(made=made_examples(checkpoint, card, folder / "made"))
     gr.set_static_paths(folder)  # results are handed out as they lie, without a copy
     visitors = Visitors(folder)
     with Blocks(
@@ -183,7 +195,7 @@ def build_page(
             with gr.Column(scale=5, min_width=320, elem_id="pf-fields"):
                 fields = build_fields(card, examples)
             with gr.Column(scale=6, min_width=320, elem_id="pf-results"):
-                results = build_results()
+                results = build_results(examples)
         page = Page(
             card=card,
             examples=examples,
@@ -215,7 +227,7 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
 
     from .failures import FailuresInWords
     from .media_checks import MAX_VIDEO_BYTES
-    from .theme import STYLE, theme
+    from .theme import ICON, KEYS, STYLE, theme
     from .uploads import UploadLimit
 
     class Guarded(App):
@@ -237,11 +249,16 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
         quiet=True,
         show_error=False,
         ssr_mode=False,
+        # Gradio has asked its server already, and waited for the answer. Without this it asks once
+        # more, for the page, and gives up where that takes over 3 s, as on a busy machine it does.
+        _frontend=False,
         max_file_size=MAX_VIDEO_BYTES,
         footer_links=["api", "settings"],
         run_history=False,
         theme=theme(),
         css_paths=STYLE,
+        js=KEYS,
+        favicon_path=ICON,
         _app=Guarded(default_response_class=ORJSONResponse),
     )
     if public is not None:

@@ -19,6 +19,7 @@ MODES = ("text", "image", "extend", "storyboard")
 """Text to video, image to video, a video that goes on, several prompts at chosen times."""
 ON_PAGE = {option.key: name for name, option in OPTIONS.items() if option.label is not None}
 """Arguments that visitors may set, by the name of the field."""
+DEFAULT_NAME = "the default checkpoint"
 MAX_PROMPT = 2000  # characters; the text encoders read fewer
 MAX_SCENES = 6
 AREA_FACTOR = 4
@@ -62,6 +63,11 @@ class Settings:
     video that goes on are how much longer it gets."""
 
     @property
+    def variant(self) -> str:
+        """Which transformer of the model."""
+        return self.model.rpartition(", ")[2]
+
+    @property
     def prompts(self) -> list[str]:
         """The prompt, or that of each scene."""
         return [scene.prompt for scene in self.scenes] or [self.prompt]
@@ -89,8 +95,8 @@ class Settings:
         if not isinstance(entries, Mapping) or entries.get("pyramid_flow") != FORMAT:
             raise ValueError("the file has a comment, but no settings of this page")
         given = {f.name: entries[f.name] for f in fields(cls) if f.name in entries}
-        # of a record that is older than an option, its default
-        options = {key: entries.get(key, DEFAULTS[name]) for key, name in ON_PAGE.items()}
+        # of a record that is older than an option, what held then
+        options = {key: entries.get(key, _formerly(name)) for key, name in ON_PAGE.items()}
         try:
             given["scenes"] = tuple(Scene(**scene) for scene in given.get("scenes", ()))
             settings = cls(**given | {"options": options})
@@ -162,6 +168,7 @@ class ModelCard:
     width: int
     height: int
     seconds: float
+    solver: str
 
     @classmethod
     def of(cls, folder: CheckpointFolder, name: str, words: Iterable[str] = ()) -> ModelCard:
@@ -169,7 +176,13 @@ class ModelCard:
         variant, defaults = folder.variant.rpartition("_")[2], folder.defaults.with_words(words)
         seconds = round(defaults.frames() / defaults.frames_per_second, 1)
         seconds = min(max(seconds, 0.1), SCENE_START.most)
-        return cls(f"{name}, {variant}", defaults, *defaults.size(), seconds)
+        solver = folder.stepping.get("solver", "euler")
+        return cls(f"{name}, {variant}", defaults, *defaults.size(), seconds, solver)
+
+    @property
+    def variant(self) -> str:
+        """Which transformer of the model."""
+        return self.settings().variant
 
     @property
     def max_area(self) -> int:
@@ -209,6 +222,7 @@ class ModelCard:
             "video_steps": _most(defaults.video_num_inference_steps),
             "guidance": defaults.guidance_scale,
             "video_guidance": defaults.video_guidance(starts.get(mode, "text")),
+            "solver": self.solver,
         }
         options = {key: preferred.get(key, DEFAULTS[name]) for key, name in ON_PAGE.items()}
         return Settings(
@@ -260,6 +274,11 @@ def size_of(text: str | None) -> tuple[int, int]:
     except argparse.ArgumentTypeError as error:
         said = str(error)
         raise ValueError(f"the size {said}" if said.startswith("must") else said) from error
+
+
+def _formerly(name: str) -> Any:
+    former = OPTIONS[name].formerly
+    return DEFAULTS[name] if former is None else former
 
 
 def _multiple(side: float) -> int:

@@ -79,7 +79,7 @@ def _length(scope: Scope) -> int | None:
 
 
 def _limited(receive: Receive) -> Receive:
-    """Receive no more than is allowed, also where its length was not told."""
+    """Receive no more than is allowed, also if its length is not given."""
     received = 0
 
     async def limited() -> Message:

@@ -231,11 +231,11 @@ class Form:
         settings.check(card.max_area)
         if self.mode == "image":
             if self.image is None:
-                raise ValueError("choose a picture that the video is to start from")
+                raise ValueError("choose a picture to start from")
             return VideoRequest(settings=settings, image=crop_of_image(self.image, self.size))
         if self.mode == "extend":
             if self.video is None:
-                raise ValueError("choose a video that is to go on")
+                raise ValueError("choose a video to extend")
             rate = card.defaults.frames_per_second
             frames = video_frames(self.video, width, height, rate)
             history = last_frames(frames, HISTORY_FRAMES)

@@ -34,7 +34,9 @@ def status_html(job: Job | None, ahead: int = 0) -> str:
         return _status("idle", "Ready.")
     if job.state is State.WAITING:
         videos = "1 video is" if ahead == 1 else f"{ahead} videos are"
-        return _status("wait", f"Waiting: {videos} made before yours." if ahead else "Starting …")
+        if not ahead:
+            return starting_html()
+        return _status("wait", f"Waiting: {videos} made before yours.")
     if job.state is State.RUNNING:
         return _running(job)
     if job.state is State.DONE:
@@ -44,6 +46,11 @@ def status_html(job: Job | None, ahead: int = 0) -> str:
         return _status("stopped", f"Stopped. {kept}")
     kept = " The video is kept, but perhaps without its settings." if job.path else ""
     return failure_html(in_words(job.error) + kept if job.error else "It could not be made.")
+
+
+def starting_html() -> str:
+    """It was asked for."""
+    return _status("wait", "Starting …")
 
 
 def failure_html(words: str) -> str:
@@ -70,6 +77,7 @@ def details_html(settings: Settings, note: str, unknown: Sequence[str] = ()) -> 
     rows = [("Seed", str(options["seed"])), ("Length", note)]
     rows += [("Size", f"{settings.width} × {settings.height}")]
     rows += [("Steps", f"{options['steps']}, later {options['video_steps']}")]
+    rows += [("Solver", options["solver"])]
     rows += [("Guidance", f"{options['guidance']:g}, later {options['video_guidance']:g}")]
     if options["negative_prompt"]:
         rows.append(("Negative", options["negative_prompt"]))

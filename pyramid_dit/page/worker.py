@@ -92,8 +92,8 @@ class Job:
     Attributes:
         state: Where it stands.
         strips: The new frames so far, a few at a time, for showing.
-        steps_done: Euler steps so far.
-        total_steps: Euler steps altogether, 0 before the work begins.
+        steps_done: Steps so far.
+        total_steps: Steps altogether, 0 before the work begins.
         seconds: What the work took in the end.
         path: The video; of a stopped job what there was, and of a failed one what was written.
         poster: A small picture of its last frame, if there was room for it.
@@ -143,7 +143,7 @@ class Job:
     async def watch(self, *, seen: int = 0, owned: bool = True) -> AsyncIterator[int]:
         """Yield how many strips are to be shown, until the job has finished.
 
-        No strip is skipped, however fast they come, and each is told of at once. In between the
+        No strip is skipped, however fast they come, and each is reported at once. In between the
         number comes again when the work begins and every `STEPS_EVERY` seconds, for the rest may
         have changed.
 

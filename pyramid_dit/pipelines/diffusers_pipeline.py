@@ -158,8 +158,8 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
             dtype: The same, as diffusers calls it of late.
             device_map: One device, where all models are put; by default the CPU. With `memory`
                 what they compute on, by default the accelerator.
-            memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`: where the weights are kept
-                while they are not at work, see `memory_presets`.
+            memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`, or another size: where the
+                weights are kept while they are not at work, see `memory_presets`.
             quantization_config: A `PipelineQuantizationConfig`, or a dictionary of configs by
                 component (of diffusers for the transformer, of transformers for text encoders),
                 or a config for the transformer alone. GGUF files diffusers reads of its own models
@@ -363,7 +363,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
 
     @property
     def num_timesteps(self) -> int:
-        """Euler steps that were made so far in the call at work, or in the last one."""
+        """Steps that were made so far in the call at work, or in the last one."""
         return self._num_timesteps
 
     @property
@@ -387,7 +387,8 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         """Keep weights where the preset `name` says while they are not at work.
 
         Args:
-            name: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`, see `memory_presets`.
+            name: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`, or another size, see
+                `memory_presets`.
             device: What to compute on; by default the accelerator, else the CPU.
 
         Raises:

@@ -77,7 +77,7 @@ def transformer_weights(weights: Mapping[str, Tensor], transformer: nn.Module) -
     for module in {key.partition(".lora_")[0] for key in found}:
         lower, upper = (f"{module}.lora_{side}.weight" for side in "AB")
         if lower not in found or upper not in found:
-            raise ValueError(f"the LoRA has one matrix alone for {module}: of two one is missing")
+            raise ValueError(f"the LoRA has only one of its two matrices for {module}")
         if module in alphas:
             found[upper] = found[upper] * (alphas[module] / found[lower].shape[0])
     return found
@@ -135,7 +135,7 @@ def token_changes(weights: Mapping[str, Tensor]) -> dict[str, TokenChanges]:
     try:
         return {name: TokenChanges(**pair) for name, pair in parts.items()}
     except TypeError as error:
-        raise ValueError("the LoRA lacks a half of its token embeddings") from error
+        raise ValueError("the LoRA lacks half of its token embeddings") from error
 
 
 def without_tokens(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from video_vae import CausalVideoVAE
 from video_vae.checkpoint_file import MODEL_KEY
+from video_vae.posterior import DiagonalGaussian
 
 from ..checkpoints.architectures import ARCHITECTURES
 from ..checkpoints.defaults import GenerationDefaults
@@ -134,13 +135,14 @@ class PyramidDiTForVideoGeneration:
         if kwargs:
             logger.warning("arguments without effect: %s", ", ".join(kwargs))
         dtype = resolve_dtype(model_dtype)
+        folder = _open_folder(model_path, model_variant, model_name)
         scheduler = PyramidFlowMatchEulerDiscreteScheduler(
             shift=timestep_shift,
             stages=len(stages),
             stage_range=list(stage_range),
             gamma=scheduler_gamma,
+            **folder.stepping,
         )
-        folder = _open_folder(model_path, model_variant, model_name)
         unit = folder.settings.frame_per_unit if frame_per_unit is None else frame_per_unit
         self.objective = FlowObjective(
             scheduler,
@@ -291,8 +293,8 @@ class PyramidDiTForVideoGeneration:
                 an accelerator and `fp32` for the CPU.
             device: Where to put the models, by default the CPU; with `memory` what they compute
                 on, by default the accelerator.
-            memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`: where the weights are kept
-                while they are not at work, see `memory_presets`.
+            memory: `auto`, `max-speed`, `12GB`, `8GB` or `6GB`, or another size: where the
+                weights are kept while they are not at work, see `memory_presets`.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where to keep what is fetched from the hub.
             kwargs: Arguments of the constructor.
@@ -532,7 +534,7 @@ class PyramidDiTForVideoGeneration:
     def calculate_loss(
         self, model_preds_list: Sequence[Tensor], targets_list: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of velocities `[b, c, t, h, w]`, one a column; the rest as of a call."""
+        """Loss of velocities `[b, c, t, h, w]`, one per column; the rest as for a call."""
         loss, log = self.objective.loss(model_preds_list, targets_list)
         return loss, log if self.return_log else {}
 
@@ -541,7 +543,12 @@ class PyramidDiTForVideoGeneration:
         latents = video
         if self.vae is not None:
             pixels = video.to(self.vae.device, self.vae.dtype)
-            latents = self.vae.encode(pixels).latent_dist.sample(generator)
+            # clip by clip and in windows: a batch at once takes hundreds of gigabytes at 384p
+            encoded = [
+                self.vae.encode(clip, temporal_chunk=True).latent_dist.parameters
+                for clip in pixels.split(1)
+            ]
+            latents = DiagonalGaussian(torch.cat(encoded)).sample(generator)
         return self.statistics.normalize(latents.to(self.device, torch.float32))
 
     def _training_text(
@@ -616,18 +623,17 @@ def _dropped(count: int, generator: torch.Generator | None) -> list[bool]:
 
 def _saved_arguments(folder: CheckpointFolder) -> dict[str, Any]:
     """Arguments of the constructor that a pipeline in diffusers' layout was saved with."""
-    if not folder.scheduler_config:
-        return {}
     config = folder.scheduler_config
     encoders = {part.encoder for part in folder.architecture.text_encoder.parts()}
-    return {
-        "timestep_shift": config["shift"],
-        "stage_range": config["stage_range"],
-        "scheduler_gamma": config["gamma"],
-        "stages": [2**stage for stage in range(config["stages"])],
+    saved: dict[str, Any] = {
         "load_vae": "vae" not in folder.absent,
         "load_text_encoder": not encoders & folder.absent,
     }
+    names = {"timestep_shift": "shift", "stage_range": "stage_range", "scheduler_gamma": "gamma"}
+    saved |= {name: config[entry] for name, entry in names.items() if entry in config}
+    if "stages" in config:
+        saved["stages"] = [2**stage for stage in range(config["stages"])]
+    return saved
 
 
 def _open_folder(

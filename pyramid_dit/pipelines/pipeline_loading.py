@@ -134,7 +134,7 @@ def _quantized(
     if config is None:
         return {}
     if getattr(config, "quant_method", None) == QuantizationMethod.GGUF:
-        raise ValueError("diffusers reads GGUF files of its own models only, not of this one")
+        raise ValueError("diffusers reads GGUF files only for its own models, not for this one")
     return {"quantization_config": config}
 
 

@@ -31,7 +31,7 @@ class TransformerLoraLoaderMixin(CogVideoXLoraLoaderMixin):
 
     @classmethod
     def lora_state_dict(cls, source: Any, **kwargs: Any) -> Any:
-        """As diffusers' method, of safetensors unless told otherwise.
+        """As diffusers' method, of safetensors by default.
 
         Raises:
             OSError: There is no such file, folder or repository.

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import OneOf
 from ..distributed.parallel import SERIAL, Serial
 from ..flow.latents import Generators, latent_pyramid, noise_pyramid
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from ..flow.solvers import SOLVERS
 from ..flow.temporal_pyramid import gather_history, history_plan
 from ..models.transformer import PyramidTransformer
 from .fast_mode import EXACT, FastMode
@@ -22,7 +24,11 @@ from .prompts import GuidedText
 
 @dataclass(frozen=True)
 class Unit:
-    """One autoregressive round."""
+    """One autoregressive round.
+
+    Raises:
+        ValueError: There is no such solver.
+    """
 
     index: int
     """Position in the video, of which given frames are the first units; an image is unit 0."""
@@ -30,11 +36,16 @@ class Unit:
     """First latent frame of its noise; the unit takes frames `start` to `stop`."""
     stop: int
     steps: Sequence[int]
-    """Euler steps of each stage."""
+    """Steps of each stage."""
     guidance_scale: float
     """Scale of the guidance; 1 is the prompt alone."""
     text: int = 0
     """Which of the texts it follows."""
+    solver: str = "euler"
+    """How the steps are made, one of `flow.solvers.SOLVERS`."""
+
+    def __post_init__(self) -> None:
+        OneOf(SOLVERS)("solver", self.solver)
 
 
 def plan_units(
@@ -56,7 +67,7 @@ def plan_units(
         temp: Latent frames of the noise.
         frame_per_unit: Latent frames of every unit but unit 0.
         first_index: Position of the first unit that is made.
-        first_steps: Euler steps of each stage in unit 0.
+        first_steps: Steps of each stage in unit 0.
         later_steps: The same in the other units.
         guidance: Scales of the guidance.
     """
@@ -88,7 +99,7 @@ class UnitSampler:
         batched_guidance: Compute the branches of the guidance as one batch, not in two passes.
         fast_mode: Approximations to make.
         parallel: Processes that share the work.
-        on_step: Called after every Euler step with its timestep and the unit's latents
+        on_step: Called after every step with its timestep and the unit's latents
             `[b, c, t, h_k, w_k]`; returns the latents to go on with, or raises `Interrupted`.
     """
 
@@ -172,12 +183,13 @@ class UnitSampler:
                 refresh_history=self.fast_mode.history_cache,
                 parallel=self.parallel,
             )
-            schedule = self.scheduler.stage_schedule(steps, stage)
+            schedule = self.scheduler.stage_schedule(steps, stage, solver=unit.solver)
+            previous: Tensor | None = None
             with closing(velocity) as velocity_at:
                 for index, timestep in enumerate(schedule.timesteps.tolist()):
                     direction = velocity_at(latents, timestep, guided=next(guided_steps))
-                    latents = schedule.step(index, direction, latents)
-                    latents = self.on_step(timestep, latents)
+                    latents = schedule.step(index, direction, latents, previous)
+                    latents, previous = self.on_step(timestep, latents), direction
                     finite.append(latents.isfinite().all())
         is_finite = [] if latents.is_meta else torch.stack(finite).tolist()
         if not all(is_finite):

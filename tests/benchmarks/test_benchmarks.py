@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import PROJECT_ROOT, relative_error
+from golden import relative_error
 from PIL import Image
 from tiny_checkpoint import DIT_CONFIGS, VAE_CONFIG, write_tiny_checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -318,9 +316,8 @@ def test_command_runs(module: ModuleType, tmp_path: Path, capsys: pytest.Capture
 def test_all_at_once_fill_the_readme(tmp_path: Path) -> None:
     readme, results = tmp_path / "README.md", tmp_path / "results"
     readme.write_text(report_module.README.read_text(encoding="utf-8"), encoding="utf-8")
-    command = [sys.executable, "-m", "benchmarks.run_all", "--tiny", "--repeats", "1"]
-    command += ["--only", "scaling", "--readme", str(readme), "--results", str(results)]
-    subprocess.run(command, cwd=PROJECT_ROOT, check=True, capture_output=True)
+    command = ["--tiny", "--repeats", "1", "--only", "scaling"]
+    run_all.main([*command, "--readme", str(readme), "--results", str(results)])
     found = Report.load(results / "scaling.json")
     assert found.markdown() in readme.read_text(encoding="utf-8")
     with Image.open(results / "scaling.png") as chart:

@@ -9,7 +9,7 @@ from types import FrameType
 
 import pytest
 
-from pyramid_dit.cli.command import status_of
+from pyramid_dit.cli.status import status_of
 
 
 def _signal_at(function: str, signum: int) -> None:

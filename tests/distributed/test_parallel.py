@@ -76,7 +76,9 @@ def limit(case: str) -> float:
     return VIDEO_TOLERANCE if case.endswith("latents") else TOLERANCE
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize(
+    "processes", [*(pytest.param(few, marks=pytest.mark.slow) for few in (2, 3)), 4]
+)
 def test_together_is_alone(processes: int, checkpoints: Path, tmp_path: Path) -> None:
     for name in ("pyramid_flux", "pyramid_mmdit"):
         (tmp_path / name).symlink_to(checkpoints / name)
@@ -327,32 +329,30 @@ def frames(folder: Path) -> np.ndarray:
     return np.stack(images).astype(np.float32)
 
 
-def test_gpus_give_the_video_of_one_process(checkpoints: Path, tmp_path: Path) -> None:
-    process = start(checkpoints, "--seed", "3", "--shard", "--output", tmp_path / "two/")
-    output, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, errors
-    assert output.count("\n") == 1 and "9 frames of 64x64" in output and "(seed 3)" in output
-    alone = [PROMPT, "--model", str(checkpoints / "pyramid_flux"), "--device", "cpu"]
-    assert main([*alone, "--seed", "3", "-q", "--output", f"{tmp_path / 'one'}/"]) == 0
-    assert np.abs(frames(tmp_path / "two") - frames(tmp_path / "one")).mean() < 0.01
-
-
-def test_warnings_come_once(tmp_path: Path) -> None:
-    """Words that the checkpoint which comes along never learned, and more than it reads."""
+def test_gpus_give_the_video_of_one_process(tmp_path: Path) -> None:
+    """And warn once: of words that the bundled checkpoint never learned, and of too many words."""
     prompt = "a red elephant moves left on a white background " * 40
+    command = [prompt, "--device", "cpu", "--seed", "3", "--steps", "1", "--video-steps", "1"]
+    command += ["--num-frames", "9", "--size", "64x64"]
     done = subprocess.run(
-        [sys.executable, "-m", "pyramid_dit", prompt, "--device", "cpu", "--gpus", "2", "--quiet"]
-        + ["--steps", "1", "--num-frames", "1", "--output", str(tmp_path / "video.mp4")],
+        [sys.executable, "-m", "pyramid_dit", *command, "--gpus", "2", "--shard"]
+        + ["--output", f"{tmp_path / 'two'}/"],
         env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+    assert done.stdout.count("\n") == 1
+    assert "9 frames of 64x64" in done.stdout and "(seed 3)" in done.stdout
+    for warning in (
         "the checkpoint never learned the words",
         "a prompt of 681 tokens is cut to 128, what T5 reads (max_sequence_length)",
-    ]
+    ):
+        assert done.stderr.count(warning) == 1, done.stderr
+    assert main([*command, "-q", "--output", f"{tmp_path / 'one'}/"]) == 0
+    assert np.abs(frames(tmp_path / "two") - frames(tmp_path / "one")).mean() < 0.01
 
 
 def test_in_python_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -367,7 +367,9 @@ def test_in_python_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     assert caplog.messages == ["from process 0"]
 
 
-@pytest.mark.parametrize("end", ["a worker is killed", "SIGTERM"])
+@pytest.mark.parametrize(
+    "end", [pytest.param("a worker is killed", marks=pytest.mark.slow), "SIGTERM"]
+)
 def test_nothing_is_left_of_the_processes(end: str, checkpoints: Path, tmp_path: Path) -> None:
     slow = ["--steps", "1000", "--size", "768x768"]  # minutes, on any machine
     process = start(checkpoints, *slow, "--output", tmp_path / "video.mp4")
@@ -396,7 +398,7 @@ def test_what_cannot_be_is_refused_before_a_process_starts(
         (["--gpus", "2", "--shard", "--offload", "model"], "does not go with --offload"),
     ]
     if not torch.accelerator.is_available():
-        cases.append((["--gpus", "2"], "there is no GPU here; --device cpu"))
+        cases.append((["--gpus", "2"], "there is no GPU; --device cpu"))
     for arguments, message in cases:
         assert main([*command, *arguments]) == 2
         errors = capsys.readouterr().err

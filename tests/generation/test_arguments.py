@@ -55,6 +55,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "latents": [torch.tensor([float("nan")]), "noise"],
     "generator": [3],
     "prompt_suffix": [3],
+    "solver": ["heun", "Euler", 3],
 }
 
 
@@ -108,8 +109,8 @@ def test_values_that_exclude_each_other() -> None:
         (TextToVideo, {"temp": 1, "seconds": 1.0}, "only one of temp, seconds"),
         (TextToVideo, {"seed": 1, "generator": torch.Generator()}, "either seed or generator"),
         (TextToVideo, {"prompt": "a", "prompts": {0: "b"}}, "either prompt or prompts"),
-        (VideoToVideo, {"resume": "run", "num_frames": 8}, "has its own num_frames"),
-        (VideoToVideo, {"resume": "run", "max_sequence_length": 7}, "has its own max_sequence"),
+        (VideoToVideo, {"resume": "run", "num_frames": 8}, "keeps its own num_frames"),
+        (VideoToVideo, {"resume": "run", "max_sequence_length": 7}, "keeps its own max_sequence"),
     ):
         with pytest.raises(ValueError, match=message):
             record(**arguments)  # type: ignore[operator]

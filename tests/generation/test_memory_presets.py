@@ -135,13 +135,28 @@ def test_the_fastest_that_fits_is_chosen(
     assert choose_preset(model, torch.device("cpu")) == "max-speed"
 
 
+def test_a_size_is_kept_to_where_more_is_free(
+    released: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dit, vae, encoders = released["pyramid_flux"]
+    statistics = ARCHITECTURES["pyramid_flux"].released_statistics
+    scheduler = PyramidFlowMatchEulerDiscreteScheduler()
+    text = nn.ModuleList(encoders)
+    model = Components(dit, scheduler, statistics, vae=vae, text_encoder=text)
+    monkeypatch.setattr("pyramid_dit.generation.memory_presets.free_memory", lambda _: 80e9)
+    for size, name in ((24e9, "max-speed"), (16e9, "12GB"), (10e9, "8GB"), (5e9, "6GB")):
+        assert choose_preset(model, torch.device("cuda"), most=size) == name
+
+
 def test_an_unknown_preset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "pyramid_dit.checkpoints.hub.CheckpointFolder.open", lambda *_: pytest.fail("opened")
     )
     for kind in (PyramidFlowPipeline, PyramidDiTForVideoGeneration):
-        with pytest.raises(ValueError, match="auto, max-speed, 12GB, 8GB, 6GB, got 'low'"):
-            kind.from_pretrained(folder, memory="low")
+        for name in ("low", "16", "0GB", "-1GB", "16gb", 16):
+            said = f"auto, max-speed, 12GB, 8GB, 6GB, or a size such as 16GB, got {name!r}"
+            with pytest.raises(ValueError, match=said):
+                kind.from_pretrained(folder, memory=name)
 
 
 # ---- at work ----------------------------------------------------------------------------------

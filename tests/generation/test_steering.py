@@ -204,7 +204,7 @@ def test_saved_latents_are_refused_where_they_do_not_fit(
     next(stream)
     stream.save_latents(tmp_path / "run")
     for own in ({"prompt": SQUARE}, {"num_frames": 8}, {"seed": 1}, {"guidance_scales": {0: 1.0}}):
-        with pytest.raises(ValueError, match="has its own"):
+        with pytest.raises(ValueError, match="keeps its own"):
             model.generate_v2v(resume=tmp_path / "run", **own)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         SavedLatents.load(tmp_path / "nowhere")
@@ -267,7 +267,7 @@ def test_the_history_is_the_end_of_the_video(model: PyramidDiTForVideoGeneration
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"video": None}, "a video is needed"),
+        ({"video": None}, "pass a video"),
         ({"video": []}, "no frames"),
         ({"video": np.zeros((9, 64, 64, 3))}, "bytes"),
         ({"video": [picture(), picture(width=96)] * 5}, "one size"),
@@ -456,12 +456,12 @@ def test_encoded_negative_prompts_are_given_again_and_only_then(
     encoded = {f"negative_{name}": value for name, value in zip(names, values, strict=True)}
     whole = model.generate(**{**TEXT, **encoded, "output_type": "latent"})
     stopped_after(model, 1, **encoded).save_latents(tmp_path / "run")
-    with pytest.raises(ValueError, match="were negative_prompt_embeds: give them"):
+    with pytest.raises(ValueError, match="made with negative_prompt_embeds: pass them"):
         model.generate_v2v(resume=tmp_path / "run", output_type="latent")
     resumed = model.generate_v2v(resume=tmp_path / "run", output_type="latent", **encoded)
     assert torch.equal(resumed, whole)
     stopped_after(model, 1).save_latents(tmp_path / "words")
-    with pytest.raises(ValueError, match="has its own negative prompts"):
+    with pytest.raises(ValueError, match="keeps its own negative prompts"):
         model.generate_v2v(resume=tmp_path / "words", output_type="latent", **encoded)
 
 

@@ -277,7 +277,7 @@ def test_weights_of_something_else_are_refused(
     with pytest.raises(ValueError, match="no weights"):
         pipeline.load_lora_weights({})
     half = {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 2)}
-    with pytest.raises(ValueError, match=r"to_q: of two one is missing"):
+    with pytest.raises(ValueError, match=r"only one of its two matrices for .*to_q"):
         pipeline.load_lora_weights(half)
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="bad.safetensors is damaged"):
@@ -355,6 +355,6 @@ def test_tokens_of_another_encoder_are_refused(name: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="token embeddings .2, 5. are none of text_encoder"):
         pipeline.load_lora_weights(weights | {key: torch.ones(2, 5)})
     del weights[key]
-    with pytest.raises(ValueError, match="lacks a half"):
+    with pytest.raises(ValueError, match="lacks half"):
         pipeline.load_lora_weights(weights)
     assert not hasattr(pipeline.transformer, "peft_config")

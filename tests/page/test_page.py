@@ -66,6 +66,7 @@ OPTIONS: dict[str, Any] = {
     "guidance": 1.5,
     "video_guidance": 0.0,
     "max_sequence_length": 64,
+    "solver": "ab2",
 }
 SETTINGS = Settings(
     mode="storyboard",
@@ -283,6 +284,7 @@ def form(**changes: Any) -> Form:
         "guidance": 2,
         "video_guidance": 2,
         "max_sequence_length": 128,
+        "solver": "euler",
     }
     options |= {key: changes.pop(key) for key in options.keys() & changes.keys()}
     return Form(**own | changes, options=options)
@@ -307,6 +309,7 @@ def test_a_form_becomes_a_request(card: ModelCard) -> None:
         ({"seed": 1.5}, "seed must be an integer"),
         ({"steps": float("inf")}, "steps of the first frame must be an integer"),
         ({"mode": "storyboard", "scenes": ((0, 5),)}, "must be text"),
+        ({"solver": "rk4"}, "solver must be one of euler, ab2"),
         ({"guidance": -1}, "guidance of the first frame must be at least 0"),
         ({"mode": "image"}, "choose a picture"),
         ({"mode": "extend"}, "choose a video"),
@@ -673,31 +676,12 @@ def test_a_client_cancels(client: Any, jobs: list[Job]) -> None:
 # ---- the command ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--port", "x"], "invalid int value"),
-        (["--model", "no/where/at/all"], "is no folder"),
-        (["--shard"], "add --gpus"),
-        (["--port", "99999"], "cannot serve at 127.0.0.1, port 99999"),
-        (["--host", "192.0.2.1", "--port", "7860"], "cannot serve at 192.0.2.1"),
-        (["--gpus", "2", "--device", "cuda:1"], "does not go with"),
-    ],
-)
-def test_wrong_options_are_told_in_one_line(options: list[str], words: str) -> None:
-    command = [sys.executable, "app.py", *options]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 def test_a_signal_while_the_model_is_loaded_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     code = """
 import signal, sys
-import app, pyramid_dit.page.serve as serve
+from pyramid_dit.page import command, serve
 serve.load_model = lambda *_: signal.pause()  # takes until the signal comes
-sys.exit(app.main(sys.argv[1:]))
+sys.exit(command.main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", code, "--model", str(folder)]
     options: dict[str, Any] = {"cwd": PROJECT_ROOT, "env": os.environ | {"TMPDIR": str(tmp_path)}}

@@ -249,7 +249,7 @@ def test_who_leaves_makes_room_and_others_see_nothing(
         staying.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_it_fits_a_phone(browser: Any, address: str, scheme: str, tmp_path: Path) -> None:
     visit = Visit(browser, address, viewport=PHONE, color_scheme=scheme, has_touch=True)
     page = visit.page

@@ -26,7 +26,7 @@ httpx = pytest.importorskip("httpx")
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
-TEXT = [PROMPT, "", "64x64", 0.4, 1, 1, 2, 2, 7, 64]
+TEXT = [PROMPT, "", "64x64", 0.4, 1, 1, 2, 2, 7, 64, "euler"]
 """Arguments of `/text_to_video`."""
 NO_ROOM = "There is no room left on the server's disk"
 

@@ -13,7 +13,7 @@ from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
 
-TEXT = ["a", "", "64x64", 0.4, 3, 2, 1.5, 0, -1, 64]
+TEXT = ["a", "", "64x64", 0.4, 3, 2, 1.5, 0, -1, 64, "euler"]
 """Arguments of `/text_to_video`."""
 
 
@@ -68,7 +68,7 @@ def test_malformed_bodies(address: str, route: str, body: str) -> None:
         ("text_to_video", [*TEXT[:2], "9x9", *TEXT[3:]], "multiples of 64"),
         ("text_to_video", [*TEXT[:2], 7, *TEXT[3:]], "'Size' must be text, not 7"),
         ("text_to_video", [*TEXT[:3], 10**400, *TEXT[4:]], "greater than maximum value"),
-        ("text_to_video", [*TEXT[:8], 10**400, 64], "eed must be"),
+        ("text_to_video", [*TEXT[:8], 10**400, *TEXT[9:]], "eed must be"),
         ("image_to_video", [{}, *TEXT], "malformed"),
         ("image_to_video", ["/etc/passwd", *TEXT], "malformed"),
         ("extend_video", [7, *TEXT], "malformed"),
@@ -103,7 +103,7 @@ def test_a_value_of_another_kind_is_not_turned_into_one_that_fits(
 
 def test_a_seed_is_not_rounded(address: str) -> None:
     assert "must be a whole number, not 1.5" in call(
-        address, "text_to_video", [*TEXT[:8], 1.5, TEXT[9]]
+        address, "text_to_video", [*TEXT[:8], 1.5, *TEXT[9:]]
     )
 
 

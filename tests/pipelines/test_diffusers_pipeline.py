@@ -550,7 +550,7 @@ def test_weights_quantized_by_torchao(flux: PyramidFlowPipeline, tmp_path: Path)
 def test_moving_and_saving_after_offloading_says_what_to_call(
     undo: str, flux: PyramidFlowPipeline, tmp_path: Path
 ) -> None:
-    flux.enable_memory_preset("6GB")  # which rounds the weights
+    flux.enable_memory_preset("6GB", "cpu")  # which rounds the weights
     frames = made(flux)
     for action in (
         lambda: flux.to("cpu"),

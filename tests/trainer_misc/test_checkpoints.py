@@ -138,7 +138,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "checkpoint-2"
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "passing over" in line and str(damaged) in line and "\n" not in line
+    assert "skipping" in line and str(damaged) in line and "\n" not in line
     thin_checkpoints(tmp_path, keep=2)  # of which the damaged one is none
     assert list(checkpoint_steps(tmp_path)) == [1, 2, 3]
 
@@ -197,10 +197,10 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path: Path) ->
     loop = linear_run.new_loop(tmp_path, 1)
     linear_run.train(loop)
     config = LoopConfig(output=tmp_path, steps=2, learning_rate=0.1)
-    with pytest.raises(ValueError, match="checkpoint of another model") as caught:
+    with pytest.raises(ValueError, match="checkpoint of a different model") as caught:
         linear_run.TrainingLoop(config, {"model": nn.Linear(4, 4)})
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="a different model"):
         linear_run.TrainingLoop(config, {"other": nn.Linear(3, 3)})
     with pytest.raises(FileNotFoundError, match="state.json"):
         linear_run.new_loop(tmp_path / "new", 1, resume=tmp_path / "nowhere")

@@ -37,7 +37,7 @@ def test_gradients_that_are_not_finite_change_nothing_and_are_counted(
     assert loop.skipped == 2
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert [line.split(":")[0] for line in said] == [
-        f"the update of step {step} is left out" for step in (4, 5)
+        f"skipping the update of step {step}" for step in (4, 5)
     ]
     before, _ = read_checkpoint(tmp_path / "checkpoint-7")
     after, state = read_checkpoint(tmp_path / "checkpoint-8")

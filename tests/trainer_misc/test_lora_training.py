@@ -121,9 +121,9 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
     train(files, tmp_path, "--steps", "3")
     one, other = (load_file(folder / FILE) for folder in (tmp_path, trained))
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-    with pytest.raises(SystemExit, match="checkpoint of another model"):
+    with pytest.raises(SystemExit, match="checkpoint of a different model"):
         train(files, tmp_path, "--steps", "4", "--lora_targets", "to_q")
-    with pytest.raises(SystemExit, match="checkpoint of another model"):
+    with pytest.raises(SystemExit, match="checkpoint of a different model"):
         train(files, tmp_path, "--steps", "4", "--lora_rank", "3")
 
 
@@ -160,9 +160,9 @@ def test_the_limit_of_the_vae_is_said(
     ("more", "message"),
     [
         (["--lora_targets", "to_x"], "no linear layer is called to_x; there are .*attn.to_q"),
-        (["--opt", "muon"], "--lora_rank takes adamw"),
-        (["--half_weights"], "adapters are float32"),
-        (["--lora_rank", "0"], "--lora_alpha is of a LoRA"),
+        (["--opt", "muon"], "--lora_rank: use adamw"),
+        (["--half_weights"], "adapters are always float32"),
+        (["--lora_rank", "0"], "--lora_alpha is for a LoRA"),
     ],
 )
 def test_what_does_not_go_together(
@@ -205,7 +205,7 @@ def test_the_command_refuses_what_is_none(
         parse_options(["x", "--lora", "file:11"])
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"nothing")
-    for name, message in (("./none/at/all", "is no file"), (str(bad), "is damaged")):
+    for name, message in (("./none/at/all", "is not a file"), (str(bad), "is damaged")):
         given = ["a red circle", "--model", str(files["model"]), "--device", "cpu"]
         assert pyramid_flow([*given, "-o", str(tmp_path / "no.mp4"), "--lora", name]) == 2
         assert message in capsys.readouterr().err

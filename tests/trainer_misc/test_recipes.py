@@ -60,7 +60,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shell(files: Path, tmp_path: Path) -> Shell:
-    """Runs a command in the folder, with trainings made short."""
+    """Runs a command in the folder, with trainings and videos made short."""
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
@@ -68,7 +68,13 @@ def shell(files: Path, tmp_path: Path) -> Shell:
         'case "$*" in *--load_vae*) set -- "$@" --resolution 64x64,128x64 ;; esac\n'
         f'exec "{sys.executable}" "$@"\n'
     )
-    python.chmod(0o755)
+    command = tmp_path / "pyramid-flow"
+    command.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -m pyramid_dit "$@" '
+        "--num-frames 9 --size 128x128 --steps 2 --device cpu\n"
+    )
+    for script in (python, command):
+        script.chmod(0o755)
 
     def run(command: str, **settings: str) -> None:
         small = {"WIDTH": "64", "HEIGHT": "64", "NUM_FRAMES": "17", "GPUS": "1"}
@@ -94,11 +100,11 @@ def trained(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").open()]
 
 
-def commands(heading: str) -> list[str]:
-    """The shell blocks of a section of docs/training.md."""
-    page = (PROJECT_ROOT / "docs/training.md").read_text(encoding="utf-8")
-    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+def commands(heading: str, page: str = "training", language: str = "sh") -> list[str]:
+    """The shell blocks, or those of another language, of a section of a page in docs."""
+    text = (PROJECT_ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
@@ -109,6 +115,7 @@ def test_folders_and_shards_as_documented(files: Path, shell: Shell) -> None:
         assert len(trained(files / "output" / name)) == 1
 
 
+@pytest.mark.slow
 def test_from_raw_files_over_extraction_to_trained_steps_as_documented(
     files: Path, shell: Shell
 ) -> None:
@@ -120,6 +127,29 @@ def test_from_raw_files_over_extraction_to_trained_steps_as_documented(
     shell(training)
     (line,) = trained(files / "output/features")
     assert 0 < line["loss"] < 10 and 0 <= line["waiting"] <= 1
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["On a laptop", pytest.param("At released size", marks=pytest.mark.slow)],
+)
+def test_a_lora_from_a_folder_of_clips_as_documented(
+    heading: str, files: Path, shell: Shell, tmp_path: Path
+) -> None:
+    """Each has its clips in a folder of its own; at released size the checkpoint is a tiny one."""
+    pytest.importorskip("peft")
+    for source in commands("On a laptop", "finetune", "python"):
+        (tmp_path / "clips.py").write_text(source)
+        shell(f"cd {tmp_path} && python clips.py")
+    shell(f"ln -s {files}/models {files}/scripts {tmp_path}")
+    for block in commands(heading, "finetune"):
+        shell(f"cd {tmp_path}\n{block}", BATCH_SIZE="4")
+    (made,) = tmp_path.glob("*.mp4")
+    assert made.stat().st_size
+    run = tmp_path / "output/lora"
+    (line,) = (json.loads(line) for line in (run / "log.jsonl").open())
+    assert line["step"] == 1 and 0 < line["loss"] < 10
+    assert (run / "pytorch_lora_weights.safetensors").is_file()
 
 
 @pytest.mark.slow

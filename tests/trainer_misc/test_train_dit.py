@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from golden import PROJECT_ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_checkpoint import write_tiny_checkpoint
-from training_files import PROMPTS, VARIANT, write_latents
+from training_files import PROMPTS, VARIANT, run_two_in_turn, write_latents
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
 from pyramid_dit.video_io import export_to_video
@@ -169,7 +165,7 @@ def test_settings_of_a_file_and_flags_that_win(tmp_path: Path) -> None:
         ('lr = "fast"', "lr must be a float, got 'fast'"),
         ("batch_size = 1.5", "batch_size must be a int"),
         ('task = "t2a"', "task must be one of t2v, t2i"),
-        ("lr = 1\n[a]\nlr = 2", "'lr' stands twice"),
+        ("lr = 1\n[a]\nlr = 2", "'lr' appears twice"),
         ("lr = ", "run.toml"),
     ],
 )
@@ -187,7 +183,7 @@ def test_files_of_settings_that_are_no_good(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"--batch_size": "3"}, "batch_size 3 cannot be dealt to the 4 columns"),
+        ({"--batch_size": "3"}, "batch_size 3 cannot be divided into the 4 columns"),
         ({"--model_path": "nowhere"}, "nowhere"),
         ({"--anno_file": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"--empty_text_feature": "nowhere.pt"}, "nowhere.pt"),
@@ -218,53 +214,45 @@ def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
             assert f"(default: {flag.default})" in text
 
 
-@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3", "sequence", "lora", "divided_lora"])
+LORA = ["--lora_rank", "2"]
+KINDS = {
+    "ddp": [],
+    "zero2": ["--use_fsdp"],
+    "zero3": ["--use_fsdp", "--fsdp_shard_strategy", "zero3"],
+    "sequence": ["--use_sequence_parallel", "--sp_group_size", "2"],
+    "lora": LORA,
+    "divided_lora": ["--use_fsdp", *LORA],
+}
+TWO_STEPS = ["--steps", "2", "--sync_video_input", "--video_sync_group", "1", "--opt_eps", "1"]
+
+
+@pytest.fixture(scope="module")
+def by_two(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each kind of training by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = [arguments(files, folder / kind, *TWO_STEPS, *KINDS[kind]) for kind in KINDS]
+    run_two_in_turn("train_dit", runs, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one_with_their_batches(
-    kind: str, files: dict[str, Path], tmp_path: Path
+    kind: str, by_two: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
     """Gradients to 1e-5: the weights after steps that Adam does not bring to one size."""
-    more = {
-        "ddp": [],
-        "zero2": ["--use_fsdp"],
-        "zero3": ["--use_fsdp", "--fsdp_shard_strategy", "zero3"],
-        "sequence": ["--use_sequence_parallel", "--sp_group_size", "2"],
-        "lora": [],
-        "divided_lora": ["--use_fsdp"],
-    }[kind]
-    lora = ["--lora_rank", "2"] if "lora" in kind else []
-    same = [
-        *lora,
-        "--steps",
-        "2",
-        "--sync_video_input",
-        "--video_sync_group",
-        "1",
-        "--opt_eps",
-        "1",
-    ]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "trainer_misc.train_dit"]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments(files, tmp_path / kind, *same, *more)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = transformer(tmp_path / kind / "checkpoint-2")
+    two = transformer(by_two / kind / "checkpoint-2")
+    given = arguments(files, tmp_path, *TWO_STEPS, *(LORA if "lora" in kind else []))
     if kind == "sequence":
-        train_dit.main(arguments(files, tmp_path / "one", *same))
+        train_dit.main(given)
     else:
-        train_ranks_in_turn(arguments(files, tmp_path / "one", *same), tmp_path / "one")
-    one = transformer(tmp_path / "one/checkpoint-2")
+        train_ranks_in_turn(given)
+    one = transformer(tmp_path / "checkpoint-2")
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-7)
 
 
-def train_ranks_in_turn(given: list[str], output: Path) -> None:
+def train_ranks_in_turn(given: list[str]) -> None:
     """What two processes train together, by one that takes the batches of both in turn."""
     options = parse(None, GROUPS, [*given, "--gradient_accumulation_steps", "2"])
     trainer = train_dit.Trainer(options)

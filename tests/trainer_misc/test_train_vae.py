@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from golden import PROJECT_ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_checkpoint import VAE_CONFIG
+from training_files import run_two, run_two_in_turn
+from vae_ranks import SmallDiscriminator
 
 from pyramid_dit.video_io import export_to_video
 from trainer_misc import train_vae
 from trainer_misc.options import parse
 from trainer_misc.vae_options import GROUPS
-from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
+from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper, losses
+
+
+@pytest.fixture(autouse=True)
+def small_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process; that which others train with is of the real size."""
+    monkeypatch.setattr(losses, "PatchDiscriminator", SmallDiscriminator)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def arguments(files: Path, output: Path, *more: str) -> list[str]:
         "image_anno": files / "images.jsonl",
         "output_dir": output,
         "batch_size": 2,
-        "resolution": 48,
+        "resolution": 24,
         "max_frames": 9,
         "model_dtype": "fp32",
         "lr": 3e-3,
@@ -126,23 +130,12 @@ def test_the_encoder_can_be_left_as_it_is(files: Path, tmp_path: Path) -> None:
     assert changed == {"decoder", "post_quant_conv"} or changed == {"decoder"}
 
 
-def run_two(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "trainer_misc.train_vae"]
-    done = subprocess.run(
-        [*command, *arguments],
-        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize("discriminator", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_train_one_model(discriminator: bool, files: Path, tmp_path: Path) -> None:
     more = ("--add_discriminator", "--disc_start", "1") if discriminator else ()
-    run_two(arguments(files, tmp_path, "--steps", "2", *more))
+    size = ("--batch_size", "1", "--resolution", "48")  # the least that is judged
+    given = arguments(files, tmp_path, "--steps", "2", *size, *more)
+    run_two("-m", "trainer_misc.train_vae", *given)
     assert (tmp_path / "causal_video_vae/config.json").is_file()
     assert len(figures(tmp_path)) == 2
 
@@ -151,11 +144,13 @@ def test_stage_two_is_one_process_with_the_whole_clips(files: Path, tmp_path: Pa
     """The time of a clip over two processes, stopped and gone on with."""
     given = ("--max_frames", "35", "--add_discriminator", "--disc_start", "0")
     # Where eps is large, AdamW does not turn gradients that are only rounding into steps.
-    given = (*given, "--lr", "0.01", "--opt_eps", "1", "--lr_scheduler", "constant", "--steps")
-    train_vae.main(arguments(files, tmp_path / "alone", *given, "3"))
-    for steps in ("2", "3"):
-        shared = ("--use_context_parallel", "--context_size", "2")
-        run_two(arguments(files, tmp_path / "shared", *given, steps, *shared))
+    given = (*given, "--lr", "0.01", "--opt_eps", "1", "--lr_scheduler", "constant")
+    train_vae.main(arguments(files, tmp_path / "alone", *given, "--steps", "3"))
+    shared = ("--use_context_parallel", "--context_size", "2")
+    runs = [
+        arguments(files, tmp_path / "shared", *given, *shared, "--steps", step) for step in "23"
+    ]
+    run_two_in_turn("train_vae", runs, tmp_path)
     logs = [figures(tmp_path / name) for name in ("alone", "shared")]
     for name in ("loss", "mse", "kl", "adversarial_weight", "discriminator"):
         assert logs[0][0][name] == pytest.approx(logs[1][0][name], rel=1e-5), name
@@ -174,7 +169,10 @@ def test_stage_two_is_one_process_with_the_whole_clips(files: Path, tmp_path: Pa
     [
         (["--model_path", "nowhere"], "no folder at nowhere"),
         (["--video_anno", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--use_context_parallel"], "--context_size 2 takes so many processes: start by torchrun"),
+        (
+            ["--use_context_parallel"],
+            "--context_size 2 needs that many processes: start with torchrun",
+        ),
         (["--resolution", "33"], "multiple of 8, got 33"),
         (["--pretrained_vae_weight", "nowhere.pth"], "nowhere.pth"),
     ],
@@ -193,7 +191,7 @@ def test_what_does_not_fit_is_said_in_one_line(
     [
         ({"context_size": 3}, "--context_size 3 does not divide the 4 processes"),
         ({"context_size": 4}, "--max_frames 33: a clip of 33 frames is too short for 4 ranks"),
-        ({"use_image_video_mixed_training": True}, "takes videos alone"),
+        ({"use_image_video_mixed_training": True}, "works with videos only"),
     ],
 )
 def test_contexts_that_do_not_fit_are_refused(

@@ -1,12 +1,16 @@
-"""Files that trainings of the tests read: a tiny checkpoint, latents, features of text."""
+"""What trainings of the tests read: a tiny checkpoint, latents, features of text; and two ranks."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from golden import PROJECT_ROOT
 from tiny_checkpoint import LATENT_CHANNELS, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration
@@ -45,3 +49,23 @@ def text_features(model: PyramidDiTForVideoGeneration, prompt: str) -> dict[str,
         "prompt_attention_mask": condition.prompt_attention_mask,
         "pooled_prompt_embed": condition.pooled_prompt_embeds,
     }
+
+
+def run_two(*arguments: str) -> None:
+    """Start two processes by torchrun, and wait for their end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", *arguments],
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run_two_in_turn(trainer: str, runs: list[list[str]], folder: Path) -> None:
+    """Train with two processes once for each of `runs`, the arguments of `trainer`."""
+    path = folder / "runs.json"
+    path.write_text(json.dumps(runs))
+    run_two(str(PROJECT_ROOT / "tests/runs_in_turn.py"), trainer, str(path))

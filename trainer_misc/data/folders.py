@@ -94,7 +94,7 @@ def _listed(table: Path) -> Iterator[Record]:
         if not isinstance(name, str) or not name:
             record[PROBLEM] = "missing column", "it lacks 'file_name', which must be a string"
         elif kind is None:
-            record[PROBLEM] = "wrong column", f"{name!r} is no video or picture by its name"
+            record[PROBLEM] = "wrong column", f"{name!r} is not the name of a video or picture"
         else:
             record[kind] = str(table.parent / name)
         if row.get("text") is not None:

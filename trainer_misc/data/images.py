@@ -138,7 +138,7 @@ def picture_size(path: Path) -> Size:
     except FileNotFoundError:
         raise SampleError("missing file", f"there is no file {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SampleError("unreadable file", f"{path} is no picture: {error}") from error
+        raise SampleError("unreadable file", f"{path} is not a picture: {error}") from error
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -115,7 +115,7 @@ def _samples(shard: Path) -> Iterator[Record]:
             if not _ends_here(shard, archive.offset):
                 problem = "damaged shard", "it goes on with something else, or ends early"
     except tarfile.ReadError as error:
-        problem = "damaged shard", f"it ends early, or is no tar archive: {error}"
+        problem = "damaged shard", f"it ends early, or is not a tar archive: {error}"
         if shard.stat().st_size == 0:
             problem = "empty shard", "there is nothing in it"
     except OSError as error:

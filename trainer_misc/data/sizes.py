@@ -31,9 +31,11 @@ def aspect_sizes(area: int) -> list[Size]:
     Those of the reference, 1:1, 3:5 and 5:3, are among them.
     """
     longer = range(math.isqrt(area) // GRID * GRID, area // GRID, GRID)
-    lying = [(width, area // width // GRID * GRID) for width in longer]
-    lying = [(width, height) for width, height in lying if height and width / height <= WIDEST]
-    return sorted({*lying, *((height, width) for width, height in lying)})
+    landscape = [(width, area // width // GRID * GRID) for width in longer]
+    landscape = [
+        (width, height) for width, height in landscape if height and width / height <= WIDEST
+    ]
+    return sorted({*landscape, *((height, width) for width, height in landscape)})
 
 
 def sizes_of(resolution: str | Sequence[Size]) -> list[Size]:

@@ -29,7 +29,7 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True)
 class Skip:
-    """A sample that was passed over."""
+    """A sample that was skipped."""
 
     sample: int
     """Its place among the annotations."""
@@ -105,7 +105,7 @@ class Skipped:
         """List in the log how many there were of each kind, if any."""
         if self._counted:
             where = "" if self._file is None else f"; {self._file} names them"
-            text = "%d of %d samples were passed over (%s)%s"
+            text = "%d of %d samples were skipped (%s)%s"
             logger.warning(text, len(self._counted), self._samples, self._listed(), where)
 
     def _listed(self) -> str:
@@ -113,7 +113,7 @@ class Skipped:
 
     def _name(self, skips: list[Skip]) -> None:
         for skip in skips:
-            logger.warning("%s is passed over, %s: %s", skip.name, skip.kind, skip.reason)
+            logger.warning("skipping %s, %s: %s", skip.name, skip.kind, skip.reason)
         if self._file is None:
             return
         lines = [json.dumps(asdict(skip)) + "\n" for skip in skips]

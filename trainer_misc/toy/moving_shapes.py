@@ -145,7 +145,7 @@ def combination_of(caption: str) -> int:
     except KeyError:
         example = caption_of(0)
         raise ValueError(
-            f"{caption!r} is no caption of moving shapes such as {example!r}"
+            f"{caption!r} is not a caption of moving shapes such as {example!r}"
         ) from None
 
 

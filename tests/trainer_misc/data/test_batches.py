@@ -144,7 +144,7 @@ def test_what_cannot_be_used_is_replaced_and_counted(
     assert dict(batches.skipped[0].kinds) == {kind: 1}
     (line,) = (tmp_path / "run/skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["kind"] == kind and "1.pt" in json.loads(line)["reason"]
-    assert len([r for r in caplog.records if "passed over" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "skipping" in r.getMessage()]) == 1
     with pytest.raises(ValueError, match=f"1 of .* cannot be used \\({kind}: 1\\).*1.pt"):
         strict = LatentBatches(latents, max_skipped=0.05, **settings)
         for _ in itertools.islice(loader(strict), 12):

@@ -56,7 +56,11 @@ def test_tables(tmp_path: Path, table: str, content: str) -> None:
     ("table", "content", "message"),
     [
         ("metadata.csv", "name,text\na.mp4,b\n", "line 2: it lacks 'file_name'"),
-        ("metadata.csv", "file_name,text\na.doc,b\n", "line 2: 'a.doc' is no video or picture"),
+        (
+            "metadata.csv",
+            "file_name,text\na.doc,b\n",
+            "line 2: 'a.doc' is not the name of a video or picture",
+        ),
         ("metadata.csv", "file_name,text\na.mp4\n", "line 2: it lacks 'text'"),
         ("metadata.jsonl", '{"file_name": \n', "line 1: no valid JSON"),
         ("metadata.jsonl", "[]\n", "line 1: it holds a list"),

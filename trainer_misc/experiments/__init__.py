@@ -1,0 +1,1 @@
+"""Experiments, one command each, whose results are told in the documentation."""
