@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -314,6 +315,13 @@ def test_public_names() -> None:
         assert name in dir(pyramid_dit)
     with pytest.raises(AttributeError, match="PyramidPlot"):
         _ = pyramid_dit.PyramidPlot  # type: ignore[attr-defined]
+
+
+def test_no_two_modules_of_tests_have_one_name() -> None:
+    """pytest collects one of them alone, but only when both are asked for."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py"))
+    del names["conftest.py"]
+    assert max(names.values()) == 1, names.most_common(3)
 
 
 if __name__ == "__main__":

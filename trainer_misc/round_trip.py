@@ -17,43 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pyramid_dit.checks import FRAMES, SIDE
 from pyramid_dit.generation.latent_codec import to_bytes
 from pyramid_dit.media.ffmpeg import ffmpeg_says
 from video_vae import CausalVideoVAE
+from video_vae.round_trip import psnr, through_vae
 
 from .data.annotations import Annotations
 from .data.skipped import SampleError
 from .data.videos import clip_pixels, read_clip
-
-WINDOW = 16
-"""Frames that the VAE takes at a time."""
-
-
-@torch.no_grad()
-def through_vae(vae: Any, pixels: Tensor) -> Tensor:
-    """Clips `[b, 3, 8n + 1, h, w]` in [-1, 1] as they come back, in the same range and dtype.
-
-    Args:
-        vae: A `CausalVideoVAE`; of the posterior the mean is taken.
-        pixels: The clips; sides are multiples of 8.
-    """
-    back = []
-    for clip in pixels.split(1):  # one at a time: decoding takes more than training does
-        given = clip.to(vae.device, vae.dtype)
-        latents = vae.encode(given, temporal_chunk=True, window_size=WINDOW).latent_dist.mode()
-        decoded = vae.decode(latents, temporal_chunk=True, window_size=WINDOW // 8).sample
-        back.append(decoded.clamp(-1, 1).to(pixels))
-    return torch.cat(back)
-
-
-def psnr(clips: Tensor, others: Tensor) -> list[float]:
-    """Peak signal-to-noise ratio in decibels of each pair of clips in [-1, 1]; equal ones: 100."""
-    errors = (clips - others).double().square().flatten(1).mean(dim=1).clamp(min=4e-10)
-    return (10 * torch.log10(4 / errors)).tolist()
 
 
 def vmaf(frames: np.ndarray, reference: np.ndarray) -> float:
@@ -133,7 +106,7 @@ def measured(
         yield {
             "video": record["video"],
             "frames": len(clip),
-            "psnr": round(psnr(back, pixels)[0], 2),
+            "psnr": round(psnr(back.numpy(), pixels.numpy(), peak=2.0), 2),
             "vmaf": round(vmaf(to_bytes(back)[0].numpy(), clip), 2),
         }
 

@@ -19,6 +19,7 @@ from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
 from video_vae.checkpoint_file import read_state_dict
+from video_vae.round_trip import psnr, through_vae
 
 from .data import Batches
 from .data.batches import Texts
@@ -33,13 +34,16 @@ from .loop_config import LoopConfig, new_accelerator
 from .lora import add_adapters, check_lora
 from .optimization import Muon, muon_groups
 from .options import parse
-from .round_trip import psnr, through_vae
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .sharding import divide_weights
 
 logger = logging.getLogger(__name__)
 
 LIMIT_CLIPS, LIMIT_FRAMES, GOOD_PSNR = 8, 17, 30.0
+VAE_IS_THE_LIMIT = (
+    "no training of the transformer makes these better: look at them, and train the VAE "
+    "(train_vae) where it is the limit"
+)
 
 
 class Trainer:
@@ -134,14 +138,16 @@ class Trainer:
         """Say how near to themselves some of the clips come back from the VAE."""
         if not self.loop.accelerator.is_main_process:
             return
+        vae = self.model.vae
+        assert vae is not None
         found: list[tuple[float, str]] = []
         for number in range(LIMIT_CLIPS):
             batch = self.batches[number]
             pixels = batch["video"][:LIMIT_CLIPS]
             pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels[:, :, :LIMIT_FRAMES]
-            found += zip(
-                psnr(through_vae(self.model.vae, pixels), pixels), batch["text"], strict=False
-            )
+            back = through_vae(vae, pixels)
+            for clip, expected, text in zip(back, pixels, batch["text"], strict=False):
+                found.append((psnr(clip.numpy(), expected.numpy(), peak=2.0), text))
             if len(found) >= LIMIT_CLIPS:
                 break
         mean = sum(psnr for psnr, _ in found) / len(found)
@@ -149,10 +155,7 @@ class Trainer:
         logger.info(
             "through the VAE and back: %.1f dB PSNR, mean of %d clips; lowest %.1f dB (%r)%s",
             *(mean, len(found), lowest, text),
-            ""
-            if lowest >= GOOD_PSNR
-            else "; no training of the transformer makes these better: "
-            "look at them, and train the VAE (train_vae) where it is the limit",
+            "" if lowest >= GOOD_PSNR else f"; {VAE_IS_THE_LIMIT}",
         )
 
     def _numbered(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:

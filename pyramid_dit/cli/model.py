@@ -124,22 +124,17 @@ def load_model(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from ..generation.memory_presets import apply_preset
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
     disable_progress_bar()  # of loading; the hub's have been shown by now
-    later = bool(options.lora)  # adapters come before weights are spread over memories
-    on_cpu = options.offload or options.shard or (later and options.memory)
     model = PyramidDiTForVideoGeneration.from_pretrained(
         folder.path,
         folder.variant,
         model_dtype=dtype_name(options.dtype, folder, device),
-        device="cpu" if on_cpu else device,
-        memory=None if later else options.memory,
+        device="cpu" if options.offload or options.shard else device,
+        memory=options.memory,
     )
     _add_loras(model, options.lora)
-    if later and options.memory:
-        apply_preset(model.video_generator, options.memory, torch.device(device))
     if options.offload == "layer":
         model.enable_sequential_cpu_offload(device)
     if options.shard:

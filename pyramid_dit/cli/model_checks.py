@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+
+from video_vae.round_trip import psnr
 
 from ..checkpoints.defaults import GenerationDefaults
 from ..checkpoints.folder import CheckpointFolder
@@ -258,13 +259,12 @@ def _check_vae(
             device=device,
             sizes=DecodeSizes.of(save_memory=True),
         )
-    error = (again[0, 0].cpu().numpy().astype(np.float64) - clip[0]) / 255
-    psnr = -10 * math.log10(max((error**2).mean(), 1e-10))
-    report.say("VAE", f"encodes and decodes a picture of {width}x{height} at {psnr:.1f} dB PSNR")
-    if psnr < LEAST_PSNR:
+    quality = psnr(again[0, 0].cpu().numpy(), clip[0])
+    report.say("VAE", f"encodes and decodes a picture of {width}x{height} at {quality:.1f} dB PSNR")
+    if not quality >= LEAST_PSNR:
         report.wrong(
-            f"a picture comes back from the VAE at {psnr:.1f} dB PSNR, {LEAST_PSNR:g} and more are "
-            "usual"
+            f"a picture comes back from the VAE at {quality:.1f} dB PSNR, "
+            f"{LEAST_PSNR:g} and more are usual"
         )
     kinds = {
         "first frame": (slice(0, 1), statistics.first_frame),

@@ -35,7 +35,7 @@ from ..flow.sizes import SPATIAL_FACTOR
 from ..generation.arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
 from ..generation.components import Components
 from ..generation.latent_codec import DecodeSizes, decode_latents, to_output
-from ..generation.memory_presets import apply_preset, check_preset
+from ..generation.memory_presets import MAX_SPEED, apply_preset, check_preset
 from ..generation.stream import VideoStream
 from ..generation.video_generator import VideoGenerator
 from ..json_files import read_json
@@ -188,6 +188,7 @@ class PyramidDiTForVideoGeneration:
         )
         self.video_generator = VideoGenerator(components)
         self._training_dit: nn.Module = dit
+        self._memory_preset: tuple[str, torch.device] | None = None
 
     @property
     def dit(self) -> PyramidFluxTransformer | PyramidDiffusionMMDiT:
@@ -331,7 +332,8 @@ class PyramidDiTForVideoGeneration:
             **kwargs,
         )
         if memory is not None:
-            apply_preset(pipeline.video_generator, memory, torch.device(device or "cpu"))
+            target = torch.device(device or "cpu")
+            pipeline._memory_preset = apply_preset(pipeline.video_generator, memory, target), target
         elif device is not None:
             for module in (pipeline.dit, pipeline.vae, pipeline.text_encoder):
                 if module is not None:
@@ -376,13 +378,19 @@ class PyramidDiTForVideoGeneration:
         from .pipeline_lora import TransformerLoraLoaderMixin as Loader
 
         weights, metadata = Loader.lora_state_dict(source, return_lora_metadata=True, **kwargs)
-        Loader.load_lora_into_transformer(
-            weights,
-            self.dit,
-            adapter_name,
-            text_encoders=dict(self.text_encoder.named_children()) if self.text_encoder else {},
-            metadata=metadata,
-        )
+        if self._memory_preset is not None:  # whose hooks would not know the adapters
+            apply_preset(self.video_generator, MAX_SPEED, torch.device("cpu"))
+        try:
+            Loader.load_lora_into_transformer(
+                weights,
+                self.dit,
+                adapter_name,
+                text_encoders=dict(self.text_encoder.named_children()) if self.text_encoder else {},
+                metadata=metadata,
+            )
+        finally:
+            if self._memory_preset is not None:
+                apply_preset(self.video_generator, *self._memory_preset)
 
     # ---- steps of generation, for those who take them by themselves -------------------------
 

@@ -115,14 +115,18 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- which one is chosen ----------------------------------------------------------------------
 
 
-def test_the_fastest_that_fits_is_chosen(
-    released: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def flux(released: dict[str, Any]) -> Components:
     dit, vae, encoders = released["pyramid_flux"]
     statistics = ARCHITECTURES["pyramid_flux"].released_statistics
     scheduler = PyramidFlowMatchEulerDiscreteScheduler()
     text = nn.ModuleList(encoders)
-    model = Components(dit, scheduler, statistics, vae=vae, text_encoder=text)
+    return Components(dit, scheduler, statistics, vae=vae, text_encoder=text)
+
+
+def test_the_fastest_that_fits_is_chosen(
+    released: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = flux(released)
     for free, name in ((24e9, "max-speed"), (11e9, "12GB"), (7e9, "8GB"), (5e9, "6GB")):
         monkeypatch.setattr(
             "pyramid_dit.generation.memory_presets.free_memory", lambda _, f=free: f
@@ -138,11 +142,7 @@ def test_the_fastest_that_fits_is_chosen(
 def test_a_size_is_kept_to_where_more_is_free(
     released: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dit, vae, encoders = released["pyramid_flux"]
-    statistics = ARCHITECTURES["pyramid_flux"].released_statistics
-    scheduler = PyramidFlowMatchEulerDiscreteScheduler()
-    text = nn.ModuleList(encoders)
-    model = Components(dit, scheduler, statistics, vae=vae, text_encoder=text)
+    model = flux(released)
     monkeypatch.setattr("pyramid_dit.generation.memory_presets.free_memory", lambda _: 80e9)
     for size, name in ((24e9, "max-speed"), (16e9, "12GB"), (10e9, "8GB"), (5e9, "6GB")):
         assert choose_preset(model, torch.device("cuda"), most=size) == name
@@ -229,7 +229,18 @@ def test_adapters_are_loaded_under_a_preset(folder: Path) -> None:
     fresh.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"]))
     state = peft.get_peft_model_state_dict(fresh)
     torch.manual_seed(0)
-    pipeline.load_lora_weights({f"transformer.{k}": torch.randn_like(v) for k, v in state.items()})
+    adapter = {f"transformer.{k}": torch.randn_like(v) for k, v in state.items()}
+    pipeline.load_lora_weights(adapter)
     assert next(pipeline.text_encoder_2.parameters()).is_meta
     assert hasattr(pipeline.transformer, "_hf_hook")
     assert not torch.allclose(latents(pipeline), base, rtol=1e-2)
+
+    made = []
+    for memory in (None, "8GB"):
+        model = PyramidDiTForVideoGeneration.from_pretrained(folder, memory=memory, device="cpu")
+        model.set_progress_bar_config(disable=True)
+        model.load_lora_weights(adapter)
+        assert next(model.text_encoder.text_encoder_2.parameters()).is_meta == (memory == "8GB")
+        generator = torch.Generator().manual_seed(0)
+        made.append(model.generate("a red circle", generator=generator, output_type="latent"))
+    torch.testing.assert_close(*made)

@@ -136,3 +136,9 @@ def test_what_is_refused_at_once_has_the_status_of_a_bad_request(
     answer = post(f"{address}/run/text_to_video", json={"data": data})
     assert answer.status_code == 400
     assert words in answer.json()["error"]
+
+
+def test_a_request_from_before_there_were_solvers(address: str) -> None:
+    """It is answered with the solver of that time."""
+    told = call(address, "text_to_video", [*TEXT[:2], "64x64", 0.1, *TEXT[4:-1]])
+    assert "event: complete" in told and "error" not in told.partition("event: complete")[0]

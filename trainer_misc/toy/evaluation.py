@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import logging
-import math
 import random
 import sys
 import time
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from video_vae.round_trip import psnr, through_vae
 
 from .judge import as_frames, judge
 from .moving_shapes import (
@@ -98,18 +98,6 @@ def _spread(sentences: Sequence[Combination], count: int, rng: random.Random) ->
         seen.update(left.pop(best))
         chosen.append(best)
     return chosen
-
-
-def psnr(actual: np.ndarray, expected: np.ndarray, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB, ``10 log10(peak^2 / mean squared error)``.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if actual.shape != expected.shape:
-        raise ValueError(f"shape {actual.shape} is not the expected shape {expected.shape}")
-    error = float(np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2))
-    return 10 * math.log10(peak**2 / error) if error else math.inf
 
 
 def evaluate_model(
@@ -221,11 +209,9 @@ def reconstruction(
     return {"psnr": float(np.mean(values)), "lowest_psnr": min(values), "clips": count}
 
 
-@torch.no_grad()
 def _decoded(vae: CausalVideoVAE, drawn: np.ndarray) -> np.ndarray:
     """A clip `[3, T, H, W]` in [-1, 1], encoded to the posterior's mode and decoded."""
-    latents = vae.encode(torch.from_numpy(drawn)[None].to(vae.device, vae.dtype)).latent_dist.mode()
-    decoded: np.ndarray = vae.decode(latents).sample[0].clamp(-1, 1).float().cpu().numpy()
+    decoded: np.ndarray = through_vae(vae, torch.from_numpy(drawn)[None])[0].numpy()
     return decoded
 
 

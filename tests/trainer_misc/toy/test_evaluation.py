@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from trainer_misc.toy import evaluation
-from trainer_misc.toy.evaluation import evaluation_prompts, psnr, readings
+from trainer_misc.toy.evaluation import evaluation_prompts, readings
 from trainer_misc.toy.judge import ATTRIBUTES, judge
 from trainer_misc.toy.moving_shapes import (
     MOTIONS,
@@ -24,6 +24,7 @@ from trainer_misc.toy.moving_shapes import (
     render_uint8,
 )
 from trainer_misc.toy.tables import contact_sheet, evaluate_frames
+from video_vae.round_trip import psnr
 
 SOME = range(2, 504, 11)  # every attribute and most pairs
 
