@@ -10,6 +10,7 @@ from .common_options import COUNT, DATA, POSITIVE, PROCESSES, RUN, SHARE, SOURCE
 from .data.sizes import GRID, sizes_of
 from .optimization import SCHEDULES
 from .options import Flag
+from .quantized import KINDS
 
 VARIANTS = tuple(f"diffusion_transformer_{name}" for name in ("768p", "384p", "image"))
 
@@ -87,6 +88,13 @@ GROUPS: dict[str, list[Flag]] = {
             "ends of names of linear layers that get one, as to_q,to_k; by default those of "
             "attention and feed-forward in all blocks",
             kind=names,
+        ),
+        Flag(
+            "quantize_base",
+            None,
+            "keep the frozen weights under a LoRA in 4 bits (nf4), those of text encoders too",
+            kind=str,
+            choices=KINDS,
         ),
         Flag("use_temporal_causal", True, "frames do not attend to later frames"),
         Flag(
@@ -166,7 +174,12 @@ GROUPS: dict[str, list[Flag]] = {
         *DATA,
     ],
     "steps": [
-        Flag("opt", "adamw", "optimizer", choices=("adamw", "muon")),
+        Flag(
+            "opt",
+            "adamw",
+            "optimizer; adamw8bit keeps its state in 8 bits (bitsandbytes)",
+            choices=("adamw", "adamw8bit", "muon"),
+        ),
         Flag("opt_beta1", 0.9, "the optimizer's first beta", check=SHARE),
         Flag("opt_beta2", 0.999, "the optimizer's second beta", check=SHARE),
         Flag(

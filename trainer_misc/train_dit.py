@@ -32,8 +32,9 @@ from .log import SAMPLES, Figures
 from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
 from .lora import add_adapters, check_lora
-from .optimization import Muon, muon_groups
+from .optimization import Muon, muon_groups, parameter_groups
 from .options import parse
+from .quantized import adamw8bit, require_bitsandbytes
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .sharding import divide_weights
 
@@ -222,6 +223,10 @@ def check_settings(options: Namespace) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         options.device = "auto"
         logger.warning("--device cuda: no GPU found, using the CPU")
+    if options.opt == "adamw8bit":
+        require_bitsandbytes()
+        if options.use_fsdp:
+            raise ValueError("--opt adamw8bit does not go with --use_fsdp, which divides the state")
     if options.half_weights and options.model_dtype == "fp16":
         raise ValueError("--half_weights with fp16 overflows: bf16 or fp32")
     if options.sample_steps:
@@ -347,16 +352,19 @@ def loop_config(options: Namespace) -> LoopConfig:
 def new_optimizer(
     options: Namespace, modules: Mapping[str, nn.Module]
 ) -> torch.optim.Optimizer | None:
-    """Muon where it is asked for, for the matrices inside the blocks; None is AdamW."""
-    if options.opt != "muon":
+    """Muon, for the matrices inside the blocks, or AdamW with a state of 8 bits; None is AdamW."""
+    betas = options.opt_beta1, options.opt_beta2
+    if options.opt == "adamw":
         return None
+    if options.opt == "adamw8bit":
+        groups = parameter_groups(modules.values(), options.weight_decay)
+        return adamw8bit(groups, lr=options.lr, betas=betas, eps=options.opt_eps)
     hidden = {
         name: parameter
         for name, parameter in modules["dit"].named_parameters()
         if "blocks." in name and parameter.ndim == 2 and "norm" not in name
     }
     groups = muon_groups(hidden.values(), modules.values(), options.weight_decay)
-    betas = options.opt_beta1, options.opt_beta2
     return Muon(groups, options.lr, betas=betas, eps=options.opt_eps)
 
 
