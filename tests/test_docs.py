@@ -244,6 +244,7 @@ def options_of(page: Path) -> set[str]:
 def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {
         "toy.latents": ["--vae", "a", "--output", "b"],
+        "toy.new_word": ["folder"],
         "toy.start": ["--vae", "a", "--latents", "b", "--output", "c"],
         "evaluation": [],
         "train_dit": [],

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -128,21 +128,32 @@ def split_optimizer_state(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, 
         state: With the names of the parameters, as of `get_optimizer_state_dict` of PyTorch.
     """
     tensors, numbers = {}, {}
-    for name, entries in state.get("state", {}).items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
-            else:
-                numbers[f"{name}/{key}"] = value
+    for place, value in _flat(state.get("state", {})):
+        if isinstance(value, Tensor):
+            tensors[place] = value
+        else:
+            numbers[place] = value
     return tensors, {"param_groups": state.get("param_groups", []), "numbers": numbers}
+
+
+def _flat(entries: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested dictionaries, with their keys joined by slashes."""
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}/")
+        else:
+            yield f"{before}{key}", value
 
 
 def join_optimizer_state(tensors: Tensors, rest: Mapping[str, Any]) -> dict[str, Any]:
     """Undo `split_optimizer_state`."""
     state: dict[str, dict[str, Any]] = {}
     for place, value in [*tensors.items(), *rest["numbers"].items()]:
-        name, _, key = place.rpartition("/")
-        state.setdefault(name, {})[key] = value
+        *outer, key = place.split("/")
+        entries: dict[str, Any] = state
+        for name in outer:
+            entries = entries.setdefault(name, {})
+        entries[key] = value
     return {"state": state, "param_groups": rest["param_groups"]}
 
 

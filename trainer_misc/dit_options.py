@@ -10,6 +10,7 @@ from .common_options import COUNT, DATA, POSITIVE, PROCESSES, RUN, SHARE, SOURCE
 from .data.sizes import GRID, sizes_of
 from .optimization import SCHEDULES
 from .options import Flag
+from .quantized import KINDS
 
 VARIANTS = tuple(f"diffusion_transformer_{name}" for name in ("768p", "384p", "image"))
 
@@ -88,6 +89,13 @@ GROUPS: dict[str, list[Flag]] = {
             "attention and feed-forward in all blocks",
             kind=names,
         ),
+        Flag(
+            "quantize_base",
+            None,
+            "keep the frozen weights under a LoRA in 4 bits (nf4), those of text encoders too",
+            kind=str,
+            choices=KINDS,
+        ),
         Flag("use_temporal_causal", True, "frames do not attend to later frames"),
         Flag(
             "interp_condition_pos", True, "interpolate the positions of history at lower resolution"
@@ -137,6 +145,15 @@ GROUPS: dict[str, list[Flag]] = {
             kind=int,
             check=POSITIVE,
         ),
+        Flag(
+            "replay_anno",
+            None,
+            "annotations of what the model has learned before and is not to forget, mixed with "
+            "those of anno_file",
+            kind=Path,
+        ),
+        Flag("replay_image_anno", None, "the same for image_anno", kind=Path),
+        Flag("replay_share", 0.5, "share of batches of what was learned before", check=SHARE),
         Flag("validation_file", None, "annotations of validation samples", kind=Path),
         Flag(
             "empty_text_feature",
@@ -157,7 +174,12 @@ GROUPS: dict[str, list[Flag]] = {
         *DATA,
     ],
     "steps": [
-        Flag("opt", "adamw", "optimizer", choices=("adamw", "muon")),
+        Flag(
+            "opt",
+            "adamw",
+            "optimizer; adamw8bit keeps its state in 8 bits (bitsandbytes)",
+            choices=("adamw", "adamw8bit", "muon"),
+        ),
         Flag("opt_beta1", 0.9, "the optimizer's first beta", check=SHARE),
         Flag("opt_beta2", 0.999, "the optimizer's second beta", check=SHARE),
         Flag(

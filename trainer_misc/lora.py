@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.checkpoints.weights import resolve_dtype
 from pyramid_dit.files import replacing
 from pyramid_dit.models.lora import require_peft
 from pyramid_dit.models.lora_text import TrainedTokens, changed_tokens
 from pyramid_dit.pipelines.lora_format import FILE_NAME, write_lora
+
+from .quantized import quantize_frozen, require_bitsandbytes
 
 ADAPTER = "default"
 
@@ -21,7 +24,7 @@ ADAPTER = "default"
 def check_lora(options: Namespace) -> None:
     """Refuse settings that do not go with a LoRA, or that only a LoRA has (ValueError)."""
     if not options.lora_rank:
-        for name in ("lora_alpha", "lora_targets"):
+        for name in ("lora_alpha", "lora_targets", "quantize_base"):
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name} is for a LoRA: set --lora_rank as well")
         return
@@ -30,10 +33,18 @@ def check_lora(options: Namespace) -> None:
         raise ValueError("--half_weights does not go with --lora_rank: adapters are always float32")
     if options.opt == "muon":
         raise ValueError("--opt muon does not go with --lora_rank: use adamw")
+    if options.quantize_base:
+        require_bitsandbytes()
+        if options.model_dtype == "fp16":
+            raise ValueError("--quantize_base with fp16 overflows: bf16 or fp32")
+        if options.use_fsdp:
+            raise ValueError("--quantize_base does not go with --use_fsdp, which divides weights")
 
 
 def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dict[str, nn.Module]:
     """Freeze the model and put adapters in it; with `train_text_encoder`, changes of its tokens.
+
+    With `quantize_base`, what is frozen is quantized.
 
     Returns:
         What is trained, by name.
@@ -47,6 +58,10 @@ def add_adapters(model: PyramidDiTForVideoGeneration, options: Namespace) -> dic
         for part in encoder.parts():
             TrainedTokens(encoder.get_submodule(part.encoder))
         modules["text_encoder"] = encoder
+    if options.quantize_base:
+        for module in (model.dit, model.text_encoder):
+            if module is not None:
+                quantize_frozen(module, resolve_dtype(options.model_dtype))
     return modules
 
 

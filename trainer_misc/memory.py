@@ -35,6 +35,7 @@ from .data.sizes import sizes_of
 from .dit_options import GROUPS
 from .lora import adapt_transformer
 from .options import parse
+from .quantized import bytes_saved, state_bytes
 from .runs import run_or_say
 from .saved_activations import (
     WHOLE_BLOCKS,
@@ -223,8 +224,8 @@ class TrainingMemory:
         return cls(
             {
                 "trained weights": own,
-                "frozen weights of the transformer": weights(dit) - _bytes_of(dit),
-                "frozen weights of text encoders": sum(weights(e) - _bytes_of(e) for e in encoders),
+                "frozen weights of the transformer": _frozen(dit, options),
+                "frozen weights of text encoders": sum(_frozen(e, options) for e in encoders),
                 "weights of the VAE": 0 if vae is None else weights(vae),
                 "weights in the dtype that is computed in": _copies(dit, options),
                 "gradients": own,
@@ -244,6 +245,12 @@ def _bytes(tensor: torch.Tensor) -> int:
 def _bytes_of(module: nn.Module) -> int:
     """Bytes of the weights that are trained."""
     return sum(_bytes(p) for p in module.parameters() if p.requires_grad)
+
+
+def _frozen(model: nn.Module, options: Namespace) -> int:
+    """Bytes of the weights that are not trained."""
+    whole = weights(model) - _bytes_of(model)
+    return whole - bytes_saved(model) if options.quantize_base else whole
 
 
 def _as_trained(dit: Any, options: Namespace) -> Any:
@@ -268,6 +275,9 @@ def _encoder_as_trained(encoder: Any, options: Namespace) -> Any:
 def _state(dit: Any, encoders: Sequence[nn.Module], options: Namespace) -> int:
     """Bytes of the optimizer's state: AdamW has two values for each weight, Muon one."""
     parts = {"dit": dit} | {str(number): encoder for number, encoder in enumerate(encoders)}
+    if options.opt == "adamw8bit":
+        trained = {p for part in parts.values() for p in part.parameters() if p.requires_grad}
+        return sum(map(state_bytes, trained))
     muon = new_optimizer(options, parts)
     if muon is None:
         return 2 * sum(map(_bytes_of, parts.values()))

@@ -7,7 +7,6 @@ The flags are those of the reference's `train/train_pyramid_flow.py`. The loss i
 from __future__ import annotations
 
 import logging
-import math
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,22 +18,23 @@ from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
 from pyramid_dit.flow.objective import FlowObjective
-from pyramid_dit.flow.sizes import frames_of
 from video_vae.checkpoint_file import read_state_dict
 from video_vae.round_trip import psnr, through_vae
 
-from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
+from .data import Batches
 from .data.batches import Texts
 from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
+from .dit_data import Places, image_batches, open_batches
 from .dit_options import GROUPS
 from .dit_results import export, sample_sheet, validation
 from .log import SAMPLES, Figures
 from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
 from .lora import add_adapters, check_lora
-from .optimization import Muon, muon_groups
+from .optimization import Muon, muon_groups, parameter_groups
 from .options import parse
+from .quantized import adamw8bit, require_bitsandbytes
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .sharding import divide_weights
 
@@ -45,25 +45,6 @@ VAE_IS_THE_LIMIT = (
     "no training of the transformer makes these better: look at them, and train the VAE "
     "(train_vae) where it is the limit"
 )
-
-
-class Places:
-    """Which process this is, as accelerate has it, and what that means for draws and data.
-
-    Attributes:
-        process_index: Rank.
-        num_processes: Number of processes.
-        place, places: Which of how many; processes that share the tokens of a batch have one.
-        sharing: How many share one.
-        data_rank, data_world: What the data depend on: with `--sync_video_input` the places of a
-            group see the same clips.
-    """
-
-    def __init__(self, rank: int, world: int, *, sharing: int, same_data: int) -> None:
-        self.process_index, self.num_processes = rank, world
-        self.place, self.places, self.sharing = rank // sharing, math.ceil(world / sharing), sharing
-        group = min(same_data, self.places)
-        self.data_rank, self.data_world = self.place // group, math.ceil(self.places / group)
 
 
 class Trainer:
@@ -242,6 +223,10 @@ def check_settings(options: Namespace) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         options.device = "auto"
         logger.warning("--device cuda: no GPU found, using the CPU")
+    if options.opt == "adamw8bit":
+        require_bitsandbytes()
+        if options.use_fsdp:
+            raise ValueError("--opt adamw8bit does not go with --use_fsdp, which divides the state")
     if options.half_weights and options.model_dtype == "fp16":
         raise ValueError("--half_weights with fp16 overflows: bf16 or fp32")
     if options.sample_steps:
@@ -252,6 +237,8 @@ def check_settings(options: Namespace) -> None:
     pictures = options.task == "t2i"
     if pictures and options.image_anno is not None:
         raise ValueError("--task t2i trains on pictures only: use --anno_file without --image_anno")
+    if options.replay_image_anno is not None and options.image_anno is None:
+        raise ValueError("--replay_image_anno needs --image_anno, with which it is mixed")
     for flag, size, ratios, taken in (
         ("batch_size", options.batch_size, options.sample_ratios, not pictures),
         ("image_batch_size", *image_batches(options), pictures or options.image_anno is not None),
@@ -311,12 +298,6 @@ def whole_masters(options: Namespace) -> bool:
     return not options.half_weights
 
 
-def image_batches(options: Namespace) -> tuple[int, tuple[int, ...]]:
-    """Samples of a batch of pictures, and the columns of each stage that they are dealt to."""
-    size = options.image_batch_size or options.batch_size
-    return size, options.image_sample_ratios or options.sample_ratios
-
-
 def objectives(
     options: Namespace, model: PyramidDiTForVideoGeneration
 ) -> dict[bool, FlowObjective]:
@@ -332,50 +313,6 @@ def objectives(
         corrupt_ratio=usual.corrupt_ratio,
     )
     return {True: of_pictures, False: usual}
-
-
-def open_batches(
-    options: Namespace, places: Places, channels: int, *, validation: bool = False
-) -> Batches:
-    """The data that the options name; `channels` are those of latents.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line cannot be understood.
-    """
-    file = options.validation_file if validation else options.anno_file
-    if file is None:
-        raise ValueError(f"--{'validation' if validation else 'anno'}_file is needed")
-    common: dict[str, Any] = {
-        "seed": options.seed,
-        "rank": places.data_rank,
-        "world": places.data_world,
-        "max_skipped": options.max_skipped,
-        "skipped_to": options.output_dir,
-    }
-    size, _ = image_batches(options)
-    of_pictures: dict[str, Any] = {"batch_size": size, **common}
-    if options.task == "t2i":
-        return ImageBatches(file, resolution=options.resolution, **of_pictures)
-    common["batch_size"] = options.batch_size
-    of_latents: dict[str, Any] = {
-        "channels": channels,
-        "text_features": not options.load_text_encoder,
-    }
-    videos: Batches
-    if options.load_vae:
-        frames = frames_of(options.max_frames)
-        videos = TextVideoBatches(file, options.resolution, frames, **common)
-    else:
-        videos = LatentBatches(file, max_frames=options.max_frames, **of_latents, **common)
-    if validation or options.image_anno is None:
-        return videos
-    images: Batches
-    if options.load_vae:
-        images = ImageBatches(options.image_anno, resolution=options.resolution, **of_pictures)
-    else:
-        images = LatentBatches(options.image_anno, max_frames=1, **of_latents, **of_pictures)
-    return MixedBatches(videos, images, options.image_mix_ratio, seed=options.seed)
 
 
 def loop_config(options: Namespace) -> LoopConfig:
@@ -415,16 +352,19 @@ def loop_config(options: Namespace) -> LoopConfig:
 def new_optimizer(
     options: Namespace, modules: Mapping[str, nn.Module]
 ) -> torch.optim.Optimizer | None:
-    """Muon where it is asked for, for the matrices inside the blocks; None is AdamW."""
-    if options.opt != "muon":
+    """Muon, for the matrices inside the blocks, or AdamW with a state of 8 bits; None is AdamW."""
+    betas = options.opt_beta1, options.opt_beta2
+    if options.opt == "adamw":
         return None
+    if options.opt == "adamw8bit":
+        groups = parameter_groups(modules.values(), options.weight_decay)
+        return adamw8bit(groups, lr=options.lr, betas=betas, eps=options.opt_eps)
     hidden = {
         name: parameter
         for name, parameter in modules["dit"].named_parameters()
         if "blocks." in name and parameter.ndim == 2 and "norm" not in name
     }
     groups = muon_groups(hidden.values(), modules.values(), options.weight_decay)
-    betas = options.opt_beta1, options.opt_beta2
     return Muon(groups, options.lr, betas=betas, eps=options.opt_eps)
 
 

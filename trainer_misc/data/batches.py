@@ -247,47 +247,47 @@ class BucketedBatches(ABC):
 
 
 class MixedBatches:
-    """Batches of images among those of videos, at even distances.
+    """Batches of one source among those of another, at even distances.
 
-    All processes take images at the same time.
+    All processes take them at the same time.
 
     Args:
-        videos: Of these are most.
-        images: Of these is the share.
-        share: From 0 to 1, the part of the batches that are of images.
-        seed: Of where the first of images is.
+        usual: Of these are the rest, as of videos.
+        others: Of these is the share, as of images.
+        share: From 0 to 1, the part of the batches that are of the others.
+        seed: Of where the first of the others is.
 
     Raises:
         TypeError: `share` is no number.
         ValueError: `share` is outside its range.
     """
 
-    def __init__(self, videos: Batches, images: Batches, share: float, *, seed: int = 0) -> None:
+    def __init__(self, usual: Batches, others: Batches, share: float, *, seed: int = 0) -> None:
         _SHARE("share", share)
-        self._videos = videos
-        self._images = images
+        self._usual = usual
+        self._others = others
         self._share = share
         self._offset = np.random.default_rng(seed).random()
-        self.skipped: list[Skipped] = _counters(videos) + _counters(images)
+        self.skipped: list[Skipped] = _counters(usual) + _counters(others)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """The batch of a number; its `number` is that among the batches of its kind."""
-        before, after = self._images_before(number), self._images_before(number + 1)
-        of_images = after > before
-        own = before if of_images else number - before
-        return (self._images if of_images else self._videos)[own] | {"number": own}
+        before, after = self._others_before(number), self._others_before(number + 1)
+        of_others = after > before
+        own = before if of_others else number - before
+        return (self._others if of_others else self._usual)[own] | {"number": own}
 
     def texts(self) -> Iterator[str]:
         """The texts of all samples of both."""
-        for source in (self._videos, self._images):
+        for source in (self._usual, self._others):
             if isinstance(source, Texts):
                 yield from source.texts()
 
     def take(self) -> list[Tally]:
         """What happened since the last call, for each of `skipped`."""
-        return _tallies(self._videos) + _tallies(self._images)
+        return _tallies(self._usual) + _tallies(self._others)
 
-    def _images_before(self, number: int) -> int:
+    def _others_before(self, number: int) -> int:
         return floor(number * self._share + self._offset)
 
 

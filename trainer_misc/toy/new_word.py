@@ -1,15 +1,15 @@
 """Videos that teach a trained model a new word: a star in all colors, or cyan on all shapes.
 
-    python -m trainer_misc.toy.new_word FOLDER --word star --count 200 --known 200
+    python -m trainer_misc.toy.new_word FOLDER --word star --count 200
 
 Each video is an mp4 of 128 x 128 pixels at 24 frames a second with its caption beside it as `.txt`,
 so that the folder is one that `train_dit` reads. A third of the combinations of the new word with
 the known ones is held out: no video shows them, and `trainer_misc.evaluation --new-word` asks for
 them. Videos of the known sentences, of which those that the default checkpoint has not been trained
-on are left out again, keep it from forgetting them.
+on are left out again, keep it from forgetting them: `--known`, in the same folder or in another.
 
 For `trainer_misc.extract_features` there is `clips.jsonl`, which names a file of latents for each
-video; the same lines as `--image_anno` of `train_dit` give the first frames as pictures.
+video. The same lines as `--image_anno` of `train_dit` give the first frames as pictures.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of places, sizes and speeds")
     options = parser.parse_args(arguments)
     try:
-        Whole(1)("--count", options.count)
+        Whole(0)("--count", options.count)
         Whole(0)("--known", options.known)
+        Whole(1)("--count and --known together", options.count + options.known)
         SEED("--seed", options.seed)
     except ValueError as error:
         parser.error(str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,25 @@ def test_pictures_and_clips_are_mixed_each_with_its_own_columns(
         assert columns == ([0, 1, 1, 1, 1, 2, 2] if pictures else [0, 1, 1, 2])
     assert kinds == {True: list(range(14)), False: list(range(6))}
     assert trainer.objectives[False].max_units == 13
+
+
+def test_half_of_the_batches_can_be_of_what_was_learned_before(files: Path, tmp_path: Path) -> None:
+    given = []
+    for flag, name in (("anno", "clips.jsonl"), ("image_anno", "pictures.jsonl")):
+        lines = [json.loads(line) for line in (files / "latents" / name).open()]
+        old = [{"latent": str(files / "latents" / e["latent"]), "text": "old"} for e in lines]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in old))
+        given += [f"--replay_{flag}", str(tmp_path / name)]
+    trainer = train_dit.Trainer(parse(None, GROUPS, arguments(files, tmp_path, *given)))
+    batches = [trainer.batches[number] for number in range(40)]
+    kinds = Counter(
+        (train_dit.is_of_pictures(b), b["text"] == ["old"] * len(b["text"])) for b in batches
+    )
+    assert kinds == {(True, True): 14, (True, False): 14, (False, True): 6, (False, False): 6}
+    assert "old" in set(trainer.batches.texts())
+    trainer.options.image_anno = None
+    with pytest.raises(ValueError, match="--replay_image_anno needs --image_anno"):
+        train_dit.check(trainer.options)
 
 
 def test_muon_takes_the_hidden_matrices_once_and_the_betas_that_are_given(

@@ -115,7 +115,8 @@ def test_videos_show_what_the_captions_beside_them_say(clips: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--count", "0"], "--count"),
+        (["--count", "0"], "--count and --known together"),
+        (["--count", "-1"], "--count must"),
         (["--known", "-1"], "--known"),
         (["--num-frames", "10"], "--num-frames"),
         (["--num-frames", "105"], "--num-frames"),
