@@ -336,7 +336,7 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
     program, *arguments = call.split()
     assert program == str(PROJECT_ROOT / "app.py")
     options = page_command.parse_options(arguments)
-    assert (options.gpus, options.model, options.port) == (4, "owner/model", 8000)
+    assert (options.gpus, options.models, options.port) == (4, ["owner/model"], 8000)
     assert options.host == "127.0.0.1" and not options.share
 
 

@@ -44,7 +44,8 @@ def add_endpoints(page: Page) -> None:
     """Attach `/text_to_video`, `/image_to_video`, `/extend_video` and `/storyboard`.
 
     After what they start from they take `negative_prompt`, `size` and what else the record of
-    arguments has for the page; a `seed` of -1 is a new one.
+    arguments has for the page, and last `model` where there are several; a `seed` of -1 is a new
+    one.
     """
     fields = page.fields
     video = gr.Video(visible=False, label="Video")
@@ -55,6 +56,8 @@ def add_endpoints(page: Page) -> None:
     order.remove("negative_prompt")
     shared = {"negative_prompt": fields.options["negative_prompt"], "size": fields.size}
     shared |= {key: seed if key == "seed" else fields.options[key] for key in order}
+    if fields.model is not None:
+        shared["model"] = fields.model
     for name, (mode, starts) in STARTS.items():
         own: dict[str, Any] = {"image": fields.image, "video": fields.video, "scenes": scenes}
         own["prompt"] = fields.prompts.get(mode)
@@ -97,12 +100,13 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
     """How the job stands, whenever that changes, and the video in the end."""
     try:
         await asyncio.to_thread(page.visitors.remove_old_results)
-        video_request = await asyncio.to_thread(form.request, page.card)
+        video_request = await asyncio.to_thread(page.request, form)
         folder = page.visitors.of(request.session_hash).visitor.folder
         job = page.worker.submit(video_request, folder)
     except REFUSALS as error:
         raise Refusal.of(error) from error
-    unknown = page.card.defaults.unknown_words(video_request.settings.prompts)
+    asked = video_request.settings
+    unknown = page.cards[asked.model].defaults.unknown_words(asked.prompts)
     seen: dict[str, Any] = {}
     async for strips in job.watch():
         progress = {"ahead": page.worker.ahead(job)} | _progress(job, strips)
