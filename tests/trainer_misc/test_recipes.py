@@ -105,7 +105,7 @@ def sections_of_pages() -> list[Any]:
 def test_the_blocks_of_a_page_run(
     page: Path, heading: str, runner: BlockRunner, tmp_path: Path
 ) -> None:
-    if heading == "Latents and features of texts":  # which it makes
+    if heading == "Latents and text features":  # which it makes
         shutil.rmtree(runner.folder / "latents")
     found = sections(page)[heading]
     if any("vgg_lpips.pth" in block for _, block in found):
