@@ -349,7 +349,7 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
         ("train_pyramid_flow_without_ar.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
         ("train_causal_video_vae.sh", {}, "MODEL_PATH must name the folder of a VAE"),
         ("finetune_lora.sh", {"RANK": "0"}, "RANK must be a number above 0, not '0'"),
-        ("finetune_lora.sh", {}, "FOLDER is needed: videos with captions beside them"),
+        ("finetune_lora.sh", {}, "FOLDER is missing: a folder of videos with captions"),
     ],
 )
 def test_wrong_settings_are_told_in_a_line(

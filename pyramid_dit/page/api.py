@@ -21,7 +21,7 @@ from .visitors import Form, in_words
 from .worker import Job
 
 Answer = tuple[Any, dict[str, Any]]
-"""The path of the video once there is one, and how it stands."""
+"""The path of the video once there is one, and the progress."""
 
 
 STARTS = {
@@ -34,8 +34,8 @@ STARTS = {
 WORDS = {
     "text": "Make a video from a prompt.",
     "image": "Make a video that starts with a picture, cropped to the size.",
-    "extend": "Have a video go on; the result has its frames and the new ones.",
-    "storyboard": "Make a video of several prompts, each of which holds from its second on.",
+    "extend": "Extend a video; the result has its frames and the new ones.",
+    "storyboard": "Make a video from several prompts; each applies from its start time.",
 }
 OPTION_ORDER = "seconds steps video_steps guidance video_guidance seed".split()
 
@@ -49,7 +49,7 @@ def add_endpoints(page: Page) -> None:
     """
     fields = page.fields
     video = gr.Video(visible=False, label="Video")
-    about = gr.JSON(visible=False, label="How it stands, and in the end the settings")
+    about = gr.JSON(visible=False, label="Progress, and at the end the settings")
     scenes = gr.JSON(visible=False, label='Scenes, a list of {"start": seconds, "prompt": text}')
     seed = gr.Number(-1, visible=False, precision=0, label="Seed, -1 for a new one")
     order = [*OPTION_ORDER, *(key for key in ON_PAGE if key not in OPTION_ORDER)]

@@ -14,7 +14,7 @@ from .hosts import checked_name
 
 EXAMPLES = """\
 examples:
-  {0}                     the small checkpoint that comes along, on this machine
+  {0}                     the small checkpoint that ships with this package
   {0} --model rain1011/pyramid-flow-miniflux --variant 768p
   {0} --model rain1011/pyramid-flow-miniflux --variant 768p --gpus 4
   {0} --model models     a folder of checkpoints: visitors choose from a list
