@@ -17,18 +17,18 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/extract_text_feature.sh [OPTION...]
 
-Encodes texts with the text encoders of a checkpoint, each into the file that its annotation calls
-`text_fea`, and the empty text into empty_text_feature.pt beside the annotations: guidance is
-learned from it, by train_dit's --empty_text_feature. What is there already and whole is left as it
-is.
+Encodes texts with the text encoders of a checkpoint. Each annotation names the file to write under
+`text_fea`. The empty text goes into empty_text_feature.pt next to the annotations: pass it to
+train_dit as --empty_text_feature, so that the model learns guidance. Files that already exist and
+are complete are kept.
 
 Settings, as environment variables:
-  GPUS         processes, one per GPU (default: 8; 1 does as well)
+  GPUS         processes, one per GPU (default: 8)
   MODEL_NAME   pyramid_flux or pyramid_mmdit (default: pyramid_flux)
   MODEL_PATH   folder of the checkpoint
   ANNO_FILE    JSON lines of text and text_fea (default: annotation/video_text.jsonl)
   MODEL_DTYPE  bf16, fp16 or fp32 (default: bf16)
-  BATCH_SIZE   texts at a time and GPU (default: 4)
+  BATCH_SIZE   texts per batch and GPU (default: 4)
   PYTHON       the Python to run (default: python)
 
 Everything else is an option of the tool, see `python -m trainer_misc.extract_features --help`:

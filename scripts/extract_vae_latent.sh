@@ -19,19 +19,19 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/extract_vae_latent.sh [OPTION...]
 
-Encodes videos with the VAE of a checkpoint, each into the file that its annotation calls `latent`.
-What is there already and whole is left as it is, so that the same command goes on after an end at
-any moment.
+Encodes videos with the VAE of a checkpoint. Each annotation names the file to write under `latent`.
+Files that already exist and are complete are kept, so you can stop this command at any time and run
+it again.
 
 Settings, as environment variables:
-  GPUS         processes, one per GPU (default: 8; 1 does as well)
+  GPUS         processes, one per GPU (default: 8)
   MODEL_PATH   folder of the checkpoint, or of its VAE
   ANNO_FILE    JSON lines of video and latent (default: annotation/video_text.jsonl)
   MODEL_DTYPE  bf16, fp16 or fp32 (default: bf16)
   WIDTH        of the clips in pixels (default: 640)
   HEIGHT       of the clips in pixels (default: 384)
   NUM_FRAMES   most frames of a clip, 8n+1 (default: 121)
-  BATCH_SIZE   clips at a time and GPU (default: 1)
+  BATCH_SIZE   clips per batch and GPU (default: 1)
   PYTHON       the Python to run (default: python)
 
 Everything else is an option of the tool, see `python -m trainer_misc.extract_features --help`:

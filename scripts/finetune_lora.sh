@@ -19,13 +19,13 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/finetune_lora.sh FOLDER [OPTION...]
 
-Trains a LoRA of a transformer on the clips in FOLDER: videos with captions beside them, a.txt for
-a.mp4, or named in metadata.csv or metadata.jsonl. Started again with the same OUTPUT_DIR it goes on
-where it stopped. The result is OUTPUT_DIR/pytorch_lora_weights.safetensors, which
-`pyramid-flow --lora` takes: docs/finetune.md.
+Trains a LoRA of a transformer on the clips in FOLDER: videos with captions in text files of the
+same name, a.txt for a.mp4, or listed in metadata.csv or metadata.jsonl. If you start it again with
+the same OUTPUT_DIR, it continues where it stopped. The result is
+OUTPUT_DIR/pytorch_lora_weights.safetensors, which `pyramid-flow --lora` takes: docs/finetune.md.
 
-Without MODEL_PATH it is for the small checkpoint that comes with the package, in float32; with one
-for a released model, in bf16 with gradient checkpointing.
+Without MODEL_PATH it trains the small checkpoint that comes with the package, in float32. With
+MODEL_PATH, the defaults are those for a released model, in bf16 with gradient checkpointing.
 
 Settings, as environment variables:
   GPUS        processes, one per GPU (default: 1)
@@ -50,7 +50,7 @@ explain_if_asked "$@"
 for setting in GPUS RANK STEPS BATCH_SIZE; do
     eval "check_number $setting \"\$$setting\""
 done
-[ $# -ge 1 ] || refuse "FOLDER is needed: videos with captions beside them"
+[ $# -ge 1 ] || refuse "FOLDER is missing: a folder of videos with captions"
 folder=$1
 shift
 [ -d "$folder" ] || refuse "there is no folder $folder"

@@ -21,24 +21,24 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/train_causal_video_vae.sh [OPTION...]
 
-Trains a causal video VAE by the recipe of the reference: squared error, LPIPS where its weights are
-given, and a discriminator from step 250,000 on. Stage one takes videos with some pictures among
-them. Stage two, with a CONTEXT_SIZE above 1, goes on from its result with longer videos, whose time
-so many GPUs share. Started again with the same OUTPUT_DIR it goes on where it stopped. The result
-is OUTPUT_DIR/causal_video_vae:
+Trains a causal video VAE with the recipe of the reference: squared error, LPIPS if you give its
+weights, and a discriminator from step 250,000 on. Stage one trains on videos and some pictures.
+Stage two, with a CONTEXT_SIZE above 1, continues from its result with longer videos; CONTEXT_SIZE
+GPUs divide the frames of a video among them. If you start it again with the same OUTPUT_DIR, it
+continues where it stopped. The result is OUTPUT_DIR/causal_video_vae:
   OUTPUT_DIR=output/stage1 MODEL_PATH=models/vae scripts/train_causal_video_vae.sh
   CONTEXT_SIZE=2 OUTPUT_DIR=output/stage2 MODEL_PATH=output/stage1/causal_video_vae \
       scripts/train_causal_video_vae.sh
 
 Settings, as environment variables:
-  GPUS        processes, one per GPU (default: 8; 1 does as well)
+  GPUS        processes, one per GPU (default: 8)
   MODEL_PATH  folder of the VAE to train on
-  LPIPS_CKPT  file of the LPIPS weights, vgg_lpips.pth; without it that term is off
+  LPIPS_CKPT  file of the LPIPS weights, vgg_lpips.pth; without it there is no LPIPS
   IMAGE_ANNO  JSON lines of image (default: annotation/image_text.jsonl)
   VIDEO_ANNO  JSON lines of video (default: annotation/video_text.jsonl)
   OUTPUT_DIR  folder of the run (default: output/causal_video_vae)
   RESOLUTION  height and width of a clip in pixels (default: 256)
-  CONTEXT_SIZE  GPUs that share the time of a clip (default: 1, which is stage one)
+  CONTEXT_SIZE  GPUs that share the frames of a clip (default: 1, which is stage one)
   NUM_FRAMES  most frames of a clip; of these 8n+1 are taken (default: 17, in stage two
               17 * CONTEXT_SIZE + 1)
   BATCH_SIZE  clips per batch and GPU (default: 2)

@@ -22,13 +22,14 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/train_pyramid_flow.sh [OPTION...]
 
-Trains the transformer of a checkpoint, autoregressive with the temporal pyramid, by the recipe of
-the reference: latents that were encoded beforehand, prompts encoded here, AdamW at 5e-5 after 1,000
-steps of warm-up, weights in float32 and computing in bf16, divided among the GPUs. Started again
-with the same OUTPUT_DIR it goes on where it stopped. The result is OUTPUT_DIR/model, a checkpoint.
+Trains the transformer of a checkpoint, autoregressive with the temporal pyramid, with the recipe of
+the reference. It reads latents that were encoded before, and encodes prompts during training. AdamW
+with a learning rate of 5e-5 after 1,000 steps of warm-up; weights in float32, sharded across the
+GPUs, computation in bf16. If you start it again with the same OUTPUT_DIR, it continues where it
+stopped. The result is OUTPUT_DIR/model, a checkpoint.
 
 Settings, as environment variables:
-  GPUS              processes, one per GPU (default: 8; 1 does as well)
+  GPUS              processes, one per GPU (default: 8)
   MODEL_NAME        pyramid_flux or pyramid_mmdit (default: pyramid_flux)
   MODEL_PATH        folder of the checkpoint to train on
   VARIANT           folder of the transformer in it (default: diffusion_transformer_384p)

@@ -23,13 +23,14 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/train_pyramid_flow_without_ar.sh [OPTION...]
 
-Trains the transformer of a checkpoint on pictures, or on whole videos at once without history, by
-the recipe of the reference: pixels and prompts are encoded here, AdamW at 1e-4, weights in float32
-and computing in bf16, divided among the GPUs. Started again with the same OUTPUT_DIR it goes on
-where it stopped. The result is OUTPUT_DIR/model, a checkpoint.
+Trains the transformer of a checkpoint on pictures, or on whole videos at once without history, with
+the recipe of the reference. It encodes pixels and prompts during training. AdamW with a learning
+rate of 1e-4; weights in float32, sharded across the GPUs, computation in bf16. If you start it
+again with the same OUTPUT_DIR, it continues where it stopped. The result is OUTPUT_DIR/model, a
+checkpoint.
 
 Settings, as environment variables:
-  GPUS             processes, one per GPU (default: 8; 1 does as well)
+  GPUS             processes, one per GPU (default: 8)
   TASK             t2i, pictures, or t2v, videos (default: t2i)
   MODEL_NAME       pyramid_flux or pyramid_mmdit (default: pyramid_flux)
   MODEL_PATH       folder of the checkpoint to train on

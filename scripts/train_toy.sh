@@ -8,9 +8,9 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/train_toy.sh [OUTPUT]
 
-Trains the small default checkpoint on the synthetic set "moving shapes" and writes it, in the
-released layout, to OUTPUT/dit/model (default: output/toy). Started again with the same
-OUTPUT it goes on where it stopped.
+Trains the small default checkpoint on the synthetic data set "moving shapes". It writes the
+checkpoint, in the released layout, to OUTPUT/dit/model (default: output/toy). If you start it again
+with the same OUTPUT, it continues where it stopped.
 
 It trains the VAE (trainer_misc.train_vae, in three parts), encodes drawn clips
 (trainer_misc.toy.latents), writes new weights (trainer_misc.toy.start), trains the transformer and
@@ -29,7 +29,7 @@ TEXT
 }
 
 explain_if_asked "$@"
-[ $# -le 1 ] || refuse "one folder at most, not $#; settings are environment variables"
+[ $# -le 1 ] || refuse "give at most one folder, not $#; settings are environment variables"
 
 output=${1:-output/toy}
 PYTHON=${PYTHON:-python}

@@ -75,9 +75,9 @@ def page_here(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        worker = Worker(start, frames_per_second=24, folder=folder / "results")
+        worker = Worker(start, folder=folder / "results")
         results = folder / "results"
-        page = build_page(card, worker, results, "CPU", shapes=True, checkpoint=checkpoint)
+        page = build_page([card], worker, results, "CPU", shapes=True, checkpoint=checkpoint)
         url = launch(page, {name}, host="127.0.0.1", port=None, share=False)
         with at_work(worker):
             yield url

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documentation import SHELL, blocks, commands_of, prose
 from golden import PROJECT_ROOT
 
 from pyramid_dit.cli import options as cli_options
@@ -35,23 +35,11 @@ SHELLS = ["sh", "bash"]
 PACKAGES = ("pyramid_dit", "video_vae", "trainer_misc", "benchmarks", "docs")
 OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "echo")
 OPTIONAL = ("gradio_client", "peft")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(PROJECT_ROOT).as_posix()
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """Fenced blocks of `page` in one of the languages."""
-    found = FENCE.findall(page.read_text(encoding="utf-8"))
-    return [text for language, text in found if language in languages]
-
-
-def prose(page: Path) -> str:
-    """`page` without its fenced blocks."""
-    return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 def code_spans(page: Path) -> list[str]:
@@ -191,15 +179,8 @@ def parse_with(module: str, arguments: Sequence[str], patch: pytest.MonkeyPatch)
 
 def commands(page: Path) -> Iterator[list[str]]:
     """Commands of the shell blocks, each as its words."""
-    for block in blocks(page, "sh", "bash", "console"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            while words:
-                end = words.index("&&") if "&&" in words else len(words)
-                command, words = words[:end], words[end + 1 :]
-                while re.match(r"\w+=", command[0]):  # environment variables
-                    command = command[1:]
-                yield command
+    for block in blocks(page, *SHELL):
+        yield from commands_of(block)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -356,7 +337,7 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
     program, *arguments = call.split()
     assert program == str(PROJECT_ROOT / "app.py")
     options = page_command.parse_options(arguments)
-    assert (options.gpus, options.model, options.port) == (4, "owner/model", 8000)
+    assert (options.gpus, options.models, options.port) == (4, ["owner/model"], 8000)
     assert options.host == "127.0.0.1" and not options.share
 
 
@@ -369,7 +350,7 @@ def test_the_engine_script_starts_the_page(shell: str, python: Path) -> None:
         ("train_pyramid_flow_without_ar.sh", {}, "MODEL_PATH must name the folder of a checkpoint"),
         ("train_causal_video_vae.sh", {}, "MODEL_PATH must name the folder of a VAE"),
         ("finetune_lora.sh", {"RANK": "0"}, "RANK must be a number above 0, not '0'"),
-        ("finetune_lora.sh", {}, "FOLDER is needed: videos with captions beside them"),
+        ("finetune_lora.sh", {}, "FOLDER is missing: a folder of videos with captions"),
     ],
 )
 def test_wrong_settings_are_told_in_a_line(

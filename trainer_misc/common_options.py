@@ -12,7 +12,7 @@ COUNT, POSITIVE, SHARE = Whole(0), Whole(1), Number(0, 1)
 RATE = Number(0, 1)
 
 SOURCES = (
-    "JSON lines; a folder of videos or pictures, with captions beside them or in metadata.jsonl or "
+    "JSON lines; a folder of videos or pictures, with captions in .txt files, metadata.jsonl or "
     "metadata.csv; or WebDataset shards, as clips-{000..012}.tar"
 )
 DATA = [

@@ -1,9 +1,9 @@
 """How much memory a training of the transformer takes: `python -m trainer_misc.memory`.
 
-It takes the flags of `train_dit`, so that one word is exchanged in a training's command line, and
-reads no weights. Without `--model_path` it is for a released model. Bytes of weights, gradients,
-optimizer and moving average are those of the tensors; what is kept for the backward pass is counted
-(`saved_activations`); what a block and the VAE work with is estimated.
+It takes the flags of `train_dit`, so you can reuse the command line of a training. It does not read
+any weights. Without `--model_path`, it computes the memory for a released model. The bytes of
+weights, gradients, optimizer and moving average are exact; what is kept for the backward pass is
+counted (`saved_activations`); the working memory of a block and of the VAE is estimated.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How well a VAE keeps videos: what goes through it and comes back, beside what went in.
+"""How well a VAE keeps videos: encodes and decodes them and compares the result.
 
     python -m trainer_misc.round_trip VAE ANNOTATIONS --resolution 128 --num_frames 65
 
 prints PSNR and VMAF of each video of the annotations (JSON lines, a folder or shards). No
-transformer draws better than its VAE. VMAF was made for pictures of 480 lines and more; of smaller
-ones it compares, but says nothing by itself.
+transformer draws better than its VAE. VMAF is made for videos with at least 480 lines. For smaller
+ones you can compare values with each other, but a single value means little.
 """
 
 from __future__ import annotations

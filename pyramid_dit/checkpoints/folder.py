@@ -218,8 +218,18 @@ def full_variant_name(variant: str) -> str:
     return variant if variant.startswith(VARIANT_PREFIX) else VARIANT_PREFIX + variant
 
 
+def variants_of(folder: Path) -> list[str]:
+    """Names of the folders of transformers in a checkpoint of the released layout."""
+    return sorted(path.name for path in folder.glob(f"{VARIANT_PREFIX}*") if path.is_dir())
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is the folder of a checkpoint, complete or not."""
+    return path.is_dir() and bool(variants_of(path) or (path / INDEX_NAME).exists())
+
+
 def _choose_variant(folder: Path, wanted: str | None) -> str:
-    there = sorted(p.name for p in folder.glob(f"{VARIANT_PREFIX}*") if p.is_dir())
+    there = variants_of(folder)
     if wanted is not None:
         name = full_variant_name(wanted)
         if name not in there:

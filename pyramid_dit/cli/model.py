@@ -37,6 +37,11 @@ def check_sources(options: Namespace) -> None:
         ImportError: There is no `peft`, which LoRAs take.
     """
     check_model_name(options.model)
+    check_loras(options)
+
+
+def check_loras(options: Namespace) -> None:
+    """Look for the LoRAs, as `check_sources` does."""
     for source, _ in options.lora:
         if not Path(source).exists() and not is_repo_id(source):
             raise UsageError(f"--lora {source!r} is not a file, a folder or a repository")

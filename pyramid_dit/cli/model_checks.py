@@ -99,7 +99,7 @@ def check_model(
 
 
 def _title(options: Namespace, folder: CheckpointFolder) -> str:
-    source = options.model or "the checkpoint that comes along"
+    source = options.model or "the bundled checkpoint"
     variant = folder.transformer_title or folder.architecture.name
     return f"{source}: {variant}"
 

@@ -261,19 +261,30 @@ def _doctor_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_single_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def _add_single_model_options(
+    parser: argparse.ArgumentParser, *, several: bool = False
+) -> argparse._ArgumentGroup:
     """Add the options for a model in this process alone, and return their group."""
     model = parser.add_argument_group("the model and the machine")
-    model.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="folder of a checkpoint, or a repository on the Hugging Face Hub (default: the "
-        "checkpoint that ships with this package)",
-    )
+    words = "folder of a checkpoint, or a repository on the Hugging Face Hub (default: the "
+    words += "checkpoint that ships with this package)"
+    if several:
+        model.add_argument(
+            "--model",
+            dest="models",
+            action="append",
+            default=[],
+            metavar="MODEL",
+            help=f"{words}; or a folder of several checkpoints; may be given several times: "
+            "visitors choose one from a list",
+        )
+    else:
+        model.add_argument("--model", metavar="MODEL", help=words)
+    default = "all, to choose from" if several else "the model's"
     model.add_argument(
         "--variant",
         metavar="NAME",
-        help="which transformer of the model, such as 384p, 768p or image (default: the model's)",
+        help=f"which transformer of the model, such as 384p, 768p or image (default: {default})",
     )
     model.add_argument(
         "--device",
@@ -303,9 +314,14 @@ def _add_single_model_options(parser: argparse.ArgumentParser) -> argparse._Argu
     return model
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that say which model runs where, and return their group."""
-    model = _add_single_model_options(parser)
+def add_model_options(
+    parser: argparse.ArgumentParser, *, several: bool = False
+) -> argparse._ArgumentGroup:
+    """Add the options that say which model runs where, and return their group.
+
+    With `several`, `--model` may be given several times, and is the list `models`.
+    """
+    model = _add_single_model_options(parser, several=several)
     model.add_argument(
         "--lora",
         type=_lora,

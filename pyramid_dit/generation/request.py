@@ -335,7 +335,9 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
         )
     if "" not in (saved.model, model.name) and saved.model != model.name:
         logger.warning(
-            "the latents were made by %s, and %s goes on with them", saved.model, model.name
+            "the latents were made with %s, and the video is continued with %s",
+            saved.model,
+            model.name,
         )
     guided = any(unit.guidance_scale != 1 for unit in saved.units)
     given = arguments.negative_prompt_embeds is not None

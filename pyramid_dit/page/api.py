@@ -21,7 +21,7 @@ from .visitors import Form, in_words
 from .worker import Job
 
 Answer = tuple[Any, dict[str, Any]]
-"""The path of the video once there is one, and how it stands."""
+"""The path of the video once there is one, and the progress."""
 
 
 STARTS = {
@@ -34,8 +34,8 @@ STARTS = {
 WORDS = {
     "text": "Make a video from a prompt.",
     "image": "Make a video that starts with a picture, cropped to the size.",
-    "extend": "Have a video go on; the result has its frames and the new ones.",
-    "storyboard": "Make a video of several prompts, each of which holds from its second on.",
+    "extend": "Extend a video; the result has its frames and the new ones.",
+    "storyboard": "Make a video from several prompts; each applies from its start time.",
 }
 OPTION_ORDER = "seconds steps video_steps guidance video_guidance seed".split()
 
@@ -44,17 +44,20 @@ def add_endpoints(page: Page) -> None:
     """Attach `/text_to_video`, `/image_to_video`, `/extend_video` and `/storyboard`.
 
     After what they start from they take `negative_prompt`, `size` and what else the record of
-    arguments has for the page; a `seed` of -1 is a new one.
+    arguments has for the page, and last `model` where there are several; a `seed` of -1 is a new
+    one.
     """
     fields = page.fields
     video = gr.Video(visible=False, label="Video")
-    about = gr.JSON(visible=False, label="How it stands, and in the end the settings")
+    about = gr.JSON(visible=False, label="Progress, and at the end the settings")
     scenes = gr.JSON(visible=False, label='Scenes, a list of {"start": seconds, "prompt": text}')
     seed = gr.Number(-1, visible=False, precision=0, label="Seed, -1 for a new one")
     order = [*OPTION_ORDER, *(key for key in ON_PAGE if key not in OPTION_ORDER)]
     order.remove("negative_prompt")
     shared = {"negative_prompt": fields.options["negative_prompt"], "size": fields.size}
     shared |= {key: seed if key == "seed" else fields.options[key] for key in order}
+    if fields.model is not None:
+        shared["model"] = fields.model
     for name, (mode, starts) in STARTS.items():
         own: dict[str, Any] = {"image": fields.image, "video": fields.video, "scenes": scenes}
         own["prompt"] = fields.prompts.get(mode)
@@ -97,12 +100,13 @@ async def _answers(page: Page, form: Form, request: gr.Request) -> AsyncIterator
     """How the job stands, whenever that changes, and the video in the end."""
     try:
         await asyncio.to_thread(page.visitors.remove_old_results)
-        video_request = await asyncio.to_thread(form.request, page.card)
+        video_request = await asyncio.to_thread(page.request, form)
         folder = page.visitors.of(request.session_hash).visitor.folder
         job = page.worker.submit(video_request, folder)
     except REFUSALS as error:
         raise Refusal.of(error) from error
-    unknown = page.card.defaults.unknown_words(video_request.settings.prompts)
+    asked = video_request.settings
+    unknown = page.cards[asked.model].defaults.unknown_words(asked.prompts)
     seen: dict[str, Any] = {}
     async for strips in job.watch():
         progress = {"ahead": page.worker.ahead(job)} | _progress(job, strips)

@@ -14,9 +14,10 @@ from .hosts import checked_name
 
 EXAMPLES = """\
 examples:
-  {0}                     the small checkpoint that comes along, on this machine
+  {0}                     the small checkpoint that ships with this package
   {0} --model rain1011/pyramid-flow-miniflux --variant 768p
   {0} --model rain1011/pyramid-flow-miniflux --variant 768p --gpus 4
+  {0} --model models     a folder of checkpoints: visitors choose from a list
   {0} --host 0.0.0.0      for all machines that can reach this one
 """
 
@@ -58,7 +59,7 @@ def parse_options(arguments: Sequence[str], program: str = "pyramid-flow page") 
         help="another name by which browsers reach the page, for instance through a proxy; may be "
         "given again; * for all, which lets other sites in",
     )
-    model = add_model_options(parser)
+    model = add_model_options(parser, several=True)
     model.add_argument(
         "--verbose", action="store_true", help="tell what is done, and where an error came from"
     )

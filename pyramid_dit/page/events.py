@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from .examples import Examples
 from .failures import REFUSALS, Refusal
-from .layout import BEFORE_MAKING, Fields, Results
+from .layout import BEFORE_MAKING, Fields, Results, first_knowing
 from .media_checks import has_sound, open_image, read_settings
 from .settings import (
     MAX_SCENES,
@@ -44,6 +44,7 @@ from .words import (
 from .worker import (
     Job,
     State,
+    VideoRequest,
     Worker,
 )
 
@@ -56,7 +57,7 @@ class Page:
     """One page, as all its visitors see it.
 
     Attributes:
-        card: The model.
+        cards: The models to choose from, by their names; the first is chosen to begin with.
         examples: What is offered to begin with.
         fields: What visitors set.
         results: Where they see what was made.
@@ -65,13 +66,32 @@ class Page:
         token: By which a browser is known again.
     """
 
-    card: ModelCard
+    cards: Mapping[str, ModelCard]
     examples: Examples
     fields: Fields
     results: Results
     worker: Worker
     visitors: Visitors
     token: gr.BrowserState
+
+    def card(self, name: str | None) -> ModelCard:
+        """The model of that name; without a name the first.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        name = next(iter(self.cards)) if name is None else name
+        if name not in self.cards:
+            raise ValueError(f"the model must be one of {', '.join(self.cards)}, not {name!r}")
+        return self.cards[name]
+
+    def request(self, form: Form) -> VideoRequest:
+        """Check the form and read what was uploaded.
+
+        Raises:
+            ValueError: Something is not as it should be.
+        """
+        return form.request(self.card(form.model))
 
     def connect(self, blocks: gr.Blocks) -> None:
         """Attach all events."""
@@ -109,13 +129,16 @@ class Page:
             self._go_on, None, [fields.tabs, fields.video, fields.prompts["extend"]], **private
         )
         fields.restore.upload(self._restore, fields.restore, everything, **private)
+        model = [] if fields.model is None else [fields.model]
         for file, shown_crop, note, crop in (
-            (fields.image, fields.image_crop, fields.image_note, crop_of_image),
+            (fields.image, fields.image_crop, fields.image_note, self._first_frame),
             (fields.video, fields.video_crop, fields.video_note, self._last_frame),
         ):
-            changes = [file.change, fields.size.change]
-            gr.on(changes, _look(crop), [file, fields.size], [shown_crop, note], **private)
-        fields.image.upload(self._turn, [fields.image, fields.size], fields.size, **private)
+            changes, sent = [file.change, fields.size.change], [file, fields.size, *model]
+            gr.on(changes, _look(crop), sent, [shown_crop, note], **private)
+        fields.image.upload(self._turn, [fields.image, fields.size, *model], fields.size, **private)
+        if fields.model is not None:  # chosen by a visitor, and not by `_fill`
+            fields.model.select(self._choose, fields.model, self._of_model(), **private)
         scenes = fields.scenes
         scenes.more.click(_one_more, scenes.count, [scenes.count, *scenes.rows], **private)
         given = self.examples.storyboard
@@ -135,7 +158,7 @@ class Page:
             )
         for mode, tab in fields.mode_tabs.items():
             guidance = fields.options["video_guidance"]
-            tab.select(self._guidance_of(mode), guidance, guidance, **private)
+            tab.select(self._guidance_of(mode), [guidance, *model], guidance, **private)
 
     def _connect_choices(self, private: dict[str, Any]) -> None:
         """What is chosen of the known sentence is written into the prompt."""
@@ -156,7 +179,9 @@ class Page:
             add.click(self._add_scene, [*shown, *chosen], [*shown, *scenes.rows], **private)
 
     def _sentence(self, chosen: Iterable[str | None]) -> str:
-        defaults = self.card.defaults
+        knowing = first_knowing(self.cards.values())
+        assert knowing is not None  # else there is nothing to choose
+        defaults = knowing.defaults
         pairs = zip(defaults.choices().items(), chosen, strict=True)
         return defaults.sentence({name: text or texts[0] for (name, texts), text in pairs})
 
@@ -175,6 +200,33 @@ class Page:
             scenes.rows[index]: gr.Row(visible=True),
         }
 
+    # ---- another model --------------------------------------------------------------------
+
+    def _of_model(self) -> list[Any]:
+        """The components that are not alike for all models."""
+        fields = self.fields
+        own = [fields.size, *fields.options.values(), *fields.chosen_words]
+        return own if fields.scenes.add_chosen is None else [*own, fields.scenes.add_chosen]
+
+    def _choose(self, name: str) -> Updates:
+        """What a model recommends, in place of what the one before it does."""
+        card = self.cards[name]
+        settings = card.settings()
+        options = {key: value for key, value in settings.options.items() if key != "seed"}
+        updates: Updates = {self.fields.options[key]: value for key, value in options.items()}
+        return updates | self._fitting(card, f"{settings.width}x{settings.height}")
+
+    def _fitting(self, card: ModelCard, size: str) -> Updates:
+        """The sizes that a model offers, and the words if it knows those on the page."""
+        fields = self.fields
+        knowing = first_knowing(self.cards.values())
+        known = knowing is not None and knowing.defaults.choices() == card.defaults.choices()
+        updates: Updates = {fields.size: gr.Dropdown(card.sizes, value=size)}
+        updates |= {column: gr.Column(visible=known) for column in fields.chosen_words}
+        if (add := fields.scenes.add_chosen) is not None:
+            updates[add] = gr.Button(visible=known)
+        return updates
+
     def leave(self, request: gr.Request) -> None:
         """A visitor's connection has ended."""
         self.visitors.leave(request.session_hash)
@@ -185,6 +237,8 @@ class Page:
         """The components behind the fields of `Form`, but for the scenes and the options."""
         fields = self.fields
         inputs: dict[str, Any] = {"size": fields.size}
+        if fields.model is not None:
+            inputs["model"] = fields.model
         if mode in fields.prompts:
             inputs["prompt"] = fields.prompts[mode]
         if mode in ("image", "extend"):
@@ -257,7 +311,7 @@ class Page:
         """What the preview's script shows: the first `strips`, by default all of them."""
         return {
             "run": job.folder.name,
-            "fps": self.card.defaults.frames_per_second,
+            "fps": job.request.frames_per_second,
             "strips": [asdict(strip) for strip in job.strips[:strips]],
         }
 
@@ -270,7 +324,7 @@ class Page:
             QueueFull: Too many wait already.
         """
         await asyncio.to_thread(self.visitors.remove_old_results)
-        video_request = await asyncio.to_thread(form.request, self.card)
+        video_request = await asyncio.to_thread(self.request, form)
         if visitor.busy:
             raise ValueError(
                 "your last video is still being made, perhaps in another tab: wait for it, or "
@@ -282,14 +336,15 @@ class Page:
 
     def _begun(self, job: Job) -> Updates:
         fields, results = self.fields, self.results
+        settings = job.request.settings
         return {
             results.status: status_html(job, self.worker.ahead(job)),
             results.stop: gr.Button(visible=True),
             results.preview: self._frames(job, 0),
             results.video: gr.Video(None, visible=False),
-            results.details: unknown_html(job.request.settings, self.card.defaults),
+            results.details: unknown_html(settings, self.cards[settings.model].defaults),
             results.actions: gr.Row(visible=False),
-            fields.options["seed"]: job.request.settings.options["seed"],
+            fields.options["seed"]: settings.options["seed"],
             **{button: gr.Button(interactive=False) for button in fields.make.values()},
         }
 
@@ -320,7 +375,7 @@ class Page:
             visitor.add(self._result(job, job.path))
 
     def _result(self, job: Job, path: Path) -> Result:
-        rate = self.card.defaults.frames_per_second
+        rate = job.request.frames_per_second
         frames = "new frames" if job.request.clip else "frames"
         note = f"{job.frames} {frames}, {job.frames / rate:.1f} s, made in {duration(job.seconds)}"
         if job.state is State.STOPPED:
@@ -329,7 +384,8 @@ class Page:
 
     def _showing(self, result: Result) -> Updates:
         results = self.results
-        unknown = self.card.defaults.unknown_words(result.settings.prompts)
+        model = self.cards[result.settings.model]
+        unknown = model.defaults.unknown_words(result.settings.prompts)
         return {
             results.preview: {"covered": True},
             results.video: gr.Video(
@@ -396,7 +452,7 @@ class Page:
         if settings.mode in ("image", "extend"):
             what = "picture" if settings.mode == "image" else "video"
             gr.Info(f"The {what} that it started from is not in the file: choose it again.")
-        if settings.model != self.card.name:
+        if settings.model not in self.cards:
             model = escape(settings.model, quote=False)
             gr.Warning(f"This video was made with another model: {model}.")
         return self._fill(settings)
@@ -404,7 +460,8 @@ class Page:
     def _filled(self) -> list[Any]:
         fields = self.fields
         scenes = fields.scenes
-        own = [fields.tabs, fields.size, fields.new_seed, *fields.options.values()]
+        own = [fields.tabs, fields.new_seed, *self._of_model()]
+        own += [] if fields.model is None else [fields.model]
         own += [scenes.count, *scenes.starts, *scenes.prompts, *scenes.rows]
         return [*own, *fields.prompts.values()]
 
@@ -415,9 +472,13 @@ class Page:
         updates: Updates = {
             fields.tabs: gr.Tabs(selected=settings.mode),
             fields.new_seed: False,
-            fields.size: size,
             **{fields.options[key]: value for key, value in settings.options.items()},
         }
+        if fields.model is None or settings.model not in self.cards:
+            updates[fields.size] = size
+        else:
+            updates |= {fields.model: settings.model}
+            updates |= self._fitting(self.cards[settings.model], size)
         if settings.mode != "storyboard":
             return updates | {fields.prompts[settings.mode]: settings.prompt}
         scenes, count = fields.scenes, max(2, len(settings.scenes))
@@ -431,12 +492,15 @@ class Page:
 
     # ---- what a video will start from -----------------------------------------------------
 
-    def _last_frame(self, path: str, size: str) -> Image:
+    def _first_frame(self, path: str, size: str, *_: str) -> Image:
+        return crop_of_image(path, size)
+
+    def _last_frame(self, path: str, size: str, model: str | None = None) -> Image:
         if has_sound(path):
             gr.Info("This video has sound, which will not be in the new one.")
-        return last_crop_of_video(path, size, self.card.defaults.frames_per_second)
+        return last_crop_of_video(path, size, self.card(model).defaults.frames_per_second)
 
-    def _turn(self, path: str, size: str) -> str:
+    def _turn(self, path: str, size: str, model: str | None = None) -> str:
         """The size, on its side if that suits a new picture better and is on offer."""
         try:
             image, (width, height) = open_image(path), size_of(size)
@@ -444,27 +508,32 @@ class Page:
             return size  # the crop says why
         turned = f"{height}x{width}"
         suits = (image.width < image.height) == (width < height) or image.width == image.height
-        return size if suits or turned not in dict(self.card.sizes).values() else turned
+        return size if suits or turned not in dict(self.card(model).sizes).values() else turned
 
-    def _guidance_of(self, mode: str) -> Callable[[float], float]:
+    def _guidance_of(self, mode: str) -> Callable[..., float]:
         """The model's guidance for `mode`, where the field has that of another mode."""
-        usual = {
-            other: self.card.settings(other).options["video_guidance"]
-            for other in self.fields.mode_tabs
-        }
-        return lambda value: usual[mode] if value in usual.values() else value
+
+        def guidance(value: float, model: str | None = None) -> float:
+            card = self.card(model)
+            usual = {
+                other: card.settings(other).options["video_guidance"]
+                for other in self.fields.mode_tabs
+            }
+            return usual[mode] if value in usual.values() else value
+
+        return guidance
 
 
-def _look(crop: Callable[[str, str], Image]) -> Callable[..., Iterator[tuple[Any, str]]]:
+def _look(crop: Callable[..., Image]) -> Callable[..., Iterator[tuple[Any, str]]]:
     """Show what the crop of an upload looks like, or say why there is none."""
 
-    def look(path: str | None, size: str) -> Iterator[tuple[Any, str]]:
+    def look(path: str | None, size: str, *model: str) -> Iterator[tuple[Any, str]]:
         nothing = gr.Image(None, visible=False)
         if path is None:
             yield nothing, ""
             return
         try:
-            yield gr.Image(crop(path, size), visible=True), ""
+            yield gr.Image(crop(path, size, *model), visible=True), ""
         except REFUSALS as error:
             yield nothing, failure_html(in_words(error))
             raise Refusal.of(error) from error

@@ -103,7 +103,7 @@ def made_examples(checkpoint: Path, card: ModelCard, folder: Path) -> list[MadeE
             small = (reduced(Image.fromarray(frame)) for frame in frames)
             target = export_to_gif(small, folder / f"{path.stem}.gif", MADE_RATE)
         except (ValueError, OSError) as error:
-            logger.warning("%s is no example: %s", path, error)
+            logger.warning("%s cannot be used as an example: %s", path, error)
             continue
         found.append(MadeExample(Path(target), settings))
         if len(found) == MAX_MADE:

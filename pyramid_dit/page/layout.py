@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,10 @@ class Fields:
     video_note: gr.HTML
     video_crop: gr.Image
     scenes: Scenes
+    model: gr.Dropdown | None
+    """Where there are several."""
+    chosen_words: list[gr.Column]
+    """Around what there is to choose of the known sentence, for models that know it."""
     size: gr.Dropdown
     new_seed: gr.Checkbox
     options: dict[str, Any]
@@ -91,8 +96,11 @@ class Results:
     """What the model made before, on an empty page."""
 
 
-def build_fields(card: ModelCard, examples: Examples) -> Fields:
-    """The left column."""
+def build_fields(cards: Sequence[ModelCard], examples: Examples) -> Fields:
+    """The left column; of several models the first is chosen."""
+    card = cards[0]
+    model = _models(cards)
+    chosen_words: list[gr.Column] = []
     tabs: dict[str, gr.Tab] = {}
     prompts: dict[str, gr.Textbox] = {}
     choices: dict[str, dict[str, gr.Dropdown]] = {}
@@ -101,7 +109,7 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
         with gr.Tab("Text", id="text", elem_id="pf-tab-text") as tabs["text"]:
             example = f"For example: {examples.prompts[0]}"
             prompts["text"] = _prompt("What the video should show", example)
-            choices["text"] = _choices("text", card)
+            choices["text"] = _choices("text", cards, chosen_words)
             make["text"] = _make_button("text")
             gr.Examples([[p] for p in examples.prompts], prompts["text"], label="Examples")
         with gr.Tab("Picture", id="image", elem_id="pf-tab-image") as tabs["image"]:
@@ -109,7 +117,7 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
             image_note = gr.HTML("", padding=False, elem_classes="pf-note")
             image_crop = _crop("The video starts with this", "pf-image-crop")
             prompts["image"] = _prompt("What happens in the picture", "")
-            choices["image"] = _choices("image", card)
+            choices["image"] = _choices("image", cards, chosen_words)
             make["image"] = _make_button("image")
             pictures = _picture_examples(examples)
         with gr.Tab("Extend", id="extend", elem_id="pf-tab-extend") as tabs["extend"]:
@@ -117,12 +125,12 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
             video_note = gr.HTML("", padding=False, elem_classes="pf-note")
             video_crop = _crop("The new frames continue from this one", "pf-video-crop")
             prompts["extend"] = _prompt("What happens next", "")
-            choices["extend"] = _choices("extend", card)
+            choices["extend"] = _choices("extend", cards, chosen_words)
             make["extend"] = _make_button("extend")
         with gr.Tab("Storyboard", id="storyboard", elem_id="pf-tab-storyboard") as tabs[
             "storyboard"
         ]:
-            choices["storyboard"] = _choices("storyboard", card)
+            choices["storyboard"] = _choices("storyboard", cards, chosen_words)
             scenes = _scenes(examples, chosen=bool(choices["storyboard"]))
             make["storyboard"] = _make_button("storyboard")
     with gr.Group(elem_id="pf-settings"):
@@ -163,6 +171,8 @@ def build_fields(card: ModelCard, examples: Examples) -> Fields:
         video_note=video_note,
         video_crop=video_crop,
         scenes=scenes,
+        model=model,
+        chosen_words=chosen_words,
         size=size,
         new_seed=new_seed,
         options=options,
@@ -209,9 +219,26 @@ def build_results(examples: Examples) -> Results:
     )
 
 
-def build_header(card: ModelCard, device: str) -> None:
-    """The name of the page, of the model and of what it runs on."""
-    gr.HTML(header_html(card.name, device), elem_id="pf-header", padding=False)
+def build_header(cards: Sequence[ModelCard], device: str) -> None:
+    """The name of the page, of the only model and of what it runs on."""
+    facts = [cards[0].name, device] if len(cards) == 1 else [device]
+    gr.HTML(header_html(*facts), elem_id="pf-header", padding=False)
+
+
+def first_knowing(cards: Iterable[ModelCard]) -> ModelCard | None:
+    """The first model that knows one form of sentence, from which the page lets choose."""
+    return next((card for card in cards if card.defaults.choices()), None)
+
+
+def _models(cards: Sequence[ModelCard]) -> gr.Dropdown | None:
+    if len(cards) == 1:
+        return None
+    return gr.Dropdown(
+        [card.name for card in cards],
+        label="Model",
+        info="Another model is loaded when your video begins.",
+        elem_id="pf-model",
+    )
 
 
 def _prompt(label: str, placeholder: str) -> gr.Textbox:
@@ -220,21 +247,29 @@ def _prompt(label: str, placeholder: str) -> gr.Textbox:
     )
 
 
-def _choices(mode: str, card: ModelCard) -> dict[str, gr.Dropdown]:
-    """A list for each choice in the sentence that the model knows."""
-    choices = card.defaults.choices()
-    if not choices:
+def _choices(
+    mode: str, cards: Sequence[ModelCard], around: list[gr.Column]
+) -> dict[str, gr.Dropdown]:
+    """A list for each choice in the sentence that a model knows, seen while it is chosen.
+
+    What is around them is added to `around`.
+    """
+    knowing = first_knowing(cards)
+    if knowing is None:
         return {}
-    gr.Markdown(
-        "This model understands sentences of one form. Choose the words:", elem_classes="pf-hint"
-    )
-    with gr.Row(elem_classes="pf-choices"):
-        return {
-            name: gr.Dropdown(
-                [*texts], label=name.capitalize(), min_width=110, elem_id=f"pf-{mode}-{name}"
-            )
-            for name, texts in choices.items()
-        }
+    with gr.Column(visible=knowing is cards[0]) as column:
+        around.append(column)
+        gr.Markdown(
+            "This model understands sentences of one form. Choose the words:",
+            elem_classes="pf-hint",
+        )
+        with gr.Row(elem_classes="pf-choices"):
+            return {
+                name: gr.Dropdown(
+                    [*texts], label=name.capitalize(), min_width=110, elem_id=f"pf-{mode}-{name}"
+                )
+                for name, texts in knowing.defaults.choices().items()
+            }
 
 
 def _make_button(mode: str) -> gr.Button:

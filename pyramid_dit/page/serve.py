@@ -10,16 +10,18 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..cli.model import (
+    check_loras,
+    check_model_name,
     check_processes,
-    check_sources,
     load_model,
-    open_model,
     print_log,
 )
 from ..cli.options import UsageError
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
 
     import gradio as gr
 
-    from ..checkpoints.folder import CheckpointFolder
     from ..generation.stream import VideoStream
     from ..pipelines.official import PyramidDiTForVideoGeneration
+    from .models import Models
     from .settings import ModelCard
     from .worker import Job, Starter, Worker
 
@@ -69,12 +71,17 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
         raise ImportError('the page needs Gradio: pip install "gradio>=6.30"')
     if options.shard and launched is None and options.gpus == 1:
         raise UsageError("--shard divides the weights among GPUs: add --gpus 2 or more")
-    check_sources(options)
+    for name in options.models:
+        check_model_name(name)
+    check_loras(options)
     if launched is None and options.port is not None:
         _check_port(options.host, options.port)
     with _temporary_folder():
         if launched is None and options.gpus > 1:
-            check_processes(options, None)
+            from .models import find_models
+
+            ((single, _),) = find_models(options)
+            check_processes(single, None)
             run_processes(command, options.gpus)
             return
         with nullcontext() if launched is None else ended_by_signals():
@@ -84,34 +91,43 @@ def run_page(options: Namespace, command: Sequence[str]) -> None:
 def _run_here(options: Namespace, launched: LaunchedProcess | None) -> None:
     is_main = launched is None or launched.rank == 0
     print_log(options, is_main=is_main)
-    folder = open_model(options)
+    from .models import Models, cards_of, find_models
+
+    found = find_models(options)
+    cards = cards_of(found)
     if is_main:
-        sys.stderr.write(f"Loading {options.model or 'the default checkpoint'} ...\n")
-    model = load_model(options, folder, launched)
-    model.set_progress_bar_config(disable=True)
+        sys.stderr.write(f"Loading {cards[0].name} ...\n")
+    loaders = [partial(load_model, *choice, launched) for choice in found]
+    models = Models({card.name: load for card, load in zip(cards, loaders, strict=True)})
+    model = models.get(cards[0].name)
+    if options.lora:
+        taught = cards[0].defaults.with_words(words_taught(model.dit))
+        cards = [replace(cards[0], defaults=taught)]
     offloading = options.offload == "model"
+    device = _device_words(model, 1 if launched is None else launched.processes)
+    checkpoint = found[0][1].path
+    del model  # so that `models` alone keeps it
     if launched is None:
-        _serve(
-            options, folder, model, _starter(model, cpu_offloading=offloading), launched=launched
-        )
+        start = _starter(models, cpu_offloading=offloading)
+        _serve(options, cards, checkpoint, device, start, launched=launched)
         return
 
     from .processes import Requests, follow, start_together
 
     requests = Requests()
+    shared = models.get(cards[0].name)
     if not is_main:
-        follow(model, requests, cpu_offloading=offloading)
+        follow(shared, requests, cpu_offloading=offloading)
 
-    def start(job: Job) -> AbstractContextManager[VideoStream]:
-        return start_together(model, requests, job, cpu_offloading=offloading)
+    def start_shared(job: Job) -> AbstractContextManager[VideoStream]:
+        return start_together(shared, requests, job, cpu_offloading=offloading)
 
-    _serve(options, folder, model, start, launched=launched)
+    _serve(options, cards, checkpoint, device, start_shared, launched=launched)
 
 
-def _starter(
-    model: PyramidDiTForVideoGeneration, *, cpu_offloading: bool
-) -> Callable[[Job], VideoStream]:
+def _starter(models: Models, *, cpu_offloading: bool) -> Callable[[Job], VideoStream]:
     def start(job: Job) -> VideoStream:
+        model = models.get(job.request.settings.model, job.load)
         options = job.callbacks(model)
         return job.request.stream(model, cpu_offloading=cpu_offloading, **options)
 
@@ -120,25 +136,20 @@ def _starter(
 
 def _serve(
     options: Namespace,
-    folder: CheckpointFolder,
-    model: PyramidDiTForVideoGeneration,
+    cards: Sequence[ModelCard],
+    checkpoint: Path,
+    device: str,
     start: Starter,
     *,
     launched: LaunchedProcess | None,
 ) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from .settings import DEFAULT_NAME, ModelCard
     from .worker import Worker
 
-    name = DEFAULT_NAME if options.model is None else Path(options.model).name
-    name += "".join(f" with {Path(source).stem}" for source, _ in options.lora)
-    card = ModelCard.of(folder, name, words_taught(model.dit))
     results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
-    rate = folder.defaults.frames_per_second
-    worker = Worker(start, frames_per_second=rate, folder=results)
-    device = _device_words(model, 1 if launched is None else launched.processes)
-    shapes = options.model is None
-    page = build_page(card, worker, results, device, shapes=shapes, checkpoint=folder.path)
+    worker = Worker(start, folder=results)
+    shapes = not options.models
+    page = build_page(cards, worker, results, device, shapes=shapes, checkpoint=checkpoint)
     names = own_names(options.host) | set(options.allow_host)
     if ANY in names:
         sys.stderr.write(
@@ -155,7 +166,7 @@ def _serve(
 
 
 def build_page(
-    card: ModelCard,
+    cards: Sequence[ModelCard],
     worker: Worker,
     folder: Path,
     device: str,
@@ -166,12 +177,12 @@ def build_page(
     """The page as Gradio's blocks.
 
     Args:
-        card: The model.
+        cards: The models to choose from; the first is the one that is loaded.
         worker: What makes the videos.
         folder: Where results go.
         device: What it runs on, for people.
-        shapes: Whether the model is the default checkpoint, which knows shapes only.
-        checkpoint: Its folder, which may have videos that the model made.
+        shapes: Whether the first one is the default checkpoint, which knows shapes only.
+        checkpoint: The folder of the first one, which may have videos that the model made.
     """
     import gradio as gr
 
@@ -184,20 +195,20 @@ def build_page(
 
     examples = shape_examples(folder / "examples") if shapes else general_examples()
     if checkpoint is not None:
-        examples = examples._replace(made=made_examples(checkpoint, card, folder / "made"))
+        examples = examples._replace(made=made_examples(checkpoint, cards[0], folder / "made"))
     gr.set_static_paths(folder)  # results are handed out as they lie, without a copy
     visitors = Visitors(folder)
     with Blocks(
         title="Pyramid Flow", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
     ) as blocks:
-        build_header(card, device)
+        build_header(cards, device)
         with gr.Row(elem_id="pf-columns"):
             with gr.Column(scale=5, min_width=320, elem_id="pf-fields"):
-                fields = build_fields(card, examples)
+                fields = build_fields(cards, examples)
             with gr.Column(scale=6, min_width=320, elem_id="pf-results"):
                 results = build_results(examples)
         page = Page(
-            card=card,
+            cards={card.name: card for card in cards},
             examples=examples,
             fields=fields,
             results=results,

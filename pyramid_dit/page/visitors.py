@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,8 @@ class Form:
     video: str | None = None
     """Path of an upload."""
     size: str
+    model: str | None = None
+    """Where there are several: the name on its card."""
     options: Mapping[str, Any]
     """Of the record of arguments, by the name of the field; no `seed` is a new one."""
 
@@ -229,20 +231,21 @@ class Form:
             options=options,
         )
         settings.check(card.max_area)
+        rate = card.defaults.frames_per_second
+        request = VideoRequest(settings=settings, frames_per_second=rate)
         if self.mode == "image":
             if self.image is None:
                 raise ValueError("choose a picture to start from")
-            return VideoRequest(settings=settings, image=crop_of_image(self.image, self.size))
+            return replace(request, image=crop_of_image(self.image, self.size))
         if self.mode == "extend":
             if self.video is None:
                 raise ValueError("choose a video to extend")
-            rate = card.defaults.frames_per_second
             frames = video_frames(self.video, width, height, rate)
             history = last_frames(frames, HISTORY_FRAMES)
-            return VideoRequest(settings=settings, history=history, clip=Path(self.video))
+            return replace(request, history=history, clip=Path(self.video))
         if self.mode == "text" and not prompt:
             raise ValueError("the prompt is empty: say what the video should show")
-        return VideoRequest(settings=settings)
+        return request
 
     def _scenes(self) -> tuple[Scene, ...]:
         found = []

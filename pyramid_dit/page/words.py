@@ -18,9 +18,9 @@ MODE_NAMES = {
 }
 
 
-def header_html(model: str, device: str) -> str:
-    """The head of the page."""
-    chips = "".join(f"<span>{escape(text)}</span>" for text in (model, device))
+def header_html(*facts: str) -> str:
+    """The head of the page, with what there is to know about model and machine."""
+    chips = "".join(f"<span>{escape(text)}</span>" for text in facts)
     return (
         "<div class='pf-head'><div><h1>Pyramid Flow</h1>"
         "<p>Videos from words, pictures and other videos.</p></div>"
@@ -118,6 +118,8 @@ def _running(job: Job) -> str:
     share = done / total if total else 0.0
     if job.stopping:
         words = "Stopping …"
+    elif job.loading:
+        words = f"Loading the model {job.request.settings.model} …"
     elif not total:
         words = "Starting …"
     else:

@@ -66,6 +66,8 @@ class VideoRequest:
     """Last frames of the video that goes on, uint8 `[t, height, width, 3]`."""
     clip: Path | None = None
     """The file of that video."""
+    frames_per_second: float = 24
+    """Of the model."""
 
     def stream(self, model: PyramidDiTForVideoGeneration, **options: Any) -> VideoStream:
         """Ask `model` for it.
@@ -74,7 +76,7 @@ class VideoRequest:
             TypeError: As `generate`.
             ValueError: As `generate`.
         """
-        arguments = self.settings.arguments(model.defaults.frames_per_second) | options
+        arguments = self.settings.arguments(self.frames_per_second) | options
         if self.history is not None:
             return model.stream_v2v(video=self.history, **arguments)
         if self.image is not None:
@@ -92,6 +94,7 @@ class Job:
     Attributes:
         state: Where it stands.
         strips: The new frames so far, a few at a time, for showing.
+        loading: Whether its model is being loaded.
         steps_done: Steps so far.
         total_steps: Steps altogether, 0 before the work begins.
         seconds: What the work took in the end.
@@ -105,6 +108,7 @@ class Job:
         self.folder = folder
         self.state = State.WAITING
         self.strips: list[FrameStrip] = []
+        self.loading = False
         self.steps_done = self.total_steps = 0
         self.seconds = 0.0
         self.path: Path | None = None
@@ -209,18 +213,26 @@ class Job:
         self.state = State.RUNNING
         self._wake_watchers()
 
-    def run(self, stream: VideoStream, frames_per_second: float) -> None:
+    def load(self) -> None:
+        """Its model is being loaded, until `run`."""
+        self.loading = True
+        self._wake_watchers()
+
+    def run(self, stream: VideoStream) -> None:
         """Make the video and write it.
 
         Raises:
             ValueError: The clip that goes on cannot be decoded.
             OSError: The video could not be written.
         """
+        if self.loading:
+            self.loading, self._began = False, time.monotonic()
         self.total_steps = stream.total_steps
+        frames_per_second = self.request.frames_per_second
         try:
             if first := self._next(stream):
                 path = self.folder / f"pyramid-flow-{self.request.settings.options['seed']}.mp4"
-                frames = self._frames(first, stream, frames_per_second)
+                frames = self._frames(first, stream)
                 export_to_video(frames, path, frames_per_second)
                 self.path = path  # which stays, also where there is no room for the rest
                 write_comment(path, self.request.settings.to_json())
@@ -237,8 +249,10 @@ class Job:
 
     def end(self, error: BaseException | None = None) -> None:
         """The work is over."""
+        self.loading = False
         self.seconds = self.elapsed()
-        self.error = error
+        # without the frames that it came through, which hold the model
+        self.error = None if error is None else error.with_traceback(None)
         self.request = replace(self.request, image=None, history=None)  # no longer needed
         complete = 0 < self.total_steps == self.steps_done
         if error is not None:
@@ -248,13 +262,12 @@ class Job:
         self._finished.set()
         self._wake_watchers()
 
-    def _frames(
-        self, first: list[Image], stream: VideoStream, frames_per_second: float
-    ) -> Iterator[Image | np.ndarray]:
+    def _frames(self, first: list[Image], stream: VideoStream) -> Iterator[Image | np.ndarray]:
         """All frames of the file: those of the video that goes on, then the new ones."""
         settings, clip = self.request.settings, self.request.clip
         if clip is not None:
-            yield from video_frames(clip, settings.width, settings.height, frames_per_second)
+            rate = self.request.frames_per_second
+            yield from video_frames(clip, settings.width, settings.height, rate)
         unit: list[Image] | None = first
         while unit is not None:
             yield from unit
@@ -287,12 +300,10 @@ class Worker:
 
     Args:
         start: Begins the stream of a job.
-        frames_per_second: Of all videos.
         folder: Where results go.
     """
 
-    def __init__(self, start: Starter, *, frames_per_second: float, folder: Path) -> None:
-        self.frames_per_second = frames_per_second
+    def __init__(self, start: Starter, *, folder: Path) -> None:
         self.folder = folder
         self._start = start
         self._waiting: list[Job] = []
@@ -346,7 +357,7 @@ class Worker:
             if not job.stopping:
                 job.begin()
                 with self._start(job) as stream:
-                    job.run(stream, self.frames_per_second)
+                    job.run(stream)
             job.end()
         except Exception as error:
             if not isinstance(error, (ValueError, TypeError)):

@@ -68,7 +68,7 @@ class PipelineArguments(KeywordArguments):
     )
     callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = option(
-        "What the callback is handed and may change: `latents` of the current unit, and its "
+        "What is passed to the callback, which may change it: `latents` of the current unit, and its "
         "encoded prompts by the names of these arguments.",
         _HANDED,
         default=("latents",),
@@ -86,8 +86,8 @@ class PipelineArguments(KeywordArguments):
         default=None,
     )
     video: Video | None = option(
-        "What to go on with: images, an array `[t, h, w, 3]` of bytes, or a file; scaled and "
-        "cropped where a size is given. Only the new frames are returned.",
+        "The video to extend: images, an array `[t, h, w, 3]` of bytes, or a file; scaled and "
+        "cropped if a size is given. Only the new frames are returned.",
         _NOT_OURS,
         default=None,
     )

@@ -421,11 +421,7 @@ def model(folder: Path) -> PyramidDiTForVideoGeneration:
 @pytest.fixture
 def worker(model: PyramidDiTForVideoGeneration, tmp_path: Path) -> Worker:
     """One that does not work yet."""
-    return Worker(
-        lambda job: job.request.stream(model, **job.callbacks(model)),
-        frames_per_second=24,
-        folder=tmp_path,
-    )
+    return Worker(lambda job: job.request.stream(model, **job.callbacks(model)), folder=tmp_path)
 
 
 def finished(job: Job) -> Job:
@@ -472,7 +468,7 @@ def test_a_job_stops_after_the_step_that_is_computed(
 
         return job.request.stream(model, callback_on_step_end=stop_in_the_third_unit)
 
-    stopping = Worker(start, frames_per_second=24, folder=worker.folder)
+    stopping = Worker(start, folder=worker.folder)
     with at_work(stopping):
         job = finished(stopping.submit(form(seconds=10, video_steps=2).request(card)))
     assert job.state is State.STOPPED
@@ -540,7 +536,7 @@ def test_the_queue_has_an_end(card: ModelCard, tmp_path: Path) -> None:
         go_on.wait(PATIENCE)
         raise ValueError("no model here")
 
-    worker = Worker(start, frames_per_second=24, folder=tmp_path)
+    worker = Worker(start, folder=tmp_path)
     request = form().request(card)
     with at_work(worker):
         jobs = [worker.submit(request) for _ in range(20)]

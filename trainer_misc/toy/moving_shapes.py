@@ -159,7 +159,7 @@ def described(caption: str) -> Combination:
         return _DESCRIBED[caption]
     except KeyError:
         raise ValueError(
-            f"{caption!r} is no caption of moving shapes such as {caption_of(0)!r}"
+            f"{caption!r} is not a caption of moving shapes such as {caption_of(0)!r}"
         ) from None
 
 

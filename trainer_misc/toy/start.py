@@ -1,7 +1,8 @@
 """Write the checkpoint that the training of the toy transformer starts from.
 
 It has the released layout: a transformer and text encoders with fresh weights, the trained VAE, and
-the statistics of its latents. `train_dit --model_path` goes on from there, as from any other.
+the statistics of its latents. `train_dit --model_path` starts from it, as from any other
+checkpoint.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
     parser.add_argument("--latents", type=Path, required=True, help="folder of its latents")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     options = parser.parse_args(arguments)
     vae = CausalVideoVAE.from_pretrained(options.vae)
     statistics = measured_statistics(options.latents)
