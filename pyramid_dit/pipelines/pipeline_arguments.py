@@ -68,7 +68,7 @@ class PipelineArguments(KeywordArguments):
     )
     callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = option(
-        "What is passed to the callback, which may change it: `latents` of the current unit, and its "
+        "What the callback gets and may change: `latents` of the current unit, and its "
         "encoded prompts by the names of these arguments.",
         _HANDED,
         default=("latents",),
