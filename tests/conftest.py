@@ -15,11 +15,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+THREADS = torch.get_num_threads()
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Random numbers are the same in any order of the tests, those of their fixtures too."""
+    """Random numbers and threads are the same in any order of the tests, also in fixtures.
+
+    What is tested may set the number of threads of the process. Left so, all later tests of the
+    process would share the cores with those of the others, which makes them many times slower.
+    """
     torch.manual_seed(0)
+    if torch.get_num_threads() != THREADS:
+        torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True, scope="session")

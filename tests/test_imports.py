@@ -290,21 +290,18 @@ def test_importing_the_packages_loads_no_library() -> None:
     assert not loaded & {*LAZY, *OPTIONAL}
 
 
-def test_the_pipeline_needs_nothing_optional() -> None:
+def test_the_pipeline_and_the_doors_need_nothing_optional() -> None:
+    doors = [d for d in DOORS if (PROJECT_ROOT / "pyramid_dit" / d).exists() and "__" not in d]
+    modules = [f"pyramid_dit.{door.removesuffix('.py')}" for door in doors]
+    assert len(modules) >= 3
     statement = (
         "from pyramid_dit import PyramidDiTForVideoGeneration\n"
         "import sys\n"
         "heavy = ['diffusers.pipelines.pipeline_utils', 'transformers.models.clip.modeling_clip']\n"
-        "assert not set(heavy) & set(sys.modules)"
+        "assert not set(heavy) & set(sys.modules)\n"
+        f"import {', '.join(modules)}"
     )
     assert not modules_after(statement) & set(OPTIONAL)
-
-
-def test_the_doors_need_nothing_optional() -> None:
-    doors = [d for d in DOORS if (PROJECT_ROOT / "pyramid_dit" / d).exists() and "__" not in d]
-    modules = [f"pyramid_dit.{door.removesuffix('.py')}" for door in doors]
-    assert len(modules) >= 3
-    assert not modules_after(f"import {', '.join(modules)}") & set(OPTIONAL)
 
 
 def test_public_names() -> None:

@@ -36,40 +36,33 @@ OPTIONS_RIGHT = ['"a", seed=1, seconds=2.0', '["a", "b"], seed=[1, 2], temp=3', 
 OPTIONS_WRONG = ['"a", seed="x"', '"a", seconds="2"', '"a", temp=1.5']
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        f"model.{name}"
-        for start in ("generate", "stream")
-        for name in (start, f"{start}_i2v", f"{start}_v2v")
-    ]
-    + ["pipe"],
-)
-def test_mypy_reports_wrong_calls_and_no_others(call: str, tmp_path: Path) -> None:
-    by_option = call != "pipe"  # which follows diffusers: a generator, and a number of frames
-    right = COMMON_RIGHT + (OPTIONS_RIGHT if by_option else ['"a", num_frames=9'])
-    wrong = COMMON_WRONG + (OPTIONS_WRONG if by_option else ['"a", num_frames="9"'])
+CALLS = [
+    f"model.{name}"
+    for start in ("generate", "stream")
+    for name in (start, f"{start}_i2v", f"{start}_v2v")
+] + ["pipe"]
+
+
+def test_mypy_reports_wrong_calls_and_no_others(tmp_path: Path) -> None:
+    lines, expected = HEAD.splitlines(), set()
+    for call in CALLS:
+        by_option = call != "pipe"  # which follows diffusers: a generator, and a number of frames
+        right = COMMON_RIGHT + (OPTIONS_RIGHT if by_option else ['"a", num_frames=9'])
+        wrong = COMMON_WRONG + (OPTIONS_WRONG if by_option else ['"a", num_frames="9"'])
+        lines += [f"    {call}({given})" for given in right]
+        expected |= {*range(len(lines) + 1, len(lines) + 1 + len(wrong))}
+        lines += [f"    {call}({given})" for given in wrong]
     script = tmp_path / "script.py"
-    script.write_text(HEAD + "".join(f"    {call}({given})\n" for given in [*right, *wrong]))
+    script.write_text("\n".join(lines) + "\n")
     config = tmp_path / "mypy.ini"
     skipped = ",".join(f"{name}.*" for name in LIBRARIES)
     config.write_text(
         f"[mypy]\nmypy_path = {PROJECT_ROOT}\nignore_missing_imports = True\n"
         f"[mypy-{skipped}]\nfollow_imports = skip\n"
     )
-    # The cache is common to the calls of this test: it is of the same library each time.
-    cache = tmp_path.parent / "mypy"
-    command = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--config-file",
-        str(config),
-        "--cache-dir",
-        str(cache),
-    ]
-    done = subprocess.run([*command, str(script)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode in (0, 1), done.stderr
+    command = [sys.executable, "-m", "mypy", "--config-file", str(config)]
+    command += ["--cache-dir", str(tmp_path / "cache"), str(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
     reported = {int(line) for line in re.findall(r"^script\.py:(\d+): error", done.stdout, re.M)}
-    first_wrong = HEAD.count("\n") + len(right) + 1
-    assert reported == {*range(first_wrong, first_wrong + len(wrong))}, done.stdout
+    assert reported == expected, done.stdout

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from progress import STEPS_MADE, wait_for
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
@@ -327,7 +328,10 @@ def test_a_seed_gives_the_same_video(checkpoint: Path) -> None:
 
 
 def test_sampling_options_arrive(checkpoint: Path) -> None:
-    base = ["--seed", "3", "--threads", str(os.cpu_count() or 1)]
+    generate(checkpoint, "--threads", "2", "--num-frames", "1")
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    base = ["--seed", "3"]
     generate(checkpoint, *base, "-o", "base")
     for name, options in {
         "steps": ["--steps", "2,1,1", "--video-steps", "1"],

@@ -26,14 +26,22 @@ pytest.importorskip("gradio")
         (["--gpus", "2", "--device", "cuda:1"], "does not go with"),
     ],
 )
-@pytest.mark.parametrize("program", [["app.py"], ["-m", "pyramid_dit", "page"]])
 def test_wrong_options_are_told_in_one_line(
-    program: list[str], options: list[str], words: str
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [sys.executable, *program, *options]
+    assert main(options) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert words in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", [["app.py"], ["-m", "pyramid_dit", "page"]])
+def test_both_programs_say_so(program: list[str]) -> None:
+    command = [sys.executable, *program, "--port", "x"]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert "invalid int value" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
