@@ -66,6 +66,13 @@ def differences(vae: CausalVideoVAE) -> dict[str, float]:
     expected = vae.encode(x, tile_sample_min_size=32).latent_dist.parameters
     posterior = encode_over_ranks(vae, x, tile_sample_min_size=32)
     found["encode tiles"] = difference(posterior.parameters, expected)
+    vae.disable_tiling()
+    z, x = random(2, 4, 3, 4, 6), random(2, 3, 17, 16, 32)
+    expected, moments = vae.decode(z).sample, vae.encode(x).latent_dist.parameters
+    vae.enable_slicing()
+    found["decode slices"] = difference(decode_over_ranks(vae, z), expected)
+    found["encode slices"] = difference(encode_over_ranks(vae, x).parameters, moments)
+    vae.disable_slicing()
     return found
 
 

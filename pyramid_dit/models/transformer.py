@@ -174,8 +174,8 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters, From
 
         Raises:
             TypeError: `attention_kwargs` is no dictionary.
-            ValueError: no entry or no clip, odd sizes, rows that do not match the sample, or
-                another entry in `attention_kwargs`.
+            ValueError: no entry or no clip, odd sizes, rows that do not match the sample, another
+                entry in `attention_kwargs`, or a scale there beside gradient checkpointing.
         """
         conditions = {
             "encoder_hidden_states": encoder_hidden_states,
@@ -184,6 +184,7 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters, From
             "timestep_ratio": timestep_ratio,
         }
         _check_inputs(sample, conditions)
+        self._check_lora_scale(attention_kwargs)
         count = len(sample)
         by_entry: dict[int, Tensor] = {}
         with lora_scale(self, attention_kwargs):
@@ -319,6 +320,14 @@ class PyramidTransformer(ModelMixin, ConfigMixin, CacheMixin, LoraAdapters, From
         velocity = parallel.gather(velocity, grid.tokens)
         velocity = unpatchify(velocity, grid).to(latents.dtype)
         return velocity if context.order is None else velocity[_inverse(context.order)]
+
+    def _check_lora_scale(self, attention_kwargs: Mapping[str, Any] | None) -> None:
+        recomputed = self.gradient_checkpointing and torch.is_grad_enabled()
+        if attention_kwargs and recomputed:
+            raise ValueError(
+                "attention_kwargs do not go together with gradient checkpointing, which would "
+                "recompute blocks with LoRAs of another strength: use set_adapters"
+            )
 
     @staticmethod
     def _position(tokens: Tensor, positions: Tensor | None) -> Tensor:

@@ -141,6 +141,9 @@ def test_attention_kwargs_of_a_forward_weigh_its_loras(model_class: type[Any]) -
     with pytest.raises(ValueError, match="timestep_ratio"):
         model(**broken, attention_kwargs={"scale": 0.5})
     assert torch.equal(output_of(model), whole)
+    model.enable_gradient_checkpointing()
+    with torch.enable_grad(), pytest.raises(ValueError, match="gradient checkpointing"):
+        model(**small_inputs(), attention_kwargs={"scale": 0.5})
 
 
 def test_arguments_of_forward() -> None:
