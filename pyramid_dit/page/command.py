@@ -61,7 +61,7 @@ def parse_options(arguments: Sequence[str], program: str = "pyramid-flow page") 
     )
     model = add_model_options(parser, several=True)
     model.add_argument(
-        "--verbose", action="store_true", help="tell what is done, and where an error came from"
+        "--verbose", action="store_true", help="log what is done, and show where an error came from"
     )
     options = parser.parse_args(arguments)
     try:

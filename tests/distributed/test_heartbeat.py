@@ -124,12 +124,12 @@ def test_all_go_on_after_a_pause(folder: Path) -> None:
         for signum in (signal.SIGSTOP, signal.SIGCONT):
             for pid in stopped:
                 os.kill(pid, signum)
-            time.sleep(2 * PATIENT if signum == signal.SIGSTOP else 0)
+            time.sleep(1.5 * PATIENT if signum == signal.SIGSTOP else 0)
     (folder / "go").touch()
     assert launcher.wait(TIMEOUT) == 0 and done(folder) == 2
 
 
-@pytest.mark.parametrize("start", ["ours", "torchrun"])
+@pytest.mark.parametrize("start", ["ours", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_without_the_launcher_they_end(start: str, folder: Path) -> None:
     script = folder / "script.py"
     script.write_text(PREAMBLE + "if rank == 1: time.sleep(600)\n" + MEET)
@@ -195,7 +195,7 @@ def test_without_a_launcher_too(stopped: int, folder: Path) -> None:
 
 
 def test_without_a_launcher_the_first_may_leave_first(folder: Path) -> None:
-    processes = start_by_hand(f"if rank == 1: time.sleep({2 * PATIENT})\ntell('done')")
+    processes = start_by_hand(f"if rank == 1: time.sleep({1.5 * PATIENT})\ntell('done')")
     assert [process.wait(TIMEOUT) for process in processes] == [0, 0]
     assert done(folder) == 2
 

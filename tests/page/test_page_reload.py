@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,24 @@ from page_visit import PROMPT, FakeStream, Visit, expect
 
 from pyramid_dit.page import visitors
 from pyramid_dit.page.settings import ModelCard
+from pyramid_dit.page.worker import Job
 
 pytest.importorskip("gradio")
+
+
+class Served:
+    """A page for several tests, whose videos each makes in a way of its own."""
+
+    address: str
+    start: Callable[[Job], FakeStream]
+
+
+@pytest.fixture(scope="module")
+def served(card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served()
+    folder = tmp_path_factory.mktemp("page")
+    with page_here(card, lambda job: served.start(job), folder) as served.address:
+        yield served
 
 
 def begin(visit: Visit) -> None:
@@ -21,74 +38,74 @@ def begin(visit: Visit) -> None:
     visit.page.click("#pf-make-text")
 
 
-def test_a_reload_while_a_video_is_made(browser: Any, card: ModelCard, tmp_path: Path) -> None:
+def test_a_reload_while_a_video_is_made(browser: Any, served: Served) -> None:
     released = threading.Semaphore(0)
-    with page_here(card, lambda job: FakeStream(job, released), tmp_path) as address:
-        visit = Visit(browser, address)
-        begin(visit)
-        for _ in range(2):
-            released.release()
-        visit.wait_for_frames(9)
-        seed = visit.seed()
-        visit.page.reload()
-        visit.wait_for_frames(9)  # those that were there
-        assert "9 frames so far" in visit.wait_for("run")
-        expect(visit.page.locator("#pf-make-text")).to_be_disabled()
-        assert visit.seed() == seed
+    served.start = lambda job: FakeStream(job, released)
+    visit = Visit(browser, served.address)
+    begin(visit)
+    for _ in range(2):
         released.release()
-        visit.wait_for_frames(17)
-        visit.page.reload()
-        for count in (25, 33, 41):
-            released.release()
-            visit.wait_for_frames(count)
+    visit.wait_for_frames(9)
+    seed = visit.seed()
+    visit.page.reload()
+    visit.wait_for_frames(9)  # those that were there
+    assert "9 frames so far" in visit.wait_for("run")
+    expect(visit.page.locator("#pf-make-text")).to_be_disabled()
+    assert visit.seed() == seed
+    released.release()
+    visit.wait_for_frames(17)
+    visit.page.reload()
+    for count in (25, 33, 41):
         released.release()
-        visit.wait_for("done")
-        assert visit.video()[1] == pytest.approx(41 / 24, abs=0.01)
-        expect(visit.results).to_have_count(1)
-        expect(visit.details).to_contain_text(seed)
-        expect(visit.page.locator("#pf-make-text")).to_be_enabled()
+        visit.wait_for_frames(count)
+    released.release()
+    visit.wait_for("done")
+    assert visit.video()[1] == pytest.approx(41 / 24, abs=0.01)
+    expect(visit.results).to_have_count(1)
+    expect(visit.details).to_contain_text(seed)
+    expect(visit.page.locator("#pf-make-text")).to_be_enabled()
 
-        begin(visit)
-        for _ in range(2):
-            released.release()
-        visit.wait_for_frames(9)
-        visit.page.reload()
-        visit.wait_for_frames(9)
-        visit.page.click("#pf-stop")
-        expect(visit.page.locator("#pf-status")).to_contain_text("Stopping")
-        for _ in range(5):
-            released.release()
-        assert "Stopped" in visit.wait_for("stopped")
-        expect(visit.results).to_have_count(2)
-        assert visit.errors == []
-        visit.context.close()
-
-
-def test_a_reload_after_a_video_was_made(browser: Any, card: ModelCard, tmp_path: Path) -> None:
-    with page_here(card, FakeStream, tmp_path) as address:
-        visit = Visit(browser, address)
-        begin(visit)
-        visit.wait_for("done")
-        file, seed = visit.video_file(), visit.seed()
-        visit.page.reload()
-        visit.wait_for("done")
-        expect(visit.results).to_have_count(1)
-        assert visit.video_file() == file
-        visit.page.fill("#pf-modes textarea >> nth=0", PROMPT)
-        visit.make("text")
-        expect(visit.details).not_to_contain_text(seed)
-        with visit.another_video():
-            visit.results.nth(1).click()
-        expect(visit.details).to_contain_text(seed)
-
-        stranger = Visit(browser, address)
-        expect(stranger.results).to_have_count(0)
-        for someone in (stranger, visit):
-            assert someone.errors == []
-            someone.context.close()
+    begin(visit)
+    for _ in range(2):
+        released.release()
+    visit.wait_for_frames(9)
+    visit.page.reload()
+    visit.wait_for_frames(9)
+    visit.page.click("#pf-stop")
+    expect(visit.page.locator("#pf-status")).to_contain_text("Stopping")
+    for _ in range(5):
+        released.release()
+    assert "Stopped" in visit.wait_for("stopped")
+    expect(visit.results).to_have_count(2)
+    assert visit.errors == []
+    visit.context.close()
 
 
-def test_a_video_that_was_finished_meanwhile(browser: Any, card: ModelCard, tmp_path: Path) -> None:
+def test_a_reload_after_a_video_was_made(browser: Any, served: Served) -> None:
+    served.start = FakeStream
+    visit = Visit(browser, served.address)
+    begin(visit)
+    visit.wait_for("done")
+    file, seed = visit.video_file(), visit.seed()
+    visit.page.reload()
+    visit.wait_for("done")
+    expect(visit.results).to_have_count(1)
+    assert visit.video_file() == file
+    visit.page.fill("#pf-modes textarea >> nth=0", PROMPT)
+    visit.make("text")
+    expect(visit.details).not_to_contain_text(seed)
+    with visit.another_video():
+        visit.results.nth(1).click()
+    expect(visit.details).to_contain_text(seed)
+
+    stranger = Visit(browser, served.address)
+    expect(stranger.results).to_have_count(0)
+    for someone in (stranger, visit):
+        assert someone.errors == []
+        someone.context.close()
+
+
+def test_a_video_that_was_finished_meanwhile(browser: Any, served: Served) -> None:
     released = threading.Semaphore(0)
     ended = threading.Event()
 
@@ -96,55 +113,55 @@ def test_a_video_that_was_finished_meanwhile(browser: Any, card: ModelCard, tmp_
         def __exit__(self, *_: object) -> None:
             ended.set()
 
-    with page_here(card, lambda job: Ended(job, released), tmp_path) as address:
-        visit = Visit(browser, address)
-        begin(visit)
+    served.start = lambda job: Ended(job, released)
+    visit = Visit(browser, served.address)
+    begin(visit)
+    released.release()
+    visit.wait_for_frames(1)
+    visit.page.goto("about:blank")
+    for _ in range(6):
         released.release()
-        visit.wait_for_frames(1)
-        visit.page.goto("about:blank")
-        for _ in range(6):
-            released.release()
-        assert ended.wait(300)
-        visit.page.goto(address)
+    assert ended.wait(300)
+    visit.page.goto(served.address)
+    visit.wait_for("done")
+    visit.video()
+    expect(visit.results).to_have_count(1)
+    assert visit.errors == []
+    visit.context.close()
+
+
+def test_two_tabs(browser: Any, served: Served) -> None:
+    released = threading.Semaphore(0)
+    served.start = lambda job: FakeStream(job, released)
+    first = Visit(browser, served.address)
+    idle = Visit(browser, served.address, beside=first)
+    begin(first)
+    released.release()
+    first.wait_for_frames(1)
+    second = Visit(browser, served.address, beside=first)
+    second.wait_for_frames(1)  # the same video
+    begin(idle)
+    assert "perhaps in another tab" in idle.wait_for("failed")
+    for _ in range(6):
+        released.release()
+    for visit in (first, second):
         visit.wait_for("done")
         visit.video()
         expect(visit.results).to_have_count(1)
-        assert visit.errors == []
-        visit.context.close()
-
-
-def test_two_tabs(browser: Any, card: ModelCard, tmp_path: Path) -> None:
-    released = threading.Semaphore(0)
-    with page_here(card, lambda job: FakeStream(job, released), tmp_path) as address:
-        first = Visit(browser, address)
-        idle = Visit(browser, address, beside=first)
-        begin(first)
+    expect(idle.results).to_have_count(0)
+    for _ in range(7):
         released.release()
-        first.wait_for_frames(1)
-        second = Visit(browser, address, beside=first)
-        second.wait_for_frames(1)  # the same video
-        begin(idle)
-        assert "perhaps in another tab" in idle.wait_for("failed")
-        for _ in range(6):
-            released.release()
-        for visit in (first, second):
-            visit.wait_for("done")
-            visit.video()
-            expect(visit.results).to_have_count(1)
-        expect(idle.results).to_have_count(0)
-        for _ in range(7):
-            released.release()
-        idle.make("text")
-        expect(idle.results).to_have_count(2)
-        # one that was made elsewhere since does not change which is chosen here
-        seed = first.seed()
-        first.page.fill("#pf-seed input", "1")
-        first.results.nth(0).click()
-        first.page.click("#pf-use")
-        expect(first.page.locator("#pf-seed input")).to_have_value(seed)
-        for visit in (first, second, idle):
-            assert visit.errors == []
-        first.context.close()
+    idle.make("text")
+    expect(idle.results).to_have_count(2)
+    # one that was made elsewhere since does not change which is chosen here
+    seed = first.seed()
+    first.page.fill("#pf-seed input", "1")
+    first.results.nth(0).click()
+    first.page.click("#pf-use")
+    expect(first.page.locator("#pf-seed input")).to_have_value(seed)
+    for visit in (first, second, idle):
+        assert visit.errors == []
+    first.context.close()
 
 
 def test_the_oldest_results_go(

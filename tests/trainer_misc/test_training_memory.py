@@ -27,9 +27,9 @@ DEEPER = {
 TRAININGS = [
     ("pyramid_flux", "fp32", "--lora_rank 2"),
     ("pyramid_flux", "bf16", "--lora_rank 2 --train_text_encoder"),
-    ("pyramid_flux", "bf16", "--ema_update"),
+    pytest.param("pyramid_flux", "bf16", "--ema_update", marks=pytest.mark.slow),
     ("pyramid_flux", "fp32", "--gradient_checkpointing --gradient_checkpointing_ratio 0.5"),
-    ("pyramid_mmdit", "bf16", "--lora_rank 2"),
+    pytest.param("pyramid_mmdit", "bf16", "--lora_rank 2", marks=pytest.mark.slow),
     ("pyramid_mmdit", "fp32", "--gradient_checkpointing"),
 ]
 
