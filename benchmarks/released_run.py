@@ -27,7 +27,7 @@ PARTS = {
     "decoding": ("vae", ["decode_chunk"]),
 }
 """Attribute of the pipeline, and methods, whose calls are counted for each part."""
-INTERVAL = 0.02
+INTERVAL = 0.05
 """Seconds between two looks at the memory."""
 
 
