@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Side:
         if self._process.stdout.readline().strip() != word:
             self._process.wait()
             words = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-            raise RuntimeError("\n".join([f"the {self.name} side failed:", *words[-5:]]))
+            raise RuntimeError("\n".join([f"the {self.name} side failed:", *words[-20:]]))
 
     def do(self, task: str) -> None:
         """Have one of `TASKS` done.
@@ -104,8 +104,9 @@ class Side:
             RuntimeError: It failed; the message has its last words.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{task}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: why, `wait` says
+            self._process.stdin.write(f"{task}\n")
+            self._process.stdin.flush()
         self.wait("done")
 
 

@@ -124,10 +124,11 @@ def test_both_sides_do_all_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
-    log = write_stand_in(tmp_path, extra=7)
+    log = write_stand_in(tmp_path / "long", extra=7)
     with pytest.raises(RuntimeError, match=r"(?s)official side failed.*15 frames, not 9"):
         run(log.parent, "--only", "video")
-    (tmp_path / "video_vae" / "modeling_causal_vae.py").write_text("import no_such_library")
+    log = write_stand_in(tmp_path / "incomplete")
+    (log.parent / "video_vae" / "modeling_causal_vae.py").write_text("import no_such_library")
     with pytest.raises(RuntimeError, match=r"(?s)official side failed.*no_such_library"):
         run(log.parent)
 
