@@ -39,14 +39,15 @@ TOY_DIT = {
     "pooled_projection_dim": TEXT_DIM,
     "axes_dims_rope": (8, 12, 12),
 }
+SOLVER = "ab2"
 DEFAULTS = GenerationDefaults(
     prompt_suffix="",
     negative_prompt="",
     height=128,
     width=128,
     num_frames=97,
-    num_inference_steps=(8, 8, 8),
-    video_num_inference_steps=(4, 4, 4),
+    num_inference_steps=(3, 3, 3),
+    video_num_inference_steps=(2, 2, 2),
     guidance_scale=3.0,
     video_guidance_scale=2.0,
     known_words=caption_words(),
@@ -101,6 +102,7 @@ def model_index(statistics: LatentStatistics) -> dict[str, Any]:
         "model_variant": VARIANT,
         "model_dtype": "fp32",
         "latent_statistics": asdict(statistics),
+        "solver": SOLVER,
         **asdict(DEFAULTS),
     }
 
