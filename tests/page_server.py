@@ -77,7 +77,7 @@ def page_here(
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         worker = Worker(start, folder=folder / "results")
         results = folder / "results"
-        page = build_page([card], worker, results, "CPU", shapes=True, checkpoint=checkpoint)
+        page = build_page([card], worker, results, "CPU", checkpoint=checkpoint)
         url = launch(page, {name}, host="127.0.0.1", port=None, share=False)
         with at_work(worker):
             yield url

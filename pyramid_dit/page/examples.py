@@ -50,14 +50,24 @@ class Examples(NamedTuple):
     made: list[MadeExample]
 
 
+SHAPES = [
+    "a red circle moves left on a white background",
+    "a blue cross grows on a gray background",
+    "a yellow triangle shrinks on a black background",
+    "a purple square moves up on a white background",
+]
+
+
+def examples_for(card: ModelCard, folder: Path) -> Examples:
+    """What the model of a card can make; pictures are drawn to `folder`."""
+    defaults = card.defaults
+    if defaults.known_words is not None and not defaults.unknown_words(SHAPES):
+        return shape_examples(folder)
+    return general_examples()
+
+
 def shape_examples(folder: Path) -> Examples:
     """For the default checkpoint, which knows shapes that move; pictures are drawn to `folder`."""
-    prompts = [
-        "a red circle moves left on a white background",
-        "a blue cross grows on a gray background",
-        "a yellow triangle shrinks on a black background",
-        "a purple square moves up on a white background",
-    ]
     storyboard = [
         (0.0, "a green square moves right on a black background"),
         (1.4, "a green square moves up on a black background"),
@@ -67,7 +77,7 @@ def shape_examples(folder: Path) -> Examples:
         _draw(folder, "purple", "circle", "moves right", "white"),
         _draw(folder, "blue", "triangle", "grows", "gray"),
     ]
-    return Examples(prompts, storyboard, pictures, [])
+    return Examples(SHAPES, storyboard, pictures, [])
 
 
 def general_examples() -> Examples:

@@ -148,8 +148,7 @@ def _serve(
 
     results = Path(os.environ[TEMPORARY_FOLDER]) / "results"
     worker = Worker(start, folder=results)
-    shapes = not options.models
-    page = build_page(cards, worker, results, device, shapes=shapes, checkpoint=checkpoint)
+    page = build_page(cards, worker, results, device, checkpoint=checkpoint)
     names = own_names(options.host) | set(options.allow_host)
     if ANY in names:
         sys.stderr.write(
@@ -171,7 +170,6 @@ def build_page(
     folder: Path,
     device: str,
     *,
-    shapes: bool,
     checkpoint: Path | None = None,
 ) -> gr.Blocks:
     """The page as Gradio's blocks.
@@ -181,19 +179,18 @@ def build_page(
         worker: What makes the videos.
         folder: Where results go.
         device: What it runs on, for people.
-        shapes: Whether the first one is the default checkpoint, which knows shapes only.
         checkpoint: The folder of the first one, which may have videos that the model made.
     """
     import gradio as gr
 
     from .api import add_endpoints
     from .events import Page
-    from .examples import general_examples, made_examples, shape_examples
+    from .examples import examples_for, made_examples
     from .failures import Blocks
     from .layout import build_fields, build_header, build_results
     from .visitors import Visitors
 
-    examples = shape_examples(folder / "examples") if shapes else general_examples()
+    examples = examples_for(cards[0], folder / "examples")
     if checkpoint is not None:
         examples = examples._replace(made=made_examples(checkpoint, cards[0], folder / "made"))
     gr.set_static_paths(folder)  # results are handed out as they lie, without a copy

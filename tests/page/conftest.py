@@ -13,12 +13,16 @@ from page_server import PATIENCE
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit.checkpoints.folder import CheckpointFolder
+from pyramid_dit.page.examples import SHAPES
 from pyramid_dit.page.settings import ModelCard
 
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
-    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), index=QUICK_INDEX)
+    index = QUICK_INDEX | {
+        "known_words": sorted({word for text in SHAPES for word in text.split()})
+    }
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), index=index)
     return ModelCard.of(CheckpointFolder.open(folder), "tiny")
 
 

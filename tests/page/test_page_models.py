@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from page_server import PATIENCE, at_work, running_page
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.checkpoints.folder import CheckpointFolder
+from pyramid_dit.checkpoints.hub import TOY_FOLDER
 from pyramid_dit.cli.options import UsageError
 from pyramid_dit.page.command import parse_options
+from pyramid_dit.page.examples import examples_for
 from pyramid_dit.page.models import Models, cards_of, find_models
 from pyramid_dit.page.settings import ModelCard
 from pyramid_dit.page.visitors import Form
@@ -187,3 +191,13 @@ def test_clients_choose_a_model(address: str, tmp_path: Path) -> None:
         _, about = client.predict(PROMPT, **given, **asked)
         assert about["settings"]["model"] == name, json.dumps(about)
     client.close()
+
+
+def test_examples_are_what_the_model_can_make(tmp_path: Path) -> None:
+    shapes = ModelCard.of(CheckpointFolder.open(TOY_FOLDER), "shapes")
+    shown = examples_for(shapes, tmp_path)
+    assert len(shown.pictures) == 3 and not shapes.defaults.unknown_words(shown.prompts)
+    for words in (["a", "red", "circle"], None):  # fewer words, or any
+        defaults = replace(shapes.defaults, known_words=words)
+        other = examples_for(replace(shapes, defaults=defaults), tmp_path)
+        assert not other.pictures and other.prompts != shown.prompts
