@@ -469,7 +469,7 @@ def test_latents_of_another_transformer_are_said_to_be(
     model: PyramidDiTForVideoGeneration, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def said() -> list[str]:
-        return [message for message in caplog.messages if "made by" in message]
+        return [message for message in caplog.messages if "made with" in message]
 
     stopped_after(model, 1).save_latents(tmp_path / "run")
     model.generate_v2v(resume=tmp_path / "run")
@@ -479,4 +479,4 @@ def test_latents_of_another_transformer_are_said_to_be(
     assert not said()
     model.generate_v2v(resume=replace(saved, model="pyramid_flux other"))
     (message,) = said()
-    assert f"made by pyramid_flux other, and {saved.model} goes on" in message
+    assert f"made with pyramid_flux other, and the video is continued with {saved.model}" in message
