@@ -89,6 +89,7 @@ def test_the_video_notebook(tmp_path: Path) -> None:
     assert files >= {"text-to-video.mp4", "image-to-video.mp4", "half.safetensors"}
 
 
+@pytest.mark.slow
 def test_the_vae_notebook(tmp_path: Path) -> None:
     notebook = run(VAE, tmp_path, parameters="FRAMES = 17\nLARGE = 128")
     assert videos(notebook, tmp_path) == [(17, 128, 256, 3)]

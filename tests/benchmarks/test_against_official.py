@@ -123,6 +123,7 @@ def test_both_sides_do_all_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert video["steps"] == [[1, 1, 1]] * 2
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
     log = write_stand_in(tmp_path / "long", extra=7)
     with pytest.raises(RuntimeError, match=r"(?s)official side failed.*15 frames, not 9"):

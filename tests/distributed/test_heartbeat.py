@@ -97,6 +97,7 @@ def test_one_that_is_stopped_ends_all(stopped: int, folder: Path) -> None:
     assert ended - (folder / "joined0").stat().st_mtime < PATIENT + 10  # not the agent's 30 s more
 
 
+@pytest.mark.slow
 def test_one_that_works_for_long_is_waited_for(folder: Path) -> None:
     code = f"""
 if rank == 1:

@@ -288,6 +288,7 @@ def test_pictures_and_videos_are_encoded_here(
     path = tmp_path / "annotations.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     more = ["--task", task, "--load_vae", "--load_text_encoder", "--max_frames", "2"]
+    more += ["--resolution", "64x64"]
     given = [*PLAIN, "--model_path", str(files["model"]), "--anno_file", str(path), *more]
     given.remove("--use_temporal_pyramid")
     train_dit.main([*given, "--output_dir", str(tmp_path / "run"), "--steps", "1"])
