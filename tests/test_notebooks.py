@@ -108,6 +108,7 @@ def test_the_vae_notebook(tmp_path: Path) -> None:
     assert_not_blank(shown)
 
 
+@pytest.mark.slow
 def test_the_image_notebook(tmp_path: Path) -> None:
     few = "SAMPLES = 2\nGUIDANCE_SCALES = [1.0, 3.0]\nSTEPS = [1, 3]"
     notebook = run(IMAGES, tmp_path, parameters=few)

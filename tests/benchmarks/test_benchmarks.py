@@ -316,6 +316,7 @@ def test_command_runs(module: ModuleType, tmp_path: Path, capsys: pytest.Capture
     assert len(found.bars) == bars[module]
 
 
+@pytest.mark.slow
 def test_all_at_once_fill_the_readme(tmp_path: Path) -> None:
     readme, results = tmp_path / "README.md", tmp_path / "results"
     readme.write_text(report_module.README.read_text(encoding="utf-8"), encoding="utf-8")

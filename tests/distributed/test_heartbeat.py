@@ -109,6 +109,7 @@ if rank == 1:
     assert done(folder) == 2
 
 
+@pytest.mark.slow
 def test_those_that_have_left_are_not_missed(folder: Path) -> None:
     """One says goodbye and works on, another ends."""
     leave = "if rank == 1: leave_processes()\nif rank == 2: sys.exit()\n"
@@ -195,6 +196,7 @@ def test_without_a_launcher_too(stopped: int, folder: Path) -> None:
     assert processes[stopped].wait(TIMEOUT) == -signal.SIGKILL and not done(folder)
 
 
+@pytest.mark.slow
 def test_without_a_launcher_the_first_may_leave_first(folder: Path) -> None:
     processes = start_by_hand(f"if rank == 1: time.sleep({1.5 * PATIENT})\ntell('done')")
     assert [process.wait(TIMEOUT) for process in processes] == [0, 0]

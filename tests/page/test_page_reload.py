@@ -130,6 +130,7 @@ def test_a_video_that_was_finished_meanwhile(browser: Any, served: Served) -> No
     visit.context.close()
 
 
+@pytest.mark.slow
 def test_two_tabs(browser: Any, served: Served) -> None:
     released = threading.Semaphore(0)
     served.start = lambda job: FakeStream(job, released)

@@ -130,7 +130,8 @@ def test_the_encoder_can_be_left_as_it_is(files: Path, tmp_path: Path) -> None:
     assert changed == {"decoder", "post_quant_conv"} or changed == {"decoder"}
 
 
-@pytest.mark.parametrize("discriminator", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("discriminator", [False, True])
 def test_two_processes_train_one_model(discriminator: bool, files: Path, tmp_path: Path) -> None:
     more = ("--add_discriminator", "--disc_start", "1") if discriminator else ()
     size = ("--batch_size", "1", "--resolution", "48")  # the least that is judged
