@@ -26,7 +26,7 @@ def require_bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise ImportError(
-            "it needs bitsandbytes, which is not installed: pip install bitsandbytes"
+            "--quantize_base and --opt adamw8bit need bitsandbytes: pip install bitsandbytes"
         ) from error
     return bitsandbytes
 
