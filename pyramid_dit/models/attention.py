@@ -5,16 +5,20 @@ Legend: B batch, L tokens of [text ; video], H heads, D channels of a head.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..distributed.parallel import SERIAL, Serial
 from .layers import ResidualLinear, RMSNorm
 from .rope import apply_rotations
 from .token_layout import TokenLayout
+
+WITH_GRADIENTS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class HistoryCache:
@@ -102,8 +106,20 @@ def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, layout: TokenLayout) 
         A tensor like `q_BLHD`.
     """
     if layout.dense:
-        return dispatch_attention_fn(q_BLHD, k_BLHD, v_BLHD)
+        return _attention(q_BLHD, k_BLHD, v_BLHD)
     return _attend_by_parts(q_BLHD, k_BLHD, v_BLHD, layout)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of all `q` to all `k`; with gradients, not by cuDNN.
+
+    The backward pass of PyTorch 2.11 with cuDNN ended with an illegal memory access in training at
+    the released size on an H200; PyTorch's other kernels trained.
+    """
+    trained = any(x.requires_grad for x in (q, k, v))
+    with sdpa_kernel(WITH_GRADIENTS) if trained else nullcontext():
+        output: Tensor = dispatch_attention_fn(q, k, v)
+    return output
 
 
 # The parts depend on the lengths of the prompts: compiled, each new set of them would be a new
@@ -124,7 +140,7 @@ def _attend_group(q: Tensor, k: Tensor, v: Tensor, padding: int, layout: TokenLa
         if span.stop > first:
             query = q[:, max(span.start, first) - absent : span.stop - absent]
             visible = slice(padding, span.visible)
-            outputs.append(dispatch_attention_fn(query, k[:, visible], v[:, visible]))
+            outputs.append(_attention(query, k[:, visible], v[:, visible]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 

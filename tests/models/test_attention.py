@@ -62,6 +62,27 @@ def test_equals_attention_under_a_dense_mask(grids, paddings, causal):
         torch.testing.assert_close(ours, oracle, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("trained", [None, 0, 2], ids=["none", "queries", "values"])
+@pytest.mark.parametrize("grids", [GRIDS["one frame"], GRIDS["history"]], ids=["dense", "parts"])
+def test_gradients_are_not_left_to_cudnn(monkeypatch, grids, trained):
+    # seen on an H200: its backward pass reads memory that is not there
+    seen, attention = [], F.scaled_dot_product_attention
+
+    def watched(*args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    length = TEXT + sum(grid.tokens for grid in grids)
+    inputs = [torch.randn(1, length, HEADS, HEAD_DIM) for _ in range(3)]
+    if trained is not None:
+        inputs[trained].requires_grad_()
+    attend(*inputs, make_layout(grids, TEXT, [0], temporal_causal=True))
+    assert seen == [trained is None] * len(seen)
+    assert seen
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_single_frame_without_padding_needs_no_parts():
     assert make_layout([Grid(1, 4, 4)], TEXT, [0, 0], temporal_causal=True).dense
     assert make_layout([Grid(3, 4, 4)], TEXT, [0, 0], temporal_causal=False).dense
