@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import sys
 import textwrap
 from bisect import bisect_right
@@ -331,8 +332,9 @@ class Arguments(KeywordArguments):
         resumes=True,
         default=False,
     )
-    callback: Callable[[int, int], object] | None = option(
-        "Called as `callback(unit_index, num_units)` before each unit.",
+    callback: Callable[[int, Any], object] | None = option(
+        "Called as `callback(unit_index, num_units)` before each unit; `num_units` of a video "
+        "without end is infinity.",
         FUNCTION,
         resumes=True,
         default=None,
@@ -347,7 +349,8 @@ class Arguments(KeywordArguments):
         default=None,
     )
     seconds: float | None = option(
-        "Length in seconds, rounded to the nearest possible length.",
+        "Length in seconds, rounded to the nearest possible length; `inf` has no end, for `stream` "
+        "and mp4.",
         SECONDS,
         flag="--seconds",
         metavar="S",
@@ -403,6 +406,13 @@ class Arguments(KeywordArguments):
         lengths = [n for n in ("temp", "num_frames", "seconds") if getattr(self, n) is not None]
         if len(lengths) > 1:
             raise ValueError(f"give only one of {', '.join(lengths)}")
+        if self.endless and self.latents is not None:
+            raise ValueError("seconds=inf draws noise without end, so latents cannot be given")
+        if self.endless and self.prompts is not None:
+            raise ValueError(
+                "seconds=inf does not go with prompts, a storyboard: next_prompt changes the "
+                "prompt of a video without end"
+            )
         if self.seed is not None and self.generator is not None:
             raise ValueError("give either seed or generator, not both")
         if self.prompts is None:
@@ -413,6 +423,11 @@ class Arguments(KeywordArguments):
             raise ValueError("give either prompts or prompt_embeds, not both")
         if 0 not in self.prompts:
             raise ValueError(f"prompts must say what unit 0 shows, got units {[*self.prompts]}")
+
+    @property
+    def endless(self) -> bool:
+        """Whether the video has no end."""
+        return self.seconds == math.inf
 
     @property
     def kept(self) -> dict[str, Any]:

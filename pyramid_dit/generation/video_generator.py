@@ -132,8 +132,14 @@ class VideoGenerator:
             FileNotFoundError: There is no such file.
             ValueError: An argument is outside its range, or two do not fit each other.
         """
+        request = make_request(arguments, self.components)
+        if request.endless and not as_they_come:
+            raise ValueError(
+                "a video without end (seconds=inf) cannot be returned: use stream instead of "
+                "generate"
+            )
         run = Run(
-            make_request(arguments, self.components),
+            request,
             self.components,
             fast_mode=self.fast_mode,
             batched_guidance=self.batched_guidance,

@@ -109,7 +109,8 @@ class Job:
         self.state = State.WAITING
         self.strips: list[FrameStrip] = []
         self.loading = False
-        self.steps_done = self.total_steps = 0
+        self.steps_done = 0
+        self.total_steps: float = 0
         self.seconds = 0.0
         self.path: Path | None = None
         self.poster: Path | None = None
