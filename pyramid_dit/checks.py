@@ -70,7 +70,8 @@ class Number:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) or (self.infinite and value == math.inf)):
+        endless = self.infinite and text.strip().lower() in ("inf", "infinity")
+        if not (math.isfinite(value) or endless):
             raise ValueError(f"{shown(text)} is not a number")
         self("it", value)
         return value

@@ -20,7 +20,7 @@ import textwrap
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from ..checks import (
     FLAG,
@@ -115,6 +115,15 @@ def record(kind: type[T]) -> type[T]:
     return dataclass(frozen=True, eq=False)(kind)
 
 
+class PromptQueue(Protocol):
+    """A `queue.Queue` or `SimpleQueue` of prompts."""
+
+    def get_nowait(self) -> str:
+        """The next prompt; `queue.Empty` without one."""
+
+
+NextPrompt: TypeAlias = "Callable[[int], str | Sequence[str] | None] | PromptQueue"
+
 _ANY = Kind("anything", lambda value: True)
 _TEXTS = OneOrMore(TEXT)
 _FIRST_GUIDANCE = (
@@ -153,6 +162,15 @@ class KeywordArguments:
     guidance_scales: Mapping[int, float] | None = option(
         "Guidance that starts at each of these units; overrides the other guidance arguments.",
         ByUnit(GUIDANCE),
+        default=None,
+    )
+    next_prompt: NextPrompt | None = option(
+        "Asked for another prompt before each unit: a queue, whose newest prompt counts, or a "
+        "function that is called as `next_prompt(unit_index)` and returns a prompt (or a list of "
+        "them, one per video), or None to go on with the last one. Among several processes the "
+        "first one is asked.",
+        Kind("a function or a queue", lambda x: callable(x) or hasattr(x, "get_nowait")),
+        resumes=True,
         default=None,
     )
     prompt_suffix: str | None = option(
@@ -417,6 +435,8 @@ class Arguments(KeywordArguments):
             raise ValueError("give either seed or generator, not both")
         if self.prompts is None:
             return
+        if self.next_prompt is not None:
+            raise ValueError("give either prompts or next_prompt, not both")
         if self.prompt:
             raise ValueError("give either prompt or prompts, not both")
         if any(tensor is not None for tensor in self.encoded):
@@ -497,6 +517,22 @@ class TextToVideo(Arguments):
     image_latents: None = field(default=None, init=False)
     history_frames: int = field(default=HISTORY_FRAMES, init=False)
     resume: None = field(default=None, init=False)
+
+
+@record
+class LiveVideo(TextToVideo):
+    """Arguments of `live`."""
+
+    seconds: float = field(default=math.inf, kw_only=True)
+    temp: None = field(default=None, init=False)
+    num_frames: None = field(default=None, init=False)
+    prompts: None = field(default=None, init=False)
+    latents: None = field(default=None, init=False)
+
+    def _check_pairs(self) -> None:
+        super()._check_pairs()
+        if self.next_prompt is None:
+            raise ValueError("next_prompt is needed, a queue or a function, got None")
 
 
 @record

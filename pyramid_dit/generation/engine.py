@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+import queue
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -21,6 +23,7 @@ from ..devices.offload import (
 from ..flow.latents import Generators
 from ..sampling.prompts import GuidedText
 from ..sampling.unit_sampler import Interrupted, Step, Unit, UnitSampler
+from .arguments import NextPrompt
 from .latent_codec import (
     DecodeSizes,
     FrameDecoder,
@@ -30,6 +33,7 @@ from .latent_codec import (
     pixels_for,
 )
 from .memory_estimates import step_memory, unit_tokens
+from .request import next_prompts
 from .run import Run
 
 
@@ -66,6 +70,8 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
         def on_unit(index: int) -> None:
             if request.arguments.callback is not None:
                 request.arguments.callback(index, request.num_units)
+            if (text := _next_text(run, index, texts[0], device)) is not None:
+                sampler.texts[0] = text
             if parallel.any(run.stopped):
                 raise Interrupted
 
@@ -209,6 +215,34 @@ def _encode_texts(run: Run, device: torch.device) -> list[GuidedText]:
     with nullcontext() if encoder is None else _at_work(run, encoder):
         texts = [prompts.encode(encoder, length) for prompts in request.texts]
     return [text.to(device, run.model.dtype).repeated(request.samples_each) for text in texts]
+
+
+def _next_text(run: Run, unit: int, before: GuidedText, device: torch.device) -> GuidedText | None:
+    """The text that `next_prompt` has for a unit, if it is another one."""
+    source, encoder = run.request.arguments.next_prompt, run.model.text_encoder
+    if source is None:
+        return None
+    said = run.parallel.common_object(_asked(source, unit) if run.parallel.is_main else None)
+    if said is None:
+        return None
+    assert encoder is not None  # the request was checked
+    run.texts[0] = next_prompts(said, run.texts[0], run.request, run.model)
+    positive = replace(run.texts[0], negative=None)
+    with _at_work(run, encoder):
+        text = positive.encode(encoder, run.request.arguments.max_sequence_length)
+    text = text.to(device, run.model.dtype).repeated(run.request.samples_each)
+    return replace(text, negative=before.negative)
+
+
+def _asked(source: NextPrompt, unit: int) -> str | Sequence[str] | None:
+    """The prompt from a function, or the newest one from a queue."""
+    if callable(source):
+        return source(unit)
+    newest = None
+    with suppress(queue.Empty):
+        while True:
+            newest = source.get_nowait()
+    return newest
 
 
 def _batches_guidance(run: Run) -> bool:

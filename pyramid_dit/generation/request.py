@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..checkpoints.defaults import Mode
-from ..checks import FRAMES, LATENT_FRAMES, check_shape, check_size, check_temp, steps_per_stage
+from ..checks import FRAMES, LATENT_FRAMES, TEXT, OneOrMore, check_shape, check_size, check_temp, steps_per_stage
 from ..distributed.parallel import processes_at_work, speaks
 from ..flow.latents import Generators
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
@@ -130,6 +130,33 @@ def make_request(arguments: Arguments, model: Components) -> Request:
     request = make(arguments, model)
     _check(request, model)
     return request
+
+
+def next_prompts(
+    said: str | Sequence[str], before: Prompts, request: Request, model: Components
+) -> Prompts:
+    """Prompts to go on with in place of `before`; the negative ones stay.
+
+    Raises:
+        TypeError: A prompt is no string.
+        ValueError: A prompt is empty, or they are not as many as before.
+    """
+    OneOrMore(TEXT)("what next_prompt gives", said)
+    defaults, given = model.defaults, request.arguments.prompt_suffix
+    prompts = Prompts.checked(
+        [said] * before.batch if isinstance(said, str) else said,
+        "",
+        suffix=_either(given, defaults.prompt_suffix),
+        guided=False,
+        allow_empty=request.given_frames > 0,
+    )
+    if prompts.batch != before.batch:
+        raise ValueError(
+            f"next_prompt must give one prompt, or one for each of {before.batch} videos, got "
+            f"{prompts.batch}"
+        )
+    _warn_of_unknown_words([prompts], model)
+    return replace(prompts, negative=before.negative)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,7 +444,7 @@ def _check(request: Request, model: Components) -> None:
         for given in (request.clip, arguments.image_latents):
             if given is not None and given.shape[0] not in (1, prompts.batch):
                 raise ValueError(f"{given.shape[0]} images for {prompts.batch} prompts")
-        if prompts.need_encoder:
+        if prompts.need_encoder or arguments.next_prompt is not None:
             _check_text_encoder(request, model)
     pixels_in = request.clip is not None
     if model.vae is None and (pixels_in or arguments.output_type != "latent"):

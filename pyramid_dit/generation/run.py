@@ -44,6 +44,7 @@ class Run:
         noise: Initial noise of all units that were asked for `[b, c, temp, h/8, w/8]`; empty
             where it is drawn unit by unit.
         units_made: Units that are complete, given ones not counted.
+        texts: The prompts of the request, or those that came after them.
         generator_states: States of the sources of random numbers after the last complete unit.
 
     Raises:
@@ -78,6 +79,7 @@ class Run:
         self.latents: Tensor | None = None
         self.noise: Tensor | None = None
         self.units_made = 0
+        self.texts = list(request.texts)
         self.generator_states: list[Tensor] = []
         self._stopped = threading.Event()
 
@@ -123,7 +125,7 @@ class Run:
             generator_states=self.generator_states,
             generator_device=(self.noise if source is None else source).device.type,
             units=[replace(u, start=u.start - made, stop=u.stop - made) for u in left],
-            texts=[_in_words(prompts) for prompts in self.request.texts],
+            texts=[_in_words(prompts) for prompts in self.texts],
             samples_each=self.request.samples_each,
             kept=self.request.arguments.kept,
             model=self.model.name,

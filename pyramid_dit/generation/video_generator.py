@@ -12,7 +12,7 @@ import torch
 from ..devices.offload import accelerator_device, offload_sequentially
 from ..distributed.parallel import Parallel, processes_at_work
 from ..sampling.fast_mode import EXACT, FastMode
-from .arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
+from .arguments import Arguments, ImageToVideo, LiveVideo, TextToVideo, VideoToVideo, takes
 from .components import Components
 from .request import make_request
 from .run import Run
@@ -26,7 +26,8 @@ class VideoGenerator:
 
     `generate`, `generate_i2v` and `generate_v2v` return a video; `stream`, `stream_i2v` and
     `stream_v2v` take the same arguments and return a `VideoStream`, which hands out its frames
-    as they are made. Several threads may use one generator: all state of a run is the run's.
+    as they are made; `live` makes one that has no end and follows new prompts. Several threads
+    may use one generator: all state of a run is the run's.
 
     Args:
         components: The models.
@@ -104,6 +105,15 @@ class VideoGenerator:
     @takes(TextToVideo)
     def stream(self, arguments: TextToVideo) -> VideoStream:
         """`generate`, unit by unit."""
+        return self.start(arguments)
+
+    @takes(LiveVideo)
+    def live(self, arguments: LiveVideo) -> VideoStream:
+        """`stream` without end, steered while it plays: `next_prompt` is asked before each unit.
+
+        What it says shows in that unit already. `stream_i2v` and `stream_v2v` take `next_prompt`
+        and `seconds=inf` too.
+        """
         return self.start(arguments)
 
     @takes(ImageToVideo)

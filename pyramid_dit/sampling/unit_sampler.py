@@ -254,7 +254,6 @@ class UnitSampler:
         )
         return self.scheduler.jump(latents, stage, noise)
 
-
     def _extended(self, history: Sequence[Tensor], latents: Tensor) -> Sequence[Tensor]:
         """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit.
 
