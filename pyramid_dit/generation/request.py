@@ -12,7 +12,16 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..checkpoints.defaults import Mode
-from ..checks import FRAMES, LATENT_FRAMES, TEXT, OneOrMore, check_shape, check_size, check_temp, steps_per_stage
+from ..checks import (
+    FRAMES,
+    LATENT_FRAMES,
+    TEXT,
+    OneOrMore,
+    check_shape,
+    check_size,
+    check_temp,
+    steps_per_stage,
+)
 from ..distributed.parallel import processes_at_work, speaks
 from ..flow.latents import Generators
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler

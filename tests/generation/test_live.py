@@ -162,9 +162,7 @@ def test_without_a_text_encoder_there_are_no_new_words(
     encoded: dict[str, Any] = {name: x[:1] for name, x in zip(names, text, strict=True)}
     encoded |= {f"negative_{name}": x[1:] for name, x in zip(names, text, strict=True)}
     made = units(model.live(**encoded, next_prompt={1: SQUARE}.get, **OPTIONS), 2)
-    told = units(
-        model.live(CIRCLE, negative_prompt="", next_prompt={1: SQUARE}.get, **OPTIONS), 2
-    )
+    told = units(model.live(CIRCLE, negative_prompt="", next_prompt={1: SQUARE}.get, **OPTIONS), 2)
     assert first_difference(made, [*told[:1], made[1] + 1]) == 1 and torch.equal(*made[1:], told[1])
     encoder, model.text_encoder = model.text_encoder, None
     try:
