@@ -34,6 +34,7 @@ function draw({ picture, top, height, heard }) {
     const seconds = (performance.now() - sent.get(heard)) / 1000;
     for (const number of sent.keys()) if (number <= heard) sent.delete(number);
     box.dataset.delay = seconds;
+    box.dataset.unit = (pace * 8) / 1000; // seconds that a unit takes
     delay.textContent = `New words were seen after ${seconds.toFixed(1)} s.`;
   }
 }
@@ -157,6 +158,7 @@ function update() {
   address = value.address || null;
   box.hidden = address === null;
   if (address === null) return;
+  box.scrollIntoView({ block: "nearest" });
   ({ fps, prompt } = value);
   said = pace = arrived = due = 0;
   sent = new Map();
