@@ -15,13 +15,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.checks import Whole
 from pyramid_dit.devices.cpu import keep_freed_memory
 from pyramid_dit.flow.sizes import TEMPORAL_FACTOR
+from pyramid_dit.media.figures import picture_grid
 from pyramid_dit.sampling.fast_mode import FastMode
 from trainer_misc.toy.evaluation import evaluation_prompts
 from trainer_misc.toy.judge import Verdict, as_frames, judge
@@ -42,6 +45,8 @@ class Scenes:
 
     wanted: Sequence[Combination]
     found: Sequence[Verdict]
+    last_frames: Sequence[np.ndarray] = ()
+    """Of each scene, uint8 `[h, w, 3]`."""
 
     def kept(self, name: str, scene: int) -> bool:
         """Whether an attribute of the start is right in a scene."""
@@ -97,6 +102,7 @@ def videos(
             return None if rest or scene >= scenes else [story[scene] for story in sentences]
 
         verdicts: list[list[Verdict]] = [[] for _ in group]
+        endings: list[list[np.ndarray]] = [[] for _ in group]
         scene: list[list[np.ndarray]] = [[] for _ in group]
         stream = model.live(
             [story[0] for story in sentences],
@@ -108,11 +114,12 @@ def videos(
                 for frames, piece in zip(scene, pieces, strict=True):
                     frames.append(as_frames(piece))
             if (unit + 1) % units_a_scene == 0:
-                for found, frames in zip(verdicts, scene, strict=True):
+                for found, seen, frames in zip(verdicts, endings, scene, strict=True):
                     found.append(judge(np.concatenate(frames)))
+                    seen.append(frames[-1][-1])
                     frames.clear()
         stream.close()
-        yield from map(Scenes, group, verdicts)
+        yield from map(Scenes, group, verdicts, endings)
 
 
 def share(values: Sequence[bool]) -> float:
@@ -144,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--way", action="append", default=[], metavar="TEXT")
     parser.add_argument("--seconds", type=Whole().parse, default=60, help="of a video")
     parser.add_argument("--scene", type=Whole().parse, default=3, help="seconds of a sentence")
+    parser.add_argument("--sheet", type=Path, help="picture to write: the end of each scene")
     options = parser.parse_args(arguments)
     try:
         ways = {text: parse_way(text) for text in options.way} or {USUAL: FastMode()}
@@ -162,15 +170,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device_name(model.device),
         f"{options.repeats} videos of {options.seconds} s, a new sentence every {options.scene} s",
     )
+    ends: list[list[Image.Image]] = []
     for name, fast_mode in ways.items():
         model.video_generator.fast_mode = fast_mode
         began = time.perf_counter()
-        found = []
-        for video in videos(
-            model, starts(options.repeats), scenes=scenes, units_a_scene=units_a_scene, seed=0
-        ):
-            found.append(video)
+        shown = starts(options.repeats)
+        found = [*videos(model, shown, scenes=scenes, units_a_scene=units_a_scene, seed=0)]
         report.rows.append(row(name, found, time.perf_counter() - began))
+        ends += [[Image.fromarray(frame) for frame in video.last_frames] for video in found]
+    if options.sheet is not None:
+        titles = [f"{(scene + 1) * options.scene} s" for scene in range(scenes)]
+        picture_grid(ends, column_labels=titles, side=64).save(options.sheet)
     kept, motion = (report.rows[0][key] for key in ("all three at the end, %", "motion, %"))
     report.bars = [
         Bar("color, shape and background at the end", float(kept or 0), KEPT_BAR, "%"),

@@ -35,7 +35,9 @@ def test_endless_compares_the_first_minute_with_the_last(folder: Path, tmp_path:
 def test_drift_judges_every_scene(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     ways = ["--way", "window=2 sink=1", "--way", "window=1"]
-    drift.main(["--tiny", "--model", str(folder), "--json", str(path), *ways])
+    sheet = ["--sheet", str(tmp_path / "sheet.png")]
+    drift.main(["--tiny", "--model", str(folder), "--json", str(path), *ways, *sheet])
+    assert (tmp_path / "sheet.png").is_file()
     report = Report.load(path)
     assert [row["history"] for row in report.rows] == ["window=2 sink=1", "window=1"]
     assert [row["videos"] for row in report.rows] == [2, 2]
