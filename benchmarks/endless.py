@@ -3,8 +3,8 @@
     python -m benchmarks.endless
     python -m benchmarks.endless --model FOLDER --minutes 10
 
-Units are timed, and the resident memory of the process is read, from the unit on whose history
-fills its window; the first minute of video after that is compared with the last.
+Once the window of the history is full, units are timed, by the clock and by how long the processor
+worked, and the resident memory is read; the first minute of video is compared with the last.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ from pyramid_dit.page.examples import SHAPES
 from .measure import device_name
 from .report import Bar, Cell, Report, finish, median, number, option_parser, rounds
 
-TIME, MEMORY = "median time of a unit, s", "resident memory, MB"
+TIME, CPU_TIME = "median time of a unit, s", "processor time of a unit, s"
+MEMORY = "resident memory, MB"
 TIME_BAR, MEMORY_BAR = 15.0, 10.0  # percent
+
+
+Figures = tuple[float, float, float]
+"""Of a unit: seconds, seconds of the processor, and resident bytes after it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.minutes} minutes of video once the window is full, {rounds(options.repeats)}",
         rows=[row(name, [run[part] for run in runs]) for name, part in parts.items()],
     )
-    for heading, limit in ((TIME, TIME_BAR), (MEMORY, MEMORY_BAR)):
+    for heading, limit in ((TIME, TIME_BAR), (CPU_TIME, TIME_BAR), (MEMORY, MEMORY_BAR)):
         first, last = (number(r, heading) for r in report.rows[:2])
         apart = 100 * abs(last - first) / first
         what = f"{heading.partition(',')[0]}, last minute beside the first"
@@ -58,26 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finish(report, options)
 
 
-def measured(model: PyramidDiTForVideoGeneration, units: int) -> list[tuple[float, float]]:
-    """Seconds that each unit takes, and resident bytes after it, once the window is full."""
-    found: list[tuple[float, float]] = []
+def measured(model: PyramidDiTForVideoGeneration, units: int) -> list[Figures]:
+    """What each unit takes once the window is full."""
+    found: list[Figures] = []
     with model.stream(SHAPES[0], seconds=math.inf, seed=0) as stream:
         for _ in islice(stream, temp_of(model.defaults.frames())):
             pass
         while len(found) < units:
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             next(stream)
-            found.append((time.perf_counter() - began, resident_memory()))
+            took = time.perf_counter() - began
+            found.append((took, time.process_time() - worked, resident_memory()))
     return found
 
 
-def row(name: str, minutes: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Cell]:
+def row(name: str, minutes: Sequence[Sequence[Figures]]) -> dict[str, Cell]:
     """The medians of one part of all runs."""
-    seconds, memory = zip(*(unit for minute in minutes for unit in minute), strict=True)
+    seconds, processor, memory = zip(*(unit for minute in minutes for unit in minute), strict=True)
     return {
         "minute of video": name,
         "units": len(seconds),
         TIME: median(seconds),
+        CPU_TIME: median(processor),
         MEMORY: median(memory) / 1e6,
     }
 

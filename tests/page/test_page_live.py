@@ -125,6 +125,11 @@ def test_it_plays_without_end_and_follows_new_words(
         assert streams[0].asked == [None, None, "a green square"]
         expect(visit.page.locator(".pf-live-delay")).to_contain_text("were seen after")
         assert visit.frames() >= 10
+        with visit.page.expect_response("**/say"):
+            visit.page.get_by_role("button", name="at night").click()
+        released.release()
+        visit.page.wait_for_function(PLAYS_ON, arg=24)
+        assert streams[0].asked[3:] == ["a green square, at night"]
         visit.page.click("#pf-live-stop")
         assert visit.wait_for_live("stopped") == "Stopped."
         assert streams[0].stopped.is_set()
