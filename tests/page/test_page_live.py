@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from page_server import page_here, running_page
-from page_visit import Visit, expect
+from page_visit import CONTRAST, NAMELESS, SETTLED, Visit, expect
 from PIL import Image
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
@@ -138,7 +138,10 @@ def test_it_plays_without_end_and_follows_new_words(
         visit.context.close()
 
 
-def test_a_click_changes_one_word_of_the_sentence(browser: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_click_changes_one_word_of_the_sentence(
+    browser: Any, scheme: str, tmp_path: Path
+) -> None:
     from pyramid_dit.checkpoints.folder import CheckpointFolder
 
     sentence = ["a", {"color": ["red", "blue"]}, {"shape": ["circle", "cross"]}]
@@ -152,12 +155,16 @@ def test_a_click_changes_one_word_of_the_sentence(browser: Any, tmp_path: Path) 
         return streams[-1]
 
     with page_here(card, start, tmp_path / "page") as address:
-        visit = LiveVisit(browser, address)
+        visit = LiveVisit(browser, address, color_scheme=scheme)
         visit.play("a red circle")
         color = visit.page.get_by_role("group", name="color")
         expect(color.get_by_role("button", name="red")).to_have_attribute("aria-pressed", "true")
         color.get_by_role("button", name="blue").click()
         sees(visit, "blue")
+        visit.page.evaluate(SETTLED)
+        measured, faint = visit.page.evaluate(CONTRAST)
+        assert len(measured) > 20 and faint == []
+        assert visit.page.evaluate(NAMELESS) == []
         visit.page.get_by_role("button", name="cross").click()
         expect(visit.page.locator(".pf-live-delay")).to_contain_text("were seen after")
         visit.page.wait_for_function(PLAYS_ON, arg=visit.frames() + 8)
