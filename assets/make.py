@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -27,7 +28,17 @@ PROMPTS = [
     "a blue triangle stays still on a white background",
     "a red cross grows on a black background",
 ]
-COLUMNS, STILLS, COLORS = 4, 6, 48
+SAID = {
+    0: "a red circle moves left on a white background",
+    8: "a red circle moves up on a white background",
+    14: "a red circle moves right on a white background",
+    22: "a red circle grows on a white background",
+    28: "a blue circle grows on a white background",
+    36: "a blue square moves down on a black background",
+}
+"""What is typed while a live video plays, by the unit that is made next."""
+LIVE_UNITS = 42
+COLUMNS, STILLS, COLORS, LIVE_COLORS = 4, 6, 48, 16
 ON_PAGE, SECONDS = 6, 2.0
 
 
@@ -63,8 +74,25 @@ def page_examples(model: PyramidDiTForVideoGeneration) -> None:
         write_comment(path, settings.to_json())
 
 
+def live(model: PyramidDiTForVideoGeneration) -> list[Image.Image]:
+    """A live video with the words that it follows, six frames a second."""
+    pages = []
+    words = ""
+    with model.live(SAID[0], next_prompt=SAID.get, seed=0) as stream:
+        for unit, frames in enumerate(islice(stream, LIVE_UNITS)):
+            words = SAID.get(unit, words)
+            shown = frames[::4]
+            pages += [picture_grid([[f]], column_labels=[label(words)], side=128) for f in shown]
+    return pages
+
+
+def write_gif(pages: list[Image.Image], path: Path, *, colors: int, fps: float) -> None:
+    """Write pictures in few colors."""
+    export_to_gif([page.quantize(colors).convert("RGB") for page in pages], path, fps=fps)
+
+
 def main() -> None:
-    """Write `videos.gif` and `contact-sheet.png`, the icon and the examples of the page."""
+    """Write the GIFs and `contact-sheet.png`, the icon and the examples of the page."""
     icon().save(HERE.parent / "pyramid_dit/page/icon.png", optimize=True)
     model = PyramidDiTForVideoGeneration.from_pretrained()
     page_examples(model)
@@ -76,7 +104,8 @@ def main() -> None:
         )
         for frame in range(0, 49, 3)
     ]
-    export_to_gif([p.quantize(COLORS).convert("RGB") for p in pages], HERE / "videos.gif", fps=8)
+    write_gif(pages, HERE / "videos.gif", colors=COLORS, fps=8)
+    write_gif(live(model), HERE / "live.gif", colors=LIVE_COLORS, fps=6)
     sheet = picture_grid(
         [evenly_spaced(video, STILLS) for video in videos],
         row_labels=[label(prompt) for prompt in PROMPTS],

@@ -50,12 +50,16 @@ class Number:
     most: float
     above: bool = False
     """Whether `least` itself is not allowed."""
+    infinite: bool = False
+    """Whether infinity is allowed too."""
 
     def __call__(self, name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {shown(value)}")
         if value != value:
             raise ValueError(f"{name} must be a number, got {value}")
+        if self.infinite and value == math.inf:
+            return
         if self.above and value <= self.least:
             raise ValueError(f"{name} must be above {self.least:g}, got {shown(value)}")
         _check_range(name, value, self.least, self.most)
@@ -66,7 +70,8 @@ class Number:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
+        endless = self.infinite and text.strip().lower() in ("inf", "infinity")
+        if not (math.isfinite(value) or endless):
             raise ValueError(f"{shown(text)} is not a number")
         self("it", value)
         return value
@@ -159,7 +164,7 @@ class Kind:
 
 FRAMES = Whole(1, 100_000)
 LATENT_FRAMES = Whole(1, 12_500)
-SECONDS = Number(0, 100_000, above=True)
+SECONDS = Number(0, 100_000, above=True, infinite=True)
 SIDE = Whole(1, 8192)
 STEPS = Whole(1, 1000)
 GUIDANCE = Number(0, 100)

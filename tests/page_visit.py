@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,18 @@ VIDEO_STATE = """() => {
   const video = document.querySelector("#pf-result-video video");
   return video && [video.readyState, video.duration, video.videoWidth, video.videoHeight];
 }"""
+CONTRAST = (Path(__file__).parent / "page/contrast.js").read_text()
+SETTLED = """() => new Promise((done) => {
+  const moving = () => document.getAnimations().filter(
+    (one) => one.playState === "running" && one.effect.getComputedTiming().endTime < 2000);
+  const look = () => moving().length ? requestAnimationFrame(look) : done();
+  requestAnimationFrame(() => requestAnimationFrame(look));
+})"""
+NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, video, img, canvas")]
+  .filter((one) => one.checkVisibility())
+  .filter((one) => !one.ariaLabel && !one.hasAttribute('alt') && !one.title
+    && !one.innerText?.trim() && ![...(one.labels || [])].some((label) => label.innerText.trim()))
+  .map((one) => one.outerHTML)"""
 RECORD_TOASTS = """() => {
   window.toasts = [];
   new MutationObserver(() => {

@@ -9,6 +9,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -200,6 +201,22 @@ def videos(pipeline: PyramidDiTForVideoGeneration) -> dict[str, float]:
     return found
 
 
+def live(pipeline: PyramidDiTForVideoGeneration) -> dict[str, float]:
+    """Without end, and with the words that the first process says."""
+
+    def make(*, together: bool) -> Tensor:
+        first = dist.get_rank() == 0 or not together
+        words = {2: "a blue square"} if first else {1: "a green cross"}
+        settings: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 1}
+        settings |= {"video_num_inference_steps": 1, "seed": 1, "output_type": "latent"}
+        settings |= {"next_prompt": words.get, "inference_multigpu": together}
+        with pipeline.live(PROMPT, **settings) as stream:
+            return torch.cat([*islice(stream, 4)], dim=2)
+
+    together = make(together=True)
+    return {"live, latents": relative_error(together, of_first(lambda: make(together=False)))}
+
+
 def fast_mode(pipeline: PyramidDiTForVideoGeneration) -> dict[str, float]:
     """What is kept from step to step is kept alike."""
     pipeline.enable_fast_mode(history_cache=2, guidance_interval=(0.0, 0.7))
@@ -317,6 +334,7 @@ def main(folder: Path) -> None:
         pipeline.dit.requires_grad_(False)
         if name == "pyramid_flux":  # both are sampled alike
             results |= videos(pipeline) | same_everywhere(pipeline) | fast_mode(pipeline)
+            results |= live(pipeline)
             if args.world_size == 4:
                 results |= a_video_a_pair(pipeline)
         else:

@@ -6,15 +6,18 @@ imported, the model's folder before its weights are read, and the file is writte
 
 from __future__ import annotations
 
+import math
+import queue
 import re
 import secrets
 import signal
 import sys
+import threading
 import time
 import traceback
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from ..distributed.launcher import (
@@ -95,12 +98,13 @@ def _run(
     print_log(options, is_main=is_main)
     from ..media.progressive_video import open_video
     from ..media.video_files import check_folder, check_writable
-    from .sources import Sources, check_apart
+    from .sources import Sources, check_apart, check_end
 
     sources = Sources.open(options)
     if is_main and sources.clip is not None and sources.clip.has_sound:
         _complain(f"--extend {options.extend!r} has sound, which is not kept")
     output = options.output or _name(sources.title(options))
+    check_end(options.seconds, output)
     if is_main:
         check_writable(output)
         if options.save_latents is not None:
@@ -174,7 +178,7 @@ def _write(
     """
     from tqdm import tqdm
 
-    from .sources import skip
+    from .sources import check_end, skip
 
     def advance(*_: object) -> None:
         bar.update()
@@ -184,14 +188,24 @@ def _write(
     size = (0, 0)
     model.set_progress_bar_config(disable=True)
     copy = skip if writer is None else writer.write
-    stream = sources.stream(model, options, folder, seed, copy, advance)
-    with tqdm(total=stream.total_steps, disable=writer is None or options.quiet) as bar:
+    typed = queue.SimpleQueue[str]() if options.live else None
+    stream = sources.stream(model, options, folder, seed, copy, advance, typed)
+    endless = stream.total_steps == math.inf
+    total = None if endless else stream.total_steps
+    if writer is not None:
+        check_end(math.inf if endless else None, str(writer.path))
+    if typed is not None and writer is not None:
+        _put_typed_lines(typed)
+    with tqdm(total=total, disable=writer is None or options.quiet) as bar:
         try:
             for frames in stream:
-                size = frames[0].size
                 if writer is not None:
                     writer.write(frames)
                     bar.set_postfix_str(writer.preview)
+                size = frames[0].size
+        except KeyboardInterrupt:
+            if not (endless and size[0]):
+                raise  # else this is how it ends
         finally:
             stream.close()
             if writer is not None and options.save_latents and stream.latents is not None:
@@ -199,6 +213,19 @@ def _write(
                     stream.save_latents(options.save_latents)
                 kept.append(f"--resume-latents {options.save_latents} goes on from there")
     return size
+
+
+def _put_typed_lines(prompts: queue.SimpleQueue[str]) -> None:
+    """Put the lines of the standard input into `prompts` as they come, but for blank ones."""
+
+    def read() -> None:
+        # a file of its own: the end of the process would wait for one that others know
+        with suppress(OSError), open(0, errors="replace", closefd=False) as lines:
+            for line in lines:
+                if line.strip():
+                    prompts.put(line.strip())
+
+    threading.Thread(target=read, daemon=True, name="typed lines").start()
 
 
 def _close(

@@ -6,6 +6,7 @@ Nothing slow is imported here, so that help and most errors appear at once.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ examples:
   pyramid-flow "a blue cross grows on a gray background" --seconds 2 --seed 7 -o cross.gif
   pyramid-flow "a green square moves up on a black background" --image square.png
   pyramid-flow "a green square grows on a black background" --extend square.mp4 --seconds 2
+  pyramid-flow "a red circle moves up on a gray background" --live   type new prompts, Ctrl-C ends
 
   The released models need a GPU. They are downloaded from the Hugging Face Hub on first use:
   pyramid-flow --model rain1011/pyramid-flow-miniflux --variant 768p --seconds 5 \\
@@ -101,6 +103,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _check_sources(parser, options)
     if options.image is not None and options.video_num_inference_steps is not None:
         parser.error("--video-steps does not go with --image, where --steps serves all frames")
+    if options.live and not options.resume_latents and options.num_frames is None:
+        options.seconds = math.inf if options.seconds is None else options.seconds
     if options.num_frames is not None:
         try:
             (temp_of if options.extend is None else added_temp_of)(options.num_frames)
@@ -120,8 +124,11 @@ def _check_sources(parser: argparse.ArgumentParser, options: argparse.Namespace)
             if value is not None:
                 parser.error(f"{name} does not go with --resume-latents, which has its own")
     elif options.storyboard is not None:
-        if options.prompt:
-            parser.error("a prompt does not go with --storyboard, which has its own")
+        for name, given in (("a prompt", options.prompt), ("--live", options.live)):
+            if given:
+                parser.error(f"{name} does not go with --storyboard, which has its own prompts")
+        if options.seconds == math.inf:
+            parser.error("--seconds inf does not go with --storyboard: use --live")
     elif not options.prompt.strip() and options.image is None and options.extend is None:
         parser.error("the prompt is empty: say what the video should show")
 
@@ -180,6 +187,12 @@ def _build_parser() -> argparse.ArgumentParser:
         help='JSON file with the prompt that starts at each unit: {"0": "a dog sits", "8": '
         '"the dog runs"}; unit 0 is the first frame, every later unit has 8 frames; a value may '
         'also be {"prompt": ..., "guidance": ...}',
+    )
+    video.add_argument(
+        "--live",
+        action="store_true",
+        help="each line that is typed while it runs is the new prompt; without a length the video "
+        "goes on until Ctrl-C",
     )
     video.add_argument(
         "--save-latents",

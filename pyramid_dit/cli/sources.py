@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from ..media.image_files import open_image
 from ..media.video_files import (
     HISTORY_FRAMES,
     Frame,
+    output_format,
     video_frames,
     video_size,
 )
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..checkpoints.folder import CheckpointFolder
+    from ..generation.arguments import NextPrompt
     from ..generation.stream import VideoStream
     from ..pipelines.official import PyramidDiTForVideoGeneration
 
@@ -121,6 +124,18 @@ def check_apart(options: Namespace, output: str) -> None:
         raise UsageError(
             f"--save-latents {options.save_latents!r} is a file of --model {model!r}: "
             "name another file"
+        )
+
+
+def check_end(seconds: float | None, output: str) -> None:
+    """Refuse to write a video without end to what is complete only in the end.
+
+    Raises:
+        UsageError: That is asked for.
+    """
+    if seconds == math.inf and output_format(output) != "mp4":
+        raise UsageError(
+            f"--output {output!r}: a video that has no end (--seconds inf, --live) must be an mp4"
         )
 
 
@@ -221,6 +236,7 @@ class Sources:
         seed: int,
         write: Write,
         on_step: Callable[..., None],
+        next_prompt: NextPrompt | None = None,
     ) -> VideoStream:
         """The video that is asked for.
 
@@ -231,11 +247,13 @@ class Sources:
             seed: Of the random numbers.
             write: Gets the frames of a video to go on from, before any is made.
             on_step: Called after each step.
+            next_prompt: Asked before each unit.
         """
         common: dict[str, Any] = {
             "cpu_offloading": options.offload == "model",
             "inference_multigpu": launched_process() is not None,
             "callback_on_step_end": on_step,
+            "next_prompt": next_prompt,
         }
         if options.resume_latents is not None:
             return model.stream_v2v(resume=options.resume_latents, **common)

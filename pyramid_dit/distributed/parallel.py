@@ -26,7 +26,7 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..flow.latents import Generators
 from .heartbeat import Heartbeat
 from .launcher import end_with_launcher
+
+T = TypeVar("T")
 
 CFG, SEQUENCE = "cfg", "sequence"
 BRANCHES = 2
@@ -109,6 +111,10 @@ class Serial:
 
     def common(self, x: Tensor) -> Tensor:
         """What process 0 has in place of `x`, a tensor of one shape on all processes."""
+        return x
+
+    def common_object(self, x: T) -> T:
+        """What process 0 has in place of `x`, anything that can be pickled."""
         return x
 
     def any(self, flag: bool) -> bool:
@@ -206,12 +212,10 @@ class Parallel(Serial):
 
     def common_generator(self, generator: Generators | None) -> Generators | None:
         if generator is None:
-            seeds = [int(torch.randint(2**62, ()))]
-            dist.broadcast_object_list(seeds, group=self.group, group_src=0)
-            return torch.Generator().manual_seed(seeds[0])
+            seed = self.common_object(int(torch.randint(2**62, ())))
+            return torch.Generator().manual_seed(seed)
         given = [generator] if isinstance(generator, torch.Generator) else generator
-        states = [source.get_state() for source in given]
-        dist.broadcast_object_list(states, group=self.group, group_src=0)
+        states = self.common_object([source.get_state() for source in given])
         for source, state in zip(given, states, strict=True):
             source.set_state(state)
         return generator
@@ -221,6 +225,11 @@ class Parallel(Serial):
         x = x.clone(memory_format=torch.contiguous_format)
         dist.broadcast(x, group=self.group, group_src=0)
         return x
+
+    def common_object(self, x: T) -> T:
+        box = [x]
+        dist.broadcast_object_list(box, group=self.group, group_src=0)
+        return box[0]
 
     def any(self, flag: bool) -> bool:
         flags: list[bool | None] = [None] * self.size

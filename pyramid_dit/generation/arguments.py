@@ -14,12 +14,13 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import sys
 import textwrap
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from ..checks import (
     FLAG,
@@ -114,6 +115,15 @@ def record(kind: type[T]) -> type[T]:
     return dataclass(frozen=True, eq=False)(kind)
 
 
+class PromptQueue(Protocol):
+    """A `queue.Queue` or `SimpleQueue` of prompts."""
+
+    def get_nowait(self) -> str:
+        """The next prompt; `queue.Empty` without one."""
+
+
+NextPrompt: TypeAlias = "Callable[[int], str | Sequence[str] | None] | PromptQueue"
+
 _ANY = Kind("anything", lambda value: True)
 _TEXTS = OneOrMore(TEXT)
 _FIRST_GUIDANCE = (
@@ -152,6 +162,15 @@ class KeywordArguments:
     guidance_scales: Mapping[int, float] | None = option(
         "Guidance that starts at each of these units; overrides the other guidance arguments.",
         ByUnit(GUIDANCE),
+        default=None,
+    )
+    next_prompt: NextPrompt | None = option(
+        "Asked for another prompt before each unit: a queue, whose newest prompt counts, or a "
+        "function that is called as `next_prompt(unit_index)` and returns a prompt (or a list of "
+        "them, one per video), or None to go on with the last one. Among several processes the "
+        "first one is asked.",
+        Kind("a function or a queue", lambda x: callable(x) or hasattr(x, "get_nowait")),
+        resumes=True,
         default=None,
     )
     prompt_suffix: str | None = option(
@@ -331,8 +350,9 @@ class Arguments(KeywordArguments):
         resumes=True,
         default=False,
     )
-    callback: Callable[[int, int], object] | None = option(
-        "Called as `callback(unit_index, num_units)` before each unit.",
+    callback: Callable[[int, Any], object] | None = option(
+        "Called as `callback(unit_index, num_units)` before each unit; `num_units` of a video "
+        "without end is infinity.",
         FUNCTION,
         resumes=True,
         default=None,
@@ -347,7 +367,8 @@ class Arguments(KeywordArguments):
         default=None,
     )
     seconds: float | None = option(
-        "Length in seconds, rounded to the nearest possible length.",
+        "Length in seconds, rounded to the nearest possible length; `inf` has no end, for `stream` "
+        "and mp4.",
         SECONDS,
         flag="--seconds",
         metavar="S",
@@ -403,16 +424,30 @@ class Arguments(KeywordArguments):
         lengths = [n for n in ("temp", "num_frames", "seconds") if getattr(self, n) is not None]
         if len(lengths) > 1:
             raise ValueError(f"give only one of {', '.join(lengths)}")
+        if self.endless and self.latents is not None:
+            raise ValueError("seconds=inf draws noise without end, so latents cannot be given")
+        if self.endless and self.prompts is not None:
+            raise ValueError(
+                "seconds=inf does not go with prompts, a storyboard: next_prompt changes the "
+                "prompt of a video without end"
+            )
         if self.seed is not None and self.generator is not None:
             raise ValueError("give either seed or generator, not both")
         if self.prompts is None:
             return
+        if self.next_prompt is not None:
+            raise ValueError("give either prompts or next_prompt, not both")
         if self.prompt:
             raise ValueError("give either prompt or prompts, not both")
         if any(tensor is not None for tensor in self.encoded):
             raise ValueError("give either prompts or prompt_embeds, not both")
         if 0 not in self.prompts:
             raise ValueError(f"prompts must say what unit 0 shows, got units {[*self.prompts]}")
+
+    @property
+    def endless(self) -> bool:
+        """Whether the video has no end."""
+        return self.seconds == math.inf
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -482,6 +517,22 @@ class TextToVideo(Arguments):
     image_latents: None = field(default=None, init=False)
     history_frames: int = field(default=HISTORY_FRAMES, init=False)
     resume: None = field(default=None, init=False)
+
+
+@record
+class LiveVideo(TextToVideo):
+    """Arguments of `live`."""
+
+    seconds: float = field(default=math.inf, kw_only=True)
+    temp: None = field(default=None, init=False)
+    num_frames: None = field(default=None, init=False)
+    prompts: None = field(default=None, init=False)
+    latents: None = field(default=None, init=False)
+
+    def _check_pairs(self) -> None:
+        super()._check_pairs()
+        if self.next_prompt is None:
+            raise ValueError("next_prompt is needed, a queue or a function, got None")
 
 
 @record

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractContextManager, nullcontext
+import queue
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -20,7 +22,8 @@ from ..devices.offload import (
 )
 from ..flow.latents import Generators
 from ..sampling.prompts import GuidedText
-from ..sampling.unit_sampler import Interrupted, Step, UnitSampler
+from ..sampling.unit_sampler import Interrupted, Step, Unit, UnitSampler
+from .arguments import NextPrompt
 from .latent_codec import (
     DecodeSizes,
     FrameDecoder,
@@ -30,6 +33,7 @@ from .latent_codec import (
     pixels_for,
 )
 from .memory_estimates import step_memory, unit_tokens
+from .request import next_prompts
 from .run import Run
 
 
@@ -42,7 +46,7 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
     request, model, parallel = run.request, run.model, run.parallel
     generator = parallel.common_generator(run.request.generator)
     device = _working_device(run, model.dit)
-    noise = run.noise = parallel.common(_initial_noise(run, generator, device))
+    noise_of = _noise_of_units(run, generator, device)
     past = _past(run, generator, device)
     texts = _encode_texts(run, device)
     if past is not None:
@@ -52,10 +56,8 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
     if past is not None:
         yield past
     bar_options = run.progress_bar if parallel.is_main else {"disable": True}
-    with (
-        _at_work(run, model.dit),
-        tqdm(total=request.total_steps, **bar_options) as bar,
-    ):
+    total = None if request.endless else request.total_steps
+    with _at_work(run, model.dit), tqdm(total=total, **bar_options) as bar:
 
         def on_step(step: Step) -> Step:
             bar.update()
@@ -68,6 +70,8 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
         def on_unit(index: int) -> None:
             if request.arguments.callback is not None:
                 request.arguments.callback(index, request.num_units)
+            if (text := _next_text(run, index, texts[0], device)) is not None:
+                sampler.texts[0] = text
             if parallel.any(run.stopped):
                 raise Interrupted
 
@@ -83,9 +87,9 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
             on_step=on_step,
         )
         try:
-            for latents in sampler.run(noise, request.units, past=past, on_unit=on_unit):
+            for latents in sampler.run(noise_of, request.every_unit(), past=past, on_unit=on_unit):
                 run.add(latents)
-                run.frames_made += latents.shape[2]
+                run.units_made += 1
                 run.generator_states = _generator_states(generator, device)
                 yield latents
         except Interrupted:
@@ -157,11 +161,26 @@ def _step_callback(run: Run, step: Step) -> Step:
     return step.changed(values | {**(changed or {})})
 
 
-def _initial_noise(run: Run, generator: Generators | None, device: torch.device) -> Tensor:
-    if run.request.latents is not None:
-        return run.request.latents.to(device, torch.float32)
-    shape = run.request.noise_shape(run.model)
-    return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+def _noise_of_units(
+    run: Run, generator: Generators | None, device: torch.device
+) -> Callable[[Unit], Tensor]:
+    """What gives the noise of each unit `[b, c, t, h/8, w/8]`, float32.
+
+    All of it is drawn before the first unit; without an end, that of a unit right before it.
+    """
+    request, common = run.request, run.parallel.common
+    batch, channels, temp, *size = request.noise_shape(run.model)
+
+    def drawn(frames: int) -> Tensor:
+        shape = (batch, channels, frames, *size)
+        return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+
+    if request.endless:
+        run.noise = torch.empty(batch, channels, 0, *size, device=device)
+        return lambda unit: common(drawn(unit.stop - unit.start))
+    given = None if request.latents is None else request.latents.to(device, torch.float32)
+    noise = run.noise = common(drawn(temp) if given is None else given)
+    return lambda unit: noise[:, :, unit.start : unit.stop]
 
 
 def _past(run: Run, generator: Generators | None, device: torch.device) -> Tensor | None:
@@ -198,6 +217,34 @@ def _encode_texts(run: Run, device: torch.device) -> list[GuidedText]:
     return [text.to(device, run.model.dtype).repeated(request.samples_each) for text in texts]
 
 
+def _next_text(run: Run, unit: int, before: GuidedText, device: torch.device) -> GuidedText | None:
+    """The text that `next_prompt` has for a unit, if it is another one."""
+    source, encoder = run.request.arguments.next_prompt, run.model.text_encoder
+    if source is None:
+        return None
+    said = run.parallel.common_object(_asked(source, unit) if run.parallel.is_main else None)
+    if said is None:
+        return None
+    assert encoder is not None  # the request was checked
+    run.texts[0] = next_prompts(said, run.texts[0], run.request, run.model)
+    positive = replace(run.texts[0], negative=None)
+    with _at_work(run, encoder):
+        text = positive.encode(encoder, run.request.arguments.max_sequence_length)
+    text = text.to(device, run.model.dtype).repeated(run.request.samples_each)
+    return replace(text, negative=before.negative)
+
+
+def _asked(source: NextPrompt, unit: int) -> str | Sequence[str] | None:
+    """The prompt from a function, or the newest one from a queue."""
+    if callable(source):
+        return source(unit)
+    newest = None
+    with suppress(queue.Empty):
+        while True:
+            newest = source.get_nowait()
+    return newest
+
+
 def _batches_guidance(run: Run) -> bool:
     """Whether both branches of the guidance go in one batch, which takes more memory."""
     if run.batched_guidance is not None:
@@ -208,7 +255,7 @@ def _batches_guidance(run: Run) -> bool:
     last = request.units[-1]
     height, width = request.latent_size
     tokens = unit_tokens(
-        last.index,
+        run.fast_mode.seen_units(None if request.endless else last.index),
         last.stop - last.start,
         frame_per_unit=model.frame_per_unit,
         stages=model.stages,

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ..checkpoints.defaults import Mode
-from ..checks import FRAMES, check_shape, check_size, check_temp, steps_per_stage
+from ..checks import (
+    FRAMES,
+    LATENT_FRAMES,
+    TEXT,
+    OneOrMore,
+    check_shape,
+    check_size,
+    check_temp,
+    steps_per_stage,
+)
 from ..distributed.parallel import processes_at_work, speaks
 from ..flow.latents import Generators
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
@@ -49,7 +60,9 @@ class Request:
     height: int
     width: int
     temp: int
-    """Latent frames of the noise."""
+    """Latent frames of the noise; without an end, of a unit's."""
+    endless: bool = False
+    """Whether the last of `units` is followed by others like it, without end."""
     clip: Tensor | None = None
     """Pixels `[b or 1, 3, 8n + 1, h, w]` in [-1, 1] that the videos start with."""
     past: Tensor | None = None
@@ -71,16 +84,25 @@ class Request:
         return self.texts[0].batch * self.samples_each
 
     @property
-    def num_units(self) -> int:
-        """Units of the video, those that it starts with among them."""
+    def num_units(self) -> float:
+        """Units of the video, those that it starts with among them; infinity without an end."""
+        if self.endless:
+            return math.inf
         if self.units:
             return self.units[-1].index + 1
         return self.given_frames  # an image alone
 
     @property
-    def total_steps(self) -> int:
-        """Steps of all units together."""
-        return sum(sum(unit.steps) for unit in self.units)
+    def total_steps(self) -> float:
+        """Steps of all units together; infinity without an end."""
+        return math.inf if self.endless else sum(sum(unit.steps) for unit in self.units)
+
+    def every_unit(self) -> Iterator[Unit]:
+        """The units in order, those that follow `units` without end too."""
+        yield from self.units
+        if self.endless:
+            last = self.units[-1]
+            yield from (replace(last, index=index) for index in itertools.count(last.index + 1))
 
     @property
     def hidden_frames(self) -> int:
@@ -117,6 +139,33 @@ def make_request(arguments: Arguments, model: Components) -> Request:
     request = make(arguments, model)
     _check(request, model)
     return request
+
+
+def next_prompts(
+    said: str | Sequence[str], before: Prompts, request: Request, model: Components
+) -> Prompts:
+    """Prompts to go on with in place of `before`; the negative ones stay.
+
+    Raises:
+        TypeError: A prompt is no string.
+        ValueError: A prompt is empty, or they are not as many as before.
+    """
+    OneOrMore(TEXT)("what next_prompt gives", said)
+    defaults, given = model.defaults, request.arguments.prompt_suffix
+    prompts = Prompts.checked(
+        [said] * before.batch if isinstance(said, str) else said,
+        "",
+        suffix=_either(given, defaults.prompt_suffix),
+        guided=False,
+        allow_empty=request.given_frames > 0,
+    )
+    if prompts.batch != before.batch:
+        raise ValueError(
+            f"next_prompt must give one prompt, or one for each of {before.batch} videos, got "
+            f"{prompts.batch}"
+        )
+    _warn_of_unknown_words([prompts], model)
+    return replace(prompts, negative=before.negative)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +283,8 @@ def _new(arguments: Arguments, model: Components) -> Request:
         ],
         height=start.height,
         width=start.width,
-        temp=start.temp,
+        temp=unit if arguments.endless else start.temp,
+        endless=arguments.endless,
         clip=start.clip,
         given_frames=start.given_frames,
         shows_given=mode != "extend" or arguments.output_type == "latent",
@@ -296,6 +346,8 @@ def _length(arguments: Arguments, model: Components) -> int:
         return arguments.temp
     if arguments.num_frames is not None:
         return temp_of(arguments.num_frames)
+    if arguments.endless:
+        return 1 + model.frame_per_unit * _planned_units(arguments, model)
     if arguments.seconds is not None:
         return _temp_of_seconds(arguments.seconds, model)
     preferred = temp_of(model.defaults.frames())
@@ -306,6 +358,8 @@ def _added_length(arguments: Arguments, model: Components) -> int:
     """Latent frames by which a video goes on."""
     if arguments.num_frames is not None:
         return added_temp_of(arguments.num_frames)
+    if arguments.endless:
+        return model.frame_per_unit * _planned_units(arguments, model)
     if arguments.seconds is not None:
         first = 1 / model.defaults.frames_per_second  # of a whole video, it is a frame alone
         longer = _temp_of_seconds(arguments.seconds + first, model)
@@ -313,6 +367,15 @@ def _added_length(arguments: Arguments, model: Components) -> int:
     if arguments.temp is not None:
         return arguments.temp
     return max(model.frame_per_unit, _length(arguments, model) - 1)
+
+
+def _planned_units(arguments: Arguments, model: Components) -> int:
+    """How many units of a video without end are planned: until nothing changes any more."""
+    changes = [1, *(arguments.guidance_scales or ())]
+    if arguments.use_linear_guidance and arguments.alpha > 0:
+        first = _either(arguments.guidance_scale, model.defaults.guidance_scale)
+        changes.append(math.ceil(first / arguments.alpha))
+    return min(max(changes) + 1, LATENT_FRAMES.most // model.frame_per_unit - 1)
 
 
 def _temp_of_seconds(seconds: float, model: Components) -> int:
@@ -367,13 +430,15 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
         units=saved.units,
         height=height * SPATIAL_FACTOR,
         width=width * SPATIAL_FACTOR,
-        temp=saved.noise.shape[2],
+        temp=model.frame_per_unit if saved.endless else saved.noise.shape[2],
         past=saved.latents,
         given_frames=frames,
+        endless=saved.endless,
+        shows_given=not saved.endless,
         nested=batch > saved.samples_each,
         samples_each=saved.samples_each,
         generator=saved.generators(),
-        latents=saved.noise,
+        latents=None if saved.endless else saved.noise,
     )
 
 
@@ -388,7 +453,7 @@ def _check(request: Request, model: Components) -> None:
         for given in (request.clip, arguments.image_latents):
             if given is not None and given.shape[0] not in (1, prompts.batch):
                 raise ValueError(f"{given.shape[0]} images for {prompts.batch} prompts")
-        if prompts.need_encoder:
+        if prompts.need_encoder or arguments.next_prompt is not None:
             _check_text_encoder(request, model)
     pixels_in = request.clip is not None
     if model.vae is None and (pixels_in or arguments.output_type != "latent"):

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..distributed.parallel import SERIAL, Serial, processes_at_work
+from ..flow.sizes import temp_of
 from ..sampling.fast_mode import EXACT, FastMode
 from ..sampling.prompts import Prompts
+from ..sampling.unit_sampler import Unit
 from .components import Components
 from .request import Request
 from .saved_latents import SavedLatents, SavedText
@@ -27,7 +29,7 @@ class Run:
     Args:
         request: What to make.
         model: The models.
-        fast_mode: Approximations to make.
+        fast_mode: Approximations to make; the history of a video without end gets a window.
         batched_guidance: Whether both branches of the guidance are computed as one batch; None
             decides by the memory that is free.
         progress_bar: Arguments of the `tqdm` bar over all steps.
@@ -37,9 +39,12 @@ class Run:
         parallel: The processes that make the video together.
         steps_done: Steps so far.
         latents: Normalized latents `[b, c, t, h/8, w/8]` of the complete units, given ones
-            included, float32; None before there are any.
-        noise: Initial noise of all units that were asked for `[b, c, temp, h/8, w/8]`.
-        frames_made: Latent frames of `noise` that were used for complete units.
+            included, float32; None before there are any. Of a video without end those that the
+            next unit sees.
+        noise: Initial noise of all units that were asked for `[b, c, temp, h/8, w/8]`; empty
+            where it is drawn unit by unit.
+        units_made: Units that are complete, given ones not counted.
+        texts: The prompts of the request, or those that came after them.
         generator_states: States of the sources of random numbers after the last complete unit.
 
     Raises:
@@ -59,6 +64,9 @@ class Run:
         self.request = request
         self.model = replace(model)
         self.fast_mode = fast_mode
+        if request.endless:
+            longest = temp_of(model.defaults.frames())
+            self.fast_mode = fast_mode.without_end(1 + (longest - 1) // model.frame_per_unit)
         self.batched_guidance = batched_guidance
         self.progress_bar = dict(progress_bar or {})
         self.caller = self if caller is None else caller
@@ -70,7 +78,8 @@ class Run:
         self.steps_done = 0
         self.latents: Tensor | None = None
         self.noise: Tensor | None = None
-        self.frames_made = 0
+        self.units_made = 0
+        self.texts = list(request.texts)
         self.generator_states: list[Tensor] = []
         self._stopped = threading.Event()
 
@@ -86,7 +95,17 @@ class Run:
     def add(self, latents: Tensor) -> None:
         """Append the latents `[b, c, t, h/8, w/8]` of a unit, or of what is given."""
         parts = [latents] if self.latents is None else [self.latents, latents]
-        self.latents = torch.cat(parts, dim=2)
+        joined = torch.cat(parts, dim=2)
+        if self.request.endless:
+            [joined] = self.fast_mode.seen_history([joined], self.model.frame_per_unit)
+        self.latents = joined
+
+    def units_left(self) -> list[Unit]:
+        """The units that are to be made; without an end, up to the one that all others are like."""
+        units, made = self.request.units, self.units_made
+        if self.request.endless and made >= len(units):
+            return [replace(units[-1], index=units[0].index + made)]
+        return list(units[made:])
 
     def saved(self) -> SavedLatents:
         """What it takes to make the rest.
@@ -96,7 +115,8 @@ class Run:
         """
         if self.latents is None or self.noise is None:
             raise ValueError("there are no latents to save: no unit of the video is complete")
-        made, source = self.frames_made, self.request.generator
+        left, source = self.units_left(), self.request.generator
+        made = left[0].start if left else self.noise.shape[2]
         if isinstance(source, list):
             source = source[0]
         return SavedLatents(
@@ -104,15 +124,12 @@ class Run:
             noise=self.noise[:, :, made:].cpu(),
             generator_states=self.generator_states,
             generator_device=(self.noise if source is None else source).device.type,
-            units=[
-                replace(unit, start=unit.start - made, stop=unit.stop - made)
-                for unit in self.request.units
-                if unit.start >= made
-            ],
-            texts=[_in_words(prompts) for prompts in self.request.texts],
+            units=[replace(u, start=u.start - made, stop=u.stop - made) for u in left],
+            texts=[_in_words(prompts) for prompts in self.texts],
             samples_each=self.request.samples_each,
             kept=self.request.arguments.kept,
             model=self.model.name,
+            endless=self.request.endless,
         )
 
 

@@ -34,8 +34,10 @@ class SavedLatents:
     """What was made of a video, and what is needed to make the rest of it.
 
     Attributes:
-        latents: Normalized latents `[b, c, t, h, w]` of the complete units, float32.
-        noise: Initial noise of the units that are left `[b, c, t', h, w]`, float32.
+        latents: Normalized latents `[b, c, t, h, w]` of the complete units, float32; of a video
+            without end those that the next unit sees.
+        noise: Initial noise of the units that are left `[b, c, t', h, w]`, float32; of a video
+            without end none, for it is drawn unit by unit.
         generator_states: States of the sources of random numbers, one for all or one per sample.
         generator_device: Type of the device that they draw on.
         units: The units that are left, counted as in the whole video.
@@ -43,6 +45,7 @@ class SavedLatents:
         samples_each: Samples of each prompt.
         kept: Other arguments of the run that the rest of it needs, by name.
         model: Which transformer made them, empty where that is not known.
+        endless: Whether the last of `units` is followed by others like it, without end.
     """
 
     latents: Tensor
@@ -54,6 +57,7 @@ class SavedLatents:
     samples_each: int
     kept: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
+    endless: bool = False
 
     def generators(self) -> Generators:
         """Sources of random numbers that go on where those of the run were."""
@@ -77,6 +81,7 @@ class SavedLatents:
             "samples_each": self.samples_each,
             "arguments": dict(self.kept),
             "model": self.model,
+            "endless": self.endless,
         }
         tensors = {"latents": self.latents, "noise": self.noise}
         for index, state in enumerate(self.generator_states):
@@ -116,6 +121,7 @@ class SavedLatents:
                 samples_each=settings["samples_each"],
                 kept=settings.get("arguments", {}),
                 model=settings.get("model", ""),
+                endless=settings.get("endless", False),
             )
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} holds no saved latents: {error}") from error

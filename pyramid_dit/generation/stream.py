@@ -32,8 +32,8 @@ class VideoStream(Iterator[Any]):
         as_they_come: Whether units are decoded when they are there, see `engine.make_frames`.
 
     Attributes:
-        num_units: Units of the video, those that are given among them.
-        total_steps: Steps of all of them together.
+        num_units: Units of the video, those that are given among them; infinity without an end.
+        total_steps: Steps of all of them together; infinity without an end.
     """
 
     def __init__(self, run: Run, *, as_they_come: bool = True) -> None:
@@ -53,7 +53,10 @@ class VideoStream(Iterator[Any]):
 
     @property
     def latents(self) -> Tensor | None:
-        """Normalized latents `[b, c, t, h/8, w/8]` so far, float32; None before the first unit."""
+        """Normalized latents `[b, c, t, h/8, w/8]` so far, float32; None before the first unit.
+
+        Of a video without end, those that the next unit sees.
+        """
         return self._run.latents
 
     def __next__(self) -> Any:

@@ -12,7 +12,7 @@ import torch
 from ..devices.offload import accelerator_device, offload_sequentially
 from ..distributed.parallel import Parallel, processes_at_work
 from ..sampling.fast_mode import EXACT, FastMode
-from .arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
+from .arguments import Arguments, ImageToVideo, LiveVideo, TextToVideo, VideoToVideo, takes
 from .components import Components
 from .request import make_request
 from .run import Run
@@ -26,7 +26,8 @@ class VideoGenerator:
 
     `generate`, `generate_i2v` and `generate_v2v` return a video; `stream`, `stream_i2v` and
     `stream_v2v` take the same arguments and return a `VideoStream`, which hands out its frames
-    as they are made. Several threads may use one generator: all state of a run is the run's.
+    as they are made; `live` makes one that has no end and follows new prompts. Several threads
+    may use one generator: all state of a run is the run's.
 
     Args:
         components: The models.
@@ -106,6 +107,15 @@ class VideoGenerator:
         """`generate`, unit by unit."""
         return self.start(arguments)
 
+    @takes(LiveVideo)
+    def live(self, arguments: LiveVideo) -> VideoStream:
+        """`stream` without end, steered while it plays: `next_prompt` is asked before each unit.
+
+        What it says shows in that unit already. `stream_i2v` and `stream_v2v` take `next_prompt`
+        and `seconds=inf` too.
+        """
+        return self.start(arguments)
+
     @takes(ImageToVideo)
     def stream_i2v(self, arguments: ImageToVideo) -> VideoStream:
         """`generate_i2v`, unit by unit."""
@@ -132,8 +142,14 @@ class VideoGenerator:
             FileNotFoundError: There is no such file.
             ValueError: An argument is outside its range, or two do not fit each other.
         """
+        request = make_request(arguments, self.components)
+        if request.endless and not as_they_come:
+            raise ValueError(
+                "a video without end (seconds=inf) cannot be returned: use stream instead of "
+                "generate"
+            )
         run = Run(
-            make_request(arguments, self.components),
+            request,
             self.components,
             fast_mode=self.fast_mode,
             batched_guidance=self.batched_guidance,

@@ -10,8 +10,13 @@ from ..files import replacing
 from .ffmpeg import COMPLETE, ffmpeg_says, file_name, run_ffmpeg
 
 
-def write_comment(path: str | Path, text: str) -> None:
+def write_comment(path: str | Path, text: str, *, source: str | Path | None = None) -> None:
     """Put `text` into the mp4 at `path`; its picture is not encoded again.
+
+    Args:
+        path: The file, made or replaced.
+        text: What to put in.
+        source: The mp4 to take the picture from, which may still be written; by default `path`.
 
     Raises:
         OSError: The file could not be written.
@@ -19,7 +24,7 @@ def write_comment(path: str | Path, text: str) -> None:
     target = Path(path)
     with replacing(target) as temporary:
         run_ffmpeg(
-            ["-i", file_name(target), "-c", "copy", "-map_metadata", "-1"]
+            ["-i", file_name(source or target), "-c", "copy", "-map_metadata", "-1"]
             + ["-metadata", f"comment={text}", "-fflags", "+bitexact"]
             + [*COMPLETE, file_name(temporary)]
         )

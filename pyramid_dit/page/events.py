@@ -15,6 +15,7 @@ from PIL.Image import Image
 from .examples import Examples
 from .failures import REFUSALS, Refusal
 from .layout import BEFORE_MAKING, Fields, Results, first_knowing
+from .live import LiveJob
 from .media_checks import has_sound, open_image, read_settings
 from .settings import (
     MAX_SCENES,
@@ -281,14 +282,14 @@ class Page:
         kept, tab = self.visitors.enter(request.session_hash, token)
         job = tab.visitor.job
         updates: Updates = {self.token: kept}
-        if job is None:
-            yield updates
+        if job is None or isinstance(job, LiveJob):
+            yield updates | self.gallery(tab)
         elif job.finished:
             yield updates | self._ended(job, tab)
         else:
             seen = len(job.strips)
             updates |= self._begun(job) | {self.results.preview: self._frames(job, seen)}
-            yield updates | self._gallery(tab)
+            yield updates | self.gallery(tab)
             async for changes in self._follow(job, tab, seen):
                 yield changes
 
@@ -325,14 +326,24 @@ class Page:
         """
         await asyncio.to_thread(self.visitors.remove_old_results)
         video_request = await asyncio.to_thread(self.request, form)
+        self.make_room(visitor)
+        visitor.job = self.worker.submit(video_request, visitor.folder)
+        return visitor.job
+
+    def make_room(self, visitor: Visitor) -> None:
+        """Put the visitor's last video among the others, for a new one.
+
+        Raises:
+            ValueError: It is not finished.
+        """
         if visitor.busy:
             raise ValueError(
                 "your last video is still being made, perhaps in another tab: wait for it, or "
                 "stop it"
             )
         self._collect(visitor)
-        visitor.job = self.worker.submit(video_request, visitor.folder)
-        return visitor.job
+        if isinstance(visitor.job, LiveJob):
+            visitor.job.discard()
 
     def _begun(self, job: Job) -> Updates:
         fields, results = self.fields, self.results
@@ -359,7 +370,7 @@ class Page:
         self._collect(tab.visitor)
         results_of_job = (r for r in tab.visitor.results if r.path == job.path and r.path.exists())
         result = next(results_of_job, None)
-        updates |= self._gallery(tab)
+        updates |= self.gallery(tab)
         if result is None:  # what was seen of it stays to be seen
             return updates | {results.preview: self._frames(job) if job.strips else None}
         tab.shown = result
@@ -411,11 +422,11 @@ class Page:
         chosen = tab.listed[event.index]
         if not chosen.path.exists():
             gr.Info("This video is not kept any more.")
-            return self._gallery(tab) or {self.results.gallery: gr.Gallery(visible=False)}
+            return self.gallery(tab) or {self.results.gallery: gr.Gallery(visible=False)}
         tab.shown = chosen
         return self._showing(chosen)
 
-    def _gallery(self, tab: Tab) -> Updates:
+    def gallery(self, tab: Tab) -> Updates:
         """All results of the visitor, if there are any."""
         tab.listed = [r for r in tab.visitor.results[::-1] if r.path.exists()]
         if not tab.listed:

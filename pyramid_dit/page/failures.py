@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
+from starlette.routing import BaseRoute
 
 from ..checks import shown
 from ..generation.arguments import OPTIONS
@@ -40,7 +41,13 @@ class Refusal(gr.Error):
 
 
 class Blocks(gr.Blocks):
-    """Gradio's blocks, whose errors are all messages in plain words."""
+    """Gradio's blocks, whose errors are all messages in plain words.
+
+    Attributes:
+        own_routes: What the server answers beside Gradio's own.
+    """
+
+    own_routes: Sequence[BaseRoute] = ()
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *rest: Any) -> Any:
         """As Gradio has it.

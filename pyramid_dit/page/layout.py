@@ -11,7 +11,7 @@ import gradio as gr
 from ..checks import Number, OneOf, Whole
 from ..generation.arguments import OPTIONS
 from .examples import Examples
-from .preview import SCRIPT, TEMPLATE
+from .preview import LIVE_SCRIPT, LIVE_TEMPLATE, SCRIPT, TEMPLATE
 from .settings import MAX_PROMPT, MAX_SCENES, ON_PAGE, SCENE_START, ModelCard, offered
 from .words import caption, header_html, status_html
 
@@ -49,6 +49,17 @@ class Scenes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Live:
+    """The live video and what steers it."""
+
+    play: gr.Button
+    view: gr.HTML
+    """The frames, words to say, and the time that they took."""
+    stop: gr.Button
+    keep: gr.Button
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fields:
     """Everything a visitor sets."""
 
@@ -59,6 +70,7 @@ class Fields:
     choices: dict[str, dict[str, gr.Dropdown]]
     """By mode, where the model knows one form of sentence: what there is to choose."""
     make: dict[str, gr.Button]
+    live: Live
     image: gr.File
     image_note: gr.HTML
     """What is wrong with the picture."""
@@ -133,6 +145,10 @@ def build_fields(cards: Sequence[ModelCard], examples: Examples) -> Fields:
             choices["storyboard"] = _choices("storyboard", cards, chosen_words)
             scenes = _scenes(examples, chosen=bool(choices["storyboard"]))
             make["storyboard"] = _make_button("storyboard")
+        with gr.Tab("Live", id="live", elem_id="pf-tab-live") as tabs["live"]:
+            prompts["live"] = _prompt("What the video begins with", example)
+            choices["live"] = _choices("live", cards, chosen_words)
+            live = _live()
     with gr.Group(elem_id="pf-settings"):
         size = gr.Dropdown(
             card.sizes,
@@ -163,6 +179,7 @@ def build_fields(cards: Sequence[ModelCard], examples: Examples) -> Fields:
         prompts=prompts,
         choices={mode: chosen for mode, chosen in choices.items() if chosen},
         make=make,
+        live=live,
         image=image,
         image_note=image_note,
         image_crop=image_crop,
@@ -275,6 +292,17 @@ def _choices(
 def _make_button(mode: str) -> gr.Button:
     words = "Extend the video" if mode == "extend" else "Make the video"
     return gr.Button(words, variant="primary", size="lg", elem_id=f"pf-make-{mode}")
+
+
+def _live() -> Live:
+    play = gr.Button("Play", variant="primary", size="lg", elem_id="pf-make-live")
+    view = gr.HTML(
+        None, html_template=LIVE_TEMPLATE, js_on_load=LIVE_SCRIPT, elem_id="pf-live", padding=False
+    )
+    with gr.Row():
+        stop = gr.Button("Stop", variant="stop", visible=False, elem_id="pf-live-stop")
+        keep = gr.Button("Keep", visible=False, elem_id="pf-live-keep")
+    return Live(play=play, view=view, stop=stop, keep=keep)
 
 
 def _drop(label: str, file_types: list[str], elem_id: str) -> gr.File:

@@ -1,4 +1,4 @@
-"""Frames for a browser to show while a video is made."""
+"""Frames for a browser to show while a video is made, and what shows them there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ QUALITY = 82  # of a JPEG
 
 SCRIPT = (Path(__file__).parent / "preview.js").read_text(encoding="utf-8")
 TEMPLATE = (Path(__file__).parent / "preview.html").read_text(encoding="utf-8")
+LIVE_SCRIPT = (Path(__file__).parent / "live.js").read_text(encoding="utf-8")
+LIVE_TEMPLATE = (Path(__file__).parent / "live.html").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

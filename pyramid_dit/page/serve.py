@@ -38,10 +38,9 @@ from .hosts import ANY, HostGuard, own_names
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import gradio as gr
-
     from ..generation.stream import VideoStream
     from ..pipelines.official import PyramidDiTForVideoGeneration
+    from .failures import Blocks
     from .models import Models
     from .settings import ModelCard
     from .worker import Job, Starter, Worker
@@ -171,7 +170,7 @@ def build_page(
     device: str,
     *,
     checkpoint: Path | None = None,
-) -> gr.Blocks:
+) -> Blocks:
     """The page as Gradio's blocks.
 
     Args:
@@ -188,6 +187,7 @@ def build_page(
     from .examples import examples_for, made_examples
     from .failures import Blocks
     from .layout import build_fields, build_header, build_results
+    from .live_events import connect_live
     from .visitors import Visitors
 
     examples = examples_for(cards[0], folder / "examples")
@@ -215,10 +215,11 @@ def build_page(
         )
         page.connect(blocks)
         add_endpoints(page)
+        blocks.own_routes = connect_live(page)
     return blocks
 
 
-def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, share: bool) -> str:
+def launch(page: Blocks, names: set[str], *, host: str, port: int | None, share: bool) -> str:
     """Start to serve, and return the address.
 
     Args:
@@ -246,6 +247,8 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
             folder = Path(os.environ[TEMPORARY_FOLDER])
             return HostGuard(UploadLimit(answering, folder, folder / "results"), names)
 
+    app = Guarded(default_response_class=ORJSONResponse)
+    app.router.routes[:0] = page.own_routes
     page.queue(default_concurrency_limit=8)
     # Gradio looks for requests a thousand times a second, for which the models would have to wait.
     page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_POLL
@@ -267,7 +270,7 @@ def launch(page: gr.Blocks, names: set[str], *, host: str, port: int | None, sha
         css_paths=STYLE,
         js=KEYS,
         favicon_path=ICON,
-        _app=Guarded(default_response_class=ORJSONResponse),
+        _app=app,
     )
     if public is not None:
         names.add(urlsplit(public).hostname or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,8 +16,8 @@ from ..checks import Check, Number, check_size
 from ..cli.options import SIZE_MULTIPLE, parse_size
 from ..generation.arguments import DEFAULTS, OPTIONS
 
-MODES = ("text", "image", "extend", "storyboard")
-"""Text to video, image to video, a video that goes on, several prompts at chosen times."""
+MODES = ("text", "image", "extend", "storyboard", "live")
+"""Text to video, image to video, a video that goes on, several prompts at chosen times, live."""
 ON_PAGE = {option.key: name for name, option in OPTIONS.items() if option.label is not None}
 """Arguments that visitors may set, by the name of the field."""
 DEFAULT_NAME = "the default checkpoint"
@@ -156,6 +157,8 @@ class Settings:
             values |= {"width": self.width, "height": self.height}
         if self.mode == "storyboard":
             return values | {"prompts": scene_units(self, frames_per_second)}
+        if self.mode == "live":
+            values["seconds"] = math.inf
         return values | {"prompt": self.prompt}
 
 

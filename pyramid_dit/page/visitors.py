@@ -243,7 +243,7 @@ class Form:
             frames = video_frames(self.video, width, height, rate)
             history = last_frames(frames, HISTORY_FRAMES)
             return replace(request, history=history, clip=Path(self.video))
-        if self.mode == "text" and not prompt:
+        if self.mode in ("text", "live") and not prompt:
             raise ValueError("the prompt is empty: say what the video should show")
         return request
 

@@ -15,6 +15,7 @@ MODE_NAMES = {
     "image": "Picture to video",
     "extend": "Extended video",
     "storyboard": "Storyboard",
+    "live": "Live",
 }
 
 

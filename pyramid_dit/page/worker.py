@@ -77,11 +77,17 @@ class VideoRequest:
             ValueError: As `generate`.
         """
         arguments = self.settings.arguments(self.frames_per_second) | options
+        if self.settings.mode == "live":
+            return model.live(**{"next_prompt": _go_on} | arguments)
         if self.history is not None:
             return model.stream_v2v(video=self.history, **arguments)
         if self.image is not None:
             return model.stream_i2v(input_image=self.image, **arguments)
         return model.stream(**arguments)
+
+
+def _go_on(unit: int) -> None:
+    """The prompt stays: what processes say that are not asked."""
 
 
 class Job:
@@ -94,6 +100,8 @@ class Job:
     Attributes:
         state: Where it stands.
         strips: The new frames so far, a few at a time, for showing.
+        strips_made: How many there were.
+        frames: Number of new frames so far.
         loading: Whether its model is being loaded.
         steps_done: Steps so far.
         total_steps: Steps altogether, 0 before the work begins.
@@ -108,8 +116,11 @@ class Job:
         self.folder = folder
         self.state = State.WAITING
         self.strips: list[FrameStrip] = []
+        self.strips_made = 0
+        self.frames = 0
         self.loading = False
-        self.steps_done = self.total_steps = 0
+        self.steps_done = 0
+        self.total_steps: float = 0
         self.seconds = 0.0
         self.path: Path | None = None
         self.poster: Path | None = None
@@ -118,13 +129,8 @@ class Job:
         self._finished = threading.Event()
         self._watchers: list[Callable[[], object]] = []
         self._began = 0.0
-        self._unit_ends: list[tuple[float, int]] = []  # time, and steps done by then
+        self._unit_ends: list[tuple[float, int]] = []  # of the first and the last: time, steps
         self._last: Image
-
-    @property
-    def frames(self) -> int:
-        """Number of new frames so far."""
-        return sum(strip.count for strip in self.strips)
 
     @property
     def finished(self) -> bool:
@@ -163,7 +169,7 @@ class Job:
             while True:
                 woken.clear()
                 finished = self.finished  # looked at first: after the end there are no more strips
-                there = len(self.strips)
+                there = self.strips_made
                 for strips in range(min(shown + 1, there), there + 1):
                     yield strips
                 shown = there
@@ -225,8 +231,7 @@ class Job:
             ValueError: The clip that goes on cannot be decoded.
             OSError: The video could not be written.
         """
-        if self.loading:
-            self.loading, self._began = False, time.monotonic()
+        self._loaded()
         self.total_steps = stream.total_steps
         frames_per_second = self.request.frames_per_second
         try:
@@ -262,6 +267,11 @@ class Job:
         self._finished.set()
         self._wake_watchers()
 
+    def _loaded(self) -> None:
+        """The model is there."""
+        if self.loading:
+            self.loading, self._began = False, time.monotonic()
+
     def _frames(self, first: list[Image], stream: VideoStream) -> Iterator[Image | np.ndarray]:
         """All frames of the file: those of the video that goes on, then the new ones."""
         settings, clip = self.request.settings, self.request.clip
@@ -277,11 +287,17 @@ class Job:
         """The next unit's frames, shown before they are written; None at the end."""
         unit: list[Image] | None = next(stream, None)
         if unit is not None:
-            self.strips.append(FrameStrip.of(unit))
+            self._show(FrameStrip.of(unit))
+            self.strips_made += 1
+            self.frames += len(unit)
             self._last = unit[-1]
-            self._unit_ends.append((time.monotonic(), self.steps_done))
+            self._unit_ends[1:] = [(time.monotonic(), self.steps_done)]
             self._wake_watchers()
         return unit
+
+    def _show(self, strip: FrameStrip) -> None:
+        """Have a strip at hand for those who watch."""
+        self.strips.append(strip)
 
     def _wake_watchers(self) -> None:
         for wake in tuple(self._watchers):
@@ -321,18 +337,44 @@ class Worker:
             QueueFull: Too many wait already.
         """
         job = Job(request, (folder or self.folder) / secrets.token_hex(16))
+        self.put(job)
+        return job
+
+    def put(self, job: Job) -> None:
+        """Put a job in the queue.
+
+        Raises:
+            QueueFull: Too many wait already.
+        """
         with self._lock:
             if sum(not other.stopping for other in self._waiting) >= MAX_WAITING:
                 raise QueueFull(f"{MAX_WAITING} requests are waiting already; try again later")
             self._waiting.append(job)
         self._queue.put(job)
-        return job
 
     def ahead(self, job: Job) -> int:
         """How many videos are made before `job` begins, the one in work among them."""
+        return len(self._around(job)[0])
+
+    def behind(self, job: Job) -> int:
+        """How many wait for `job` to end."""
+        return len(self._around(job)[1])
+
+    def waits_for_live(self, job: Job) -> bool:
+        """Whether one of those before `job` is a live video, which has no end."""
+        return any(other.request.settings.mode == "live" for other in self._around(job)[0])
+
+    def _around(self, job: Job) -> tuple[list[Job], list[Job]]:
+        """The jobs before and after one, but for those that were stopped."""
         with self._lock:
-            before = self._waiting[: self._waiting.index(job)] if job in self._waiting else []
-        return sum(not other.stopping for other in before)
+            jobs = self._waiting[:]
+        if job not in jobs:
+            return [], []
+        at = jobs.index(job)
+        before, after = (
+            [j for j in part if not j.stopping] for part in (jobs[:at], jobs[at + 1 :])
+        )
+        return before, after
 
     def work(self) -> None:
         """Make one video after another until `close`."""

@@ -253,7 +253,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         try:
             generator = self.video_generator
             stream = generator.start(record, as_they_come=False)
-            self._num_timesteps = stream.total_steps
+            self._num_timesteps = int(stream.total_steps)
             with lora_scale(generator.components.dit, arguments.attention_kwargs):
                 frames = stream.join()
         finally:

@@ -32,7 +32,14 @@ from ..flow.latents import Generators, LatentStatistics
 from ..flow.objective import FlowObjective
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..flow.sizes import SPATIAL_FACTOR
-from ..generation.arguments import Arguments, ImageToVideo, TextToVideo, VideoToVideo, takes
+from ..generation.arguments import (
+    Arguments,
+    ImageToVideo,
+    LiveVideo,
+    TextToVideo,
+    VideoToVideo,
+    takes,
+)
 from ..generation.components import Components
 from ..generation.latent_codec import DecodeSizes, decode_latents, to_output
 from ..generation.memory_presets import MAX_SPEED, apply_preset, check_preset
@@ -241,6 +248,10 @@ class PyramidDiTForVideoGeneration:
 
     @takes(TextToVideo, like=VideoGenerator.stream)
     def stream(self, arguments: TextToVideo) -> VideoStream:
+        return self._start(arguments)
+
+    @takes(LiveVideo, like=VideoGenerator.live)
+    def live(self, arguments: LiveVideo) -> VideoStream:
         return self._start(arguments)
 
     @takes(ImageToVideo, like=VideoGenerator.stream_i2v)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -169,8 +169,8 @@ class UnitSampler:
 
     def run(
         self,
-        noise: Tensor,
-        units: Sequence[Unit],
+        noise: Callable[[Unit], Tensor],
+        units: Iterable[Unit],
         *,
         past: Tensor | None = None,
         on_unit: Callable[[int], object] = lambda index: None,
@@ -178,8 +178,8 @@ class UnitSampler:
         """Generate the units one after another.
 
         Args:
-            noise: White noise `[b, c, temp, h, w]` at full resolution, float32.
-            units: What to generate, in order.
+            noise: Gives the white noise `[b, c, t, h, w]` of a unit, at full resolution, float32.
+            units: What to generate, in order; there may be no end of them.
             past: Normalized latents `[b, c, t, h, w]` that the video starts with.
             on_unit: Called with the index of each unit before it is generated.
 
@@ -191,21 +191,20 @@ class UnitSampler:
         """
         # Unit by unit, so that a run that is resumed computes the same bits.
         stages = self.scheduler.config.stages
-        history: list[Tensor] = []
+        history: Sequence[Tensor] = []
         if past is not None:
             units_given = [1] + [self.frame_per_unit] * ((past.shape[2] - 1) // self.frame_per_unit)
             for given in past.split(units_given, dim=2):
-                history = _extended(history, given, stages)
+                history = self._extended(history, given)
         for unit in units:
             on_unit(unit.index)
-            white = noise[:, :, unit.start : unit.stop].contiguous()
+            white = noise(unit).contiguous()
             latents = self._generate(noise_pyramid(white, stages)[0], history, unit)
-            history = _extended(history, latents, stages)
+            history = self._extended(history, latents)
             yield latents
 
     def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
         """One unit, from noise at the lowest resolution to clean latents at the highest."""
-        history = self.fast_mode.seen_history(history, self.frame_per_unit)
         past_frames = history[-1].shape[2] if history else 0
         guided_steps = iter(self.fast_mode.guided_steps(sum(unit.steps)))
         scale = unit.guidance_scale if self._guidance_scale is None else self._guidance_scale
@@ -255,10 +254,12 @@ class UnitSampler:
         )
         return self.scheduler.jump(latents, stage, noise)
 
+    def _extended(self, history: Sequence[Tensor], latents: Tensor) -> Sequence[Tensor]:
+        """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit.
 
-def _extended(history: Sequence[Tensor], latents: Tensor, stages: int) -> list[Tensor]:
-    """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit."""
-    levels = latent_pyramid(latents.contiguous(), stages)
-    if not history:
-        return levels
-    return [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
+        What no later unit sees is left out.
+        """
+        levels = latent_pyramid(latents.contiguous(), self.scheduler.config.stages)
+        if history:
+            levels = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
+        return self.fast_mode.seen_history(levels, self.frame_per_unit)

@@ -24,6 +24,7 @@ from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 from pyramid_dit.cli.command import main
 from pyramid_dit.cli.options import MEMORY_PRESETS, parse_options
 from pyramid_dit.generation.memory_presets import AUTO, PRESETS
+from pyramid_dit.generation.saved_latents import SavedLatents
 from pyramid_dit.media.ffmpeg import run_ffmpeg
 from pyramid_dit.media.video_files import export_to_video, read_video
 
@@ -44,7 +45,11 @@ BAD_OPTIONS = {
     "frames that do not fit": ([PROMPT, "--num-frames", "50"], "49 and 57"),
     "no frames": ([PROMPT, "--num-frames", "0"], "at least 1"),
     "no time": ([PROMPT, "--seconds", "0"], "above 0"),
-    "endless": ([PROMPT, "--seconds", "inf"], "not a number"),
+    "no number": ([PROMPT, "--seconds", "nan"], "not a number"),
+    "endless gif": ([PROMPT, "--seconds", "inf", "-o", "a.gif"], "has no end"),
+    "endless folder": ([PROMPT, "--live", "-o", "a/"], "has no end"),
+    "endless story": (["--storyboard", "a.json", "--seconds", "inf"], "--seconds inf"),
+    "a story that is live": (["--storyboard", "a.json", "--live"], "--live"),
     "both lengths": ([PROMPT, "--seconds", "1", "--num-frames", "9"], "not allowed with"),
     "no steps": ([PROMPT, "--steps", "0"], "at least 1"),
     "steps for two stages": ([PROMPT, "--steps", "10,10"], "3, one for each stage"),
@@ -90,12 +95,12 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pyramid_dit", *map(str, arguments)]
     return subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -449,6 +454,44 @@ def test_a_second_interruption_loses_nothing(checkpoint: Path, number: int) -> N
     assert errors.endswith(f"pyramid-flow: interrupted, 1 frame kept in {partial}\n"), errors
     assert len(read_video(partial)) == 1
     assert Path("clip.mp4").read_bytes() == b"an earlier video"
+
+
+def end_of_endless(process: subprocess.Popen[str], name: str) -> int:
+    """Press Ctrl-C, and return how many frames the video has, all of which can be read."""
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    frames = len(read_video(name))
+    assert output.startswith(f"{name}: {frames} frames of 64x64, "), output
+    return frames
+
+
+def test_a_live_video_follows_typed_lines_until_ctrl_c_and_resumes(tmp_path: Path) -> None:
+    index = QUICK_INDEX | {"num_frames": 25, "known_words": PROMPT.split()}
+    model = ["--model", write_tiny_checkpoint(tmp_path / "words", index=index), "--live"]
+    Path("clip.mp4").write_bytes(b"an earlier video")
+    files = ["-o", "clip.mp4", "--save-latents", "run"]
+    process = start(PROMPT, *model, *files, "--seed", "3", stdin=subprocess.PIPE)
+    wait_for(" 9 frames, play clip.partial-", process)
+    assert process.stdin is not None
+    process.stdin.write("\n  a blue whale \n")
+    process.stdin.close()  # the last prompt holds
+    wait_for("never learned the words: blue whale", process)
+    wait_for(r" [2-9]\d frames, play", process)
+    process.stdin = None
+    assert end_of_endless(process, "clip.mp4") >= 25
+    saved = SavedLatents.load("run")
+    assert saved.endless and saved.texts[0].prompts == ["a blue whale"]
+    assert saved.latents.shape[2] == 3
+
+    assert main(["--resume-latents", "run", *map(str, model), "-o", "rest.gif"]) == 2
+    stdin, keyboard = os.pipe()  # at which nobody types
+    process = start("--resume-latents", "run", *model, "-o", "rest.mp4", stdin=stdin)
+    wait_for(" 8 frames, play rest.partial-", process)
+    assert end_of_endless(process, "rest.mp4") % 8 == 0
+    os.close(stdin)
+    os.close(keyboard)
+    assert files_here() == ["clip.mp4", "rest.mp4", "run"]
 
 
 @pytest.mark.parametrize("latents", ["clip.mp4", "./start.png", "frames/x", "link"])

@@ -36,7 +36,7 @@ REFERENCE_TAIL = (
 )
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "num_frames": [0, 100_001, 10**400, True],
-    "seconds": [0, -1.0, 1e6, float("nan"), float("inf"), 10**400],
+    "seconds": [0, -1.0, 1e6, float("nan"), -float("inf"), 10**400],
     "num_inference_steps": [0, 1001, [8, 8, 0], [1.5, 1, 1], []],
     "video_num_inference_steps": [0, 1001],
     "guidance_scale": [-0.1, 100.5, float("nan"), float("inf"), 10**400],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from page_server import page_here
-from page_visit import PROMPT, FakeStream, Visit, expect
+from page_visit import CONTRAST, NAMELESS, PROMPT, SETTLED, FakeStream, Visit, expect
 from PIL import Image
 
 from pyramid_dit.checkpoints.hub import open_checkpoint
@@ -23,20 +23,8 @@ from pyramid_dit.page.worker import Job
 
 pytest.importorskip("gradio")
 
-CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 812}
-TABS = ["Text", "Picture", "Extend", "Storyboard"]
-SETTLED = """() => new Promise((done) => {
-  const moving = () => document.getAnimations().filter(
-    (one) => one.playState === "running" && one.effect.getComputedTiming().endTime < 2000);
-  const look = () => moving().length ? requestAnimationFrame(look) : done();
-  requestAnimationFrame(() => requestAnimationFrame(look));
-})"""
-NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, video, img, canvas")]
-  .filter((one) => one.checkVisibility())
-  .filter((one) => !one.ariaLabel && !one.hasAttribute('alt') && !one.title
-    && !one.innerText?.trim() && ![...(one.labels || [])].some((label) => label.innerText.trim()))
-  .map((one) => one.outerHTML)"""
+TABS = ["Text", "Picture", "Extend", "Storyboard", "Live"]
 CLIPPED = """(zone) => {
   const box = zone.getBoundingClientRect();
   const label = zone.querySelector("[data-testid=block-label]").getBoundingClientRect();
@@ -177,9 +165,9 @@ def test_tabs_by_keyboard(visit: Visit) -> None:
     for key, name in (
         ("ArrowRight", "Picture"),
         ("ArrowLeft", "Text"),
-        ("ArrowLeft", "Storyboard"),
+        ("ArrowLeft", "Live"),
         ("ArrowRight", "Text"),
-        ("End", "Storyboard"),
+        ("End", "Live"),
         ("Home", "Text"),
     ):
         page.keyboard.press(key)
