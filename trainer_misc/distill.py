@@ -37,6 +37,7 @@ from .checkpoints import check_finite
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches
 from .data.batches import Texts
 from .distill_options import GROUPS, completed
+from .distill_results import export_student
 from .distributed import init_distributed_mode
 from .dit_results import unwrapped
 from .encoded_texts import EncodedTexts
@@ -134,6 +135,11 @@ class Distillation:
             if not (self._record(number) and self._learn(number)):
                 logger.info("the time is up in round %d", number)
                 return
+        first, later = self.student_steps()
+        self.model.dit = unwrapped(self.model.dit)
+        if self.accelerator.is_main_process:
+            export_student(self.model, self.options, first_steps=first, later_steps=later)
+        self.accelerator.wait_for_everyone()
 
     def _folder(self, number: int) -> Path:
         folder: Path = self.options.output_dir / f"round-{number}"
@@ -326,7 +332,7 @@ def check(options: Namespace) -> None:
         raise ValueError("--first_units or --videos must be above 0: there is nothing to learn")
     if options.image_share and options.image_anno is None and not options.drawn_shapes:
         raise ValueError("--image_share needs --image_anno, the pictures that videos start with")
-    for name in ("prompts", "student", "image_anno"):
+    for name in ("prompts", "student", "image_anno", "light_vae"):
         path = getattr(options, name)
         if path is not None and not path.exists():
             raise FileNotFoundError(f"--{name}: there is no {path}")

@@ -46,6 +46,13 @@ GROUPS: dict[str, list[Flag]] = {
             "the teacher's",
             kind=Path,
         ),
+        Flag(
+            "light_vae",
+            None,
+            "folder of a VAE with a light decoder (train_vae --new_decoder) that goes into the "
+            "checkpoint with the student",
+            kind=Path,
+        ),
         *_same("gradient_checkpointing", "gradient_checkpointing_ratio"),
     ],
     "the teacher": [
