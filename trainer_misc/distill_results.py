@@ -16,10 +16,13 @@ from pyramid_dit.checkpoints.folder import (
     VARIANTS,
     CheckpointFolder,
 )
+from pyramid_dit.checkpoints.weights import resolve_dtype
 from pyramid_dit.files import write_folder
 from pyramid_dit.json_files import read_json
+from pyramid_dit.pipelines.lora_format import FILE_NAME
 
 from .dit_results import change_index, link_folder
+from .lora import write_adapters
 
 CARD = """---
 pipeline_tag: text-to-video
@@ -45,6 +48,8 @@ def export_student(
     later_steps: Sequence[int],
 ) -> Path:
     """Write `output_dir/model`: the checkpoint, with the student and the light decoder in it.
+
+    A LoRA is written to a file of its own, and into the weights of the student.
 
     Args:
         model: Whose transformer is the student.
@@ -79,36 +84,56 @@ def export_student(
     elif "vae" in former.get(fast, {}):
         entries["vae"] = former[fast]["vae"]
 
+    shown = {name: value for name, value in vars(options).items() if value is not None}
+    card = CARD.format(
+        name=options.output_dir.name,
+        fast=fast,
+        variant=source.variant,
+        source=source.path.name,
+        first=_words(first_steps),
+        later=_words(later_steps),
+        settings="\n".join(
+            f"| `{name}` | {value.name if isinstance(value, Path) else value} |"
+            for name, value in sorted(shown.items())
+        ),
+    )
+    dit = with_adapters_merged(model, source, options, card) if options.lora_rank else model.dit
+
     def write(target: Path) -> None:
         link_folder(source.path, target, left_out=("README.md", fast))
-        model.dit.register_to_config(
+        dit.register_to_config(
             generation_defaults=dataclasses.asdict(defaults),
             frame_per_unit=model.frame_per_unit,
             use_gradient_checkpointing=False,
             _name_or_path="",
         )
-        model.dit.save_pretrained(target / fast)
+        dit.save_pretrained(target / fast)
         if options.light_vae is not None:
             link_folder(options.light_vae, target / light)
         change_index(target, {"model_variant": source.variant, VARIANTS: {**former, fast: entries}})
-        shown = {name: value for name, value in vars(options).items() if value is not None}
-        card = CARD.format(
-            name=options.output_dir.name,
-            fast=fast,
-            variant=source.variant,
-            source=source.path.name,
-            first=_words(first_steps),
-            later=_words(later_steps),
-            settings="\n".join(
-                f"| `{name}` | {value.name if isinstance(value, Path) else value} |"
-                for name, value in sorted(shown.items())
-            ),
-        )
         (target / "README.md").write_text(card, encoding="utf-8")
 
     folder: Path = options.output_dir / "model"
     write_folder(folder, write)
     return folder
+
+
+def with_adapters_merged(
+    model: PyramidDiTForVideoGeneration, source: CheckpointFolder, options: Namespace, card: str
+) -> Any:
+    """Write the adapters of `model` as a LoRA; the checkpoint's transformer with them merged in.
+
+    It is merged in float32, from weights that were not quantized, and has the checkpoint's dtype.
+    """
+    adapters = {n: p.detach() for n, p in model.dit.named_parameters() if p.requires_grad}
+    write_adapters(model, {"dit": adapters}, options, (), card)
+    whole = PyramidDiTForVideoGeneration.from_pretrained(
+        source.path, source.variant, model_dtype="fp32", load_vae=False, load_text_encoder=False
+    )
+    whole.load_lora_weights(options.output_dir / FILE_NAME)
+    whole.dit.fuse_lora()
+    whole.dit.unload_lora()
+    return whole.dit.to(resolve_dtype(source.model_dtype or "fp32"))
 
 
 def index_of(source: CheckpointFolder) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
 
-from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
+from pyramid_dit.checkpoints.folder import CheckpointFolder
 from pyramid_dit.sampling.guidance import GuidanceSchedule
 from pyramid_dit.sampling.prompts import GuidedText
 from trainer_misc import distill
@@ -163,3 +165,84 @@ def test_a_student_learns_in_rounds_and_goes_on_where_it_was_stopped(
         assert first.keys() == second.keys()
         for key, value in first.items():
             assert torch.equal(value, second[key]), f"{name}: {key}"
+
+
+def test_a_student_is_a_variant_that_has_its_steps_and_its_guidance_in_its_weights(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    light = tmp_path / "light"
+    shutil.copytree(checkpoint / "causal_video_vae", light)
+    output = tmp_path / "run"
+    more = ("--rounds", "1", "--student_steps", "2,1,2", "--light_vae", str(light))
+    distill.main(arguments(checkpoint, output, *more))
+    folder = CheckpointFolder.open(output / "model", fast=True)
+    assert folder.variant == "diffusion_transformer_768p_fast"
+    assert folder.vae_folder == "causal_video_vae_fast"
+    assert folder.stepping == {"solver": "euler", "timestep_spacing": "trailing"}
+    own = load_file(output / "round-1/student.safetensors")
+    stored = load_file(folder.path / folder.variant / "diffusion_pytorch_model.safetensors")
+    assert own.keys() == stored.keys()
+    assert all(torch.equal(value, stored[name]) for name, value in own.items())
+
+    usual = CheckpointFolder.open(output / "model")
+    assert (usual.variant, usual.vae_folder) == ("diffusion_transformer_768p", "causal_video_vae")
+    assert usual.defaults.guidance_scale == 2.0 and not usual.defaults.guidance_in_weights
+    model = PyramidDiTForVideoGeneration.from_pretrained(output / "model", fast=True)
+    model.set_progress_bar_config(disable=True)
+    stream = model.stream("a red circle", num_frames=9, seed=0)
+    assert stream.total_steps == 5 + 3
+    assert len(stream.join()) == 9
+    with pytest.raises(ValueError, match="guidance_scale does not go with"):
+        model.generate("a red circle", guidance_scale=3.0)
+    with pytest.raises(ValueError, match="negative_prompt does not go with"):
+        model.generate("a red circle", negative_prompt="black")
+    pipeline = PyramidFlowPipeline.from_pretrained(output / "model", fast=True)
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = PyramidFlowPipeline.from_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="guidance_scale does not go with"):
+        again("a red circle", guidance_scale=3.0)
+
+
+def test_a_checkpoint_without_a_student_has_no_fast_variant(checkpoint: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match="has no fast variant of"
+    ):
+        CheckpointFolder.open(checkpoint, fast=True)
+
+
+def test_adapters_are_a_lora_and_a_variant_with_it_merged_in(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    more = ("--rounds", "2", "--lora_rank", "2", "--steps", "3")
+    distill.main(arguments(checkpoint, output, *more))
+    merged = PyramidDiTForVideoGeneration.from_pretrained(output / "model", fast=True)
+    beside = PyramidDiTForVideoGeneration.from_pretrained(checkpoint)
+    before = torch.cat([p.detach().flatten() for p in beside.dit.parameters()])
+    beside.load_lora_weights(output)
+    beside.dit.fuse_lora()
+    beside.dit.unload_lora()
+    own, other = (
+        torch.cat([p.detach().flatten() for p in model.dit.parameters()])
+        for model in (merged, beside)
+    )
+    torch.testing.assert_close(own, other)
+    assert (own - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--drawn_shapes",), "--prompts or --drawn_shapes is needed"),
+        (("--first_units", "0", "--videos", "0"), "there is nothing to learn"),
+        (("--image_share", "0.5"), "--image_share needs --image_anno"),
+        (("--student", "nothing.safetensors"), "there is no nothing.safetensors"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    checkpoint: Path, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        distill.main(arguments(checkpoint, tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
