@@ -49,7 +49,7 @@ from .options import parse
 from .recorder import Recorder
 from .rollouts import StageSolver
 from .runs import log_to_people, numbered, run_or_say
-from .stage_batches import StageBatches
+from .stage_batches import RecordedStages, StageBatches
 from .student_objective import StudentObjective
 from .toy.drawn_pictures import DrawnPictures, trained_captions
 from .train_dit import check_settings, loop_config, new_optimizer, whole_masters
@@ -165,8 +165,9 @@ class Distillation:
         """Train on what was recorded so far; whether there was time for all steps."""
         options, model = self.options, self.model
         folder = self._folder(number)
-        batches = self._batches(number)
-        held_back = self._batches(number, validation=True) if options.validate_steps else []
+        recorded = self._recorded(number)
+        batches = self._batches(recorded, validation=False)
+        held_back = self._batches(recorded, validation=True) if options.validate_steps else []
         dit = unwrapped(model.dit)
         dit.train()
         config = replace(self.config, output=folder)
@@ -190,34 +191,33 @@ class Distillation:
             loop.on_main(lambda: write_trained(dit, folder / STUDENT))
         return finished
 
-    def _batches(self, number: int, *, validation: bool = False) -> list[StageBatches]:
-        """Of the first units and of the others that were recorded up to a round."""
-        options = self.options
+    def _recorded(self, number: int) -> RecordedStages:
+        """What was recorded up to a round."""
         files = [
             path
             for earlier in range(1, number + 1)
             for path in sorted((self._folder(earlier) / "rollouts").glob("*.safetensors"))
         ]
-        found = []
-        for first in (True, False):
-            if options.first_units + options.videos == 0 or (not first and options.max_frames == 1):
-                continue
-            found.append(
-                StageBatches(
-                    files,
-                    self.texts.numbers,
-                    self.texts.lengths,
-                    batch_size=options.first_batch_size if first else options.batch_size,
-                    first=first,
-                    frame_per_unit=self.model.frame_per_unit,
-                    held_back=options.held_back,
-                    validation=validation,
-                    seed=options.seed + number,
-                    rank=self._place[0],
-                    world=self._place[1],
-                )
+        return RecordedStages(files, self.texts.numbers, self.model.frame_per_unit)
+
+    def _batches(self, recorded: RecordedStages, *, validation: bool) -> list[StageBatches]:
+        """Of first units and of the others, as far as there are any."""
+        options = self.options
+        share = {"held_back": options.held_back, "validation": validation}
+        return [
+            StageBatches(
+                recorded,
+                self.texts.lengths,
+                batch_size=options.first_batch_size if first else options.batch_size,
+                first=first,
+                seed=options.seed,
+                rank=self._place[0],
+                world=self._place[1],
+                **share,
             )
-        return found
+            for first in (True, False)
+            if any(True for _ in recorded.units(first=first, **share))
+        ]
 
     # ---- solvers -------------------------------------------------------------------------------
 

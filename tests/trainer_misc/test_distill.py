@@ -19,7 +19,7 @@ from pyramid_dit.sampling.prompts import GuidedText
 from trainer_misc import distill
 from trainer_misc.encoded_texts import EncodedTexts
 from trainer_misc.rollouts import Rollout, StageSolver, roll_out
-from trainer_misc.stage_batches import StageBatches
+from trainer_misc.stage_batches import RecordedStages, StageBatches
 
 INDEX = QUICK_INDEX | {"num_inference_steps": [2, 1, 2], "video_num_inference_steps": [1, 2, 1]}
 PROMPTS = ["a red circle", "a blue square moves left"]
@@ -96,16 +96,9 @@ def test_files_hold_rollouts_and_give_each_unit_its_history(
     rollout = rolled_out(model, solver(model))
     path = tmp_path / "text-00000.safetensors"
     rollout.write(path)
-    batches = StageBatches(
-        [path],
-        {text: number for number, text in enumerate(PROMPTS)},
-        [4, 6],
-        batch_size=1,
-        first=False,
-        frame_per_unit=1,
-        held_back=0.0,
-    )
-    assert batches.count == batches.batches_per_epoch == 4
+    recorded = RecordedStages([path], {text: n for n, text in enumerate(PROMPTS)}, 1)
+    batches = StageBatches(recorded, [4, 6], batch_size=1, first=False)
+    assert batches.batches_per_epoch == 4
     seen = set()
     for number in range(4):
         batch = batches[number]
@@ -205,9 +198,7 @@ def test_a_student_is_a_variant_that_has_its_steps_and_its_guidance_in_its_weigh
 
 
 def test_a_checkpoint_without_a_student_has_no_fast_variant(checkpoint: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match="has no fast variant of"
-    ):
+    with pytest.raises(FileNotFoundError, match="has no fast variant of"):
         CheckpointFolder.open(checkpoint, fast=True)
 
 
