@@ -163,4 +163,6 @@ GROUPS: dict[str, list[Flag]] = {
 
 def completed(options: Namespace) -> Namespace:
     """`options` with the defaults of those settings of `train_dit` that are not offered here."""
-    return Namespace(**{name: flag.default for name, flag in _KNOWN.items()} | vars(options))
+    others = {name: flag.default for name, flag in _KNOWN.items()}
+    others["sample_ratios"] = (1,)  # all stages are in every batch, of any size
+    return Namespace(**others | vars(options))

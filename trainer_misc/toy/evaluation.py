@@ -240,20 +240,19 @@ def readings(
     return {name: Table(tuple(clips)) for name, clips in judged.items()}
 
 
-def _load_model(folder: Path | None, device: str) -> PyramidDiTForVideoGeneration:
+def _load_model(folder: Path | None, device: str, *, fast: bool) -> PyramidDiTForVideoGeneration:
     from pyramid_dit import PyramidDiTForVideoGeneration
 
-    model = PyramidDiTForVideoGeneration.from_pretrained(folder, device=device)
+    model = PyramidDiTForVideoGeneration.from_pretrained(folder, fast=fast, device=device)
     model.set_progress_bar_config(disable=True)
     return model
 
 
-def _load_vae(folder: Path | None, device: str) -> CausalVideoVAE:
-    from pyramid_dit.checkpoints.hub import TOY_FOLDER
-    from video_vae import CausalVideoVAE
+def _load_vae(folder: Path | None, device: str, *, fast: bool) -> CausalVideoVAE:
+    from pyramid_dit.checkpoints.hub import open_checkpoint
+    from pyramid_dit.checkpoints.weights import read_vae
 
-    vae = CausalVideoVAE.from_pretrained((folder or TOY_FOLDER) / "causal_video_vae")
-    return vae.to(device).eval()
+    return read_vae(open_checkpoint(folder, fast=fast), dtype=torch.float32).to(device)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -262,6 +261,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Measure how well a model draws moving shapes.",
     )
     parser.add_argument("--model", type=Path, help="checkpoint folder (default: the bundled one)")
+    parser.add_argument(
+        "--fast", action="store_true", help="measure its distilled transformer and light decoder"
+    )
     parser.add_argument("--mode", choices=[*MODES, "all"], default="t2v")
     parser.add_argument("--num-frames", type=int, default=49, help="8n + 1; long clips have 97")
     parser.add_argument(
@@ -309,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         count = min(options.prompts, len(combinations(word)))
         prompts[word] = evaluation_prompts(count, options.seed, word)
     if "vae" in modes:
-        vae = _load_vae(options.model, options.device)
+        vae = _load_vae(options.model, options.device, fast=options.fast)
         common: dict[str, int] = {"num_frames": options.num_frames, "seed": options.seed}
         for name, any_color in (("vae", False), ("vae_any_color", True)):
             results[name] = reconstruction(vae, options.prompts, any_color=any_color, **common)
@@ -322,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, table in tables.items():
                 sys.stdout.write(f"\n{word}, {name}\n\n{table.markdown()}")
     if drawn := [mode for mode in modes if mode != "vae"]:
-        model = _load_model(options.model, options.device)
+        model = _load_model(options.model, options.device, fast=options.fast)
     for mode, new in itertools.product(drawn, prompts):
         name = mode if new is None else f"{mode}_{new}"
         from_text = image_to_video if mode == "i2v" else text_to_video

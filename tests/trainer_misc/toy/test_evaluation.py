@@ -257,8 +257,8 @@ class PerfectPipeline:
 
 def test_command_line_measures_a_perfect_model(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(evaluation, "_load_model", lambda *_: PerfectPipeline())
-    monkeypatch.setattr(evaluation, "_load_vae", lambda *_: IdentityVAE())
+    monkeypatch.setattr(evaluation, "_load_model", lambda *_, fast: PerfectPipeline())
+    monkeypatch.setattr(evaluation, "_load_vae", lambda *_, fast: IdentityVAE())
     output, sheet = tmp_path / "table.json", tmp_path / "sheet.png"
     arguments = ["--prompts", "6", "--batch-size", "4", "--num-frames", "17", "--mode", "all"]
     arguments += ["--new-word", "star"]
