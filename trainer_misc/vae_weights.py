@@ -31,7 +31,7 @@ def with_new_decoder(vae: CausalVideoVAE, sizes: Mapping[str, Any]) -> CausalVid
         ValueError: An entry is not one of the decoder's sizes, or has another number of values than
             there are blocks; or the decoder does not make the pixels and frames of the encoder.
     """
-    config = dict(vae.config)
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     for name in sizes:
         if name not in DECODER_SIZES:
             allowed = ", ".join(DECODER_SIZES)
