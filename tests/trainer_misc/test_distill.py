@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_checkpoint import QUICK_INDEX, write_tiny_checkpoint
+from training_files import run_two_in_turn
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
 from pyramid_dit.checkpoints.folder import CheckpointFolder
@@ -20,6 +21,7 @@ from trainer_misc import distill
 from trainer_misc.encoded_texts import EncodedTexts
 from trainer_misc.rollouts import Rollout, StageSolver, roll_out
 from trainer_misc.stage_batches import RecordedStages, StageBatches
+from trainer_misc.toy.moving_shapes import combination_of, is_held_out
 
 INDEX = QUICK_INDEX | {"num_inference_steps": [2, 1, 2], "video_num_inference_steps": [1, 2, 1]}
 PROMPTS = ["a red circle", "a blue square moves left"]
@@ -220,6 +222,38 @@ def test_adapters_are_a_lora_and_a_variant_with_it_merged_in(
     )
     torch.testing.assert_close(own, other)
     assert (own - before).abs().max() > 1e-3
+
+
+def test_videos_of_drawn_shapes_start_with_pictures_and_change_their_prompts(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    sizes = "--first_units 0 --videos 4 --max_frames 4 --rollout_batch 2 --batch_size 2 --steps 1"
+    rest = "--rounds 1 --num_workers 0 --report_to none --model_dtype fp32 --image_share 0.5"
+    flags = ["--drawn_shapes", "--change_share", "1.0", *sizes.split(), *rest.split()]
+    distill.main(["--model_path", str(checkpoint), "--output_dir", str(output), *flags])
+    folder = output / "round-1" / "rollouts"
+    text, image = (Rollout.read(folder / f"{kind}-00000.safetensors") for kind in ("text", "image"))
+    assert (text.given, text.latents.shape) == (0, (2, 4, 4, 8, 8))
+    assert (image.given, image.latents.shape) == (1, (2, 4, 4, 8, 8))
+    assert [tuple(end.shape) for end in image.ends] == [(2, 4, 3, side, side) for side in (2, 4, 8)]
+    for rollout in (text, image):
+        begin, change = sorted(rollout.storyboard)
+        assert begin == 0 and change in (2, 3)
+        captions = [*rollout.storyboard[begin], *rollout.storyboard[change]]
+        assert not any(is_held_out(combination_of(caption)) for caption in captions)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rollouts_and_learn_one_student(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    run_two_in_turn("trainer_misc.distill", [arguments(checkpoint, tmp_path / "run")], tmp_path)
+    rollouts = list((tmp_path / "run/round-2/rollouts").iterdir())
+    assert len(rollouts) == 4
+    assert CheckpointFolder.open(tmp_path / "run/model", fast=True)
+    losses = [line["loss"] for line in figures(tmp_path / "run/round-1") if "loss" in line]
+    assert sum(losses[-4:]) < sum(losses[:4])
 
 
 @pytest.mark.parametrize(
