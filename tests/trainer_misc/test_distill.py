@@ -248,7 +248,7 @@ def test_videos_of_drawn_shapes_start_with_pictures_and_change_their_prompts(
 def test_two_processes_share_the_rollouts_and_learn_one_student(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    run_two_in_turn("trainer_misc.distill", [arguments(checkpoint, tmp_path / "run")], tmp_path)
+    run_two_in_turn("distill", [arguments(checkpoint, tmp_path / "run")], tmp_path)
     rollouts = list((tmp_path / "run/round-2/rollouts").iterdir())
     assert len(rollouts) == 4
     assert CheckpointFolder.open(tmp_path / "run/model", fast=True)
