@@ -244,6 +244,18 @@ def test_videos_of_drawn_shapes_start_with_pictures_and_change_their_prompts(
         assert not any(is_held_out(combination_of(caption)) for caption in captions)
 
 
+def test_the_other_architecture_is_distilled_too(tmp_path: Path) -> None:
+    """Its text encoders are others, and it may read the padding of prompts."""
+    folder = write_tiny_checkpoint(
+        tmp_path / "model", "pyramid_mmdit", index=INDEX, dit_config={"use_t5_mask": False}
+    )
+    output = tmp_path / "run"
+    distill.main(arguments(folder, output, "--rounds", "1", "--steps", "8"))
+    losses = [line["loss"] for line in figures(output / "round-1") if "loss" in line]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert CheckpointFolder.open(output / "model", fast=True).architecture.name == "pyramid_mmdit"
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_rollouts_and_learn_one_student(
     checkpoint: Path, tmp_path: Path
