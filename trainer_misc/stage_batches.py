@@ -43,8 +43,7 @@ class RecordedStages:
 
     Raises:
         FileNotFoundError: There is no such file.
-        KeyError: A text has no number.
-        ValueError: A file is damaged.
+        ValueError: A file is damaged, or shows a text that has no number.
     """
 
     def __init__(
@@ -54,6 +53,9 @@ class RecordedStages:
         by_form: dict[tuple[int, ...], list[Rollout]] = {}
         for path in files:
             rollout = Rollout.read(path)
+            shown = {text for texts in rollout.storyboard.values() for text in texts}
+            if unknown := sorted(shown - numbers.keys()):
+                raise ValueError(f"{path} shows {unknown[0]!r}, which is none of the prompts")
             form = rollout.given, *rollout.latents.shape[2:]
             by_form.setdefault(form, []).append(rollout)
         self.forms = []
@@ -74,13 +76,18 @@ class RecordedStages:
                 )
             )
 
-    def units(self, *, first: bool, held_back: float, validation: bool) -> Iterator[_Place]:
+    def units(
+        self, *, first: bool, held_back: float, validation: bool
+    ) -> Iterator[tuple[int, int, int]]:
         """Where first units are, or the others; of the videos that are held back, or of the rest.
 
         Args:
             first: Which of them.
             held_back: Share of the videos that is held back.
             validation: Whether these are wanted.
+
+        Yields:
+            Form, unit and row.
         """
         for which, form in enumerate(self.forms):
             rows = np.arange(len(form.texts))
@@ -103,10 +110,6 @@ class RecordedStages:
             "ends": [end[:, :, made][chosen] for end in form.ends],
             "texts": torch.from_numpy(form.texts[rows, unit]),
         }
-
-
-_Place = tuple[int, int, int]
-"""Form, unit and row."""
 
 
 class StageBatches:
@@ -152,7 +155,7 @@ class StageBatches:
         world: int = 1,
     ) -> None:
         self._recorded = recorded
-        buckets: dict[_Place, list[int]] = {}
+        buckets: dict[tuple[int, int, int], list[int]] = {}
         for which, unit, row in recorded.units(
             first=first, held_back=held_back, validation=validation
         ):
