@@ -7,16 +7,19 @@
 Every way makes the same videos from the same seeds. Latents are compared with a fine solution of
 the same equations; frames are judged where the checkpoint draws moving shapes. A way reads
 
-    SOLVER FIRST/LATER [history_cache=N] [guidance_interval=FROM,TO] [history_window=N]
+    [student] SOLVER FIRST/LATER [history_cache=N] [guidance_interval=FROM,TO] [history_window=N]
 
 SOLVER is `euler` (with the reference's last step, which hardly moves the latents),
 `euler-trailing` (without it) or `ab2`; FIRST and LATER are the steps of the first unit and of the
-others, one number or one per stage. FIRST alone serves all units.
+others, one number or one per stage. FIRST alone serves all units. `student` is the transformer that
+was distilled from the checkpoint's, with its own decoder; where there is one, it is measured at one
+and at two steps.
 """
 
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +50,8 @@ SOLVERS = {
 }
 """Solver and spacing of the timesteps, by the name in a way."""
 SPLIT = "ab2"  # the solver whose splits are measured
+STUDENT = "student"
+STUDENT_WAYS = ("euler-trailing 1/1", "euler-trailing 2/1", "euler-trailing 2/2")
 LADDER = (2, 3, 4, 8)
 FINE = 32
 FAST_MODES = (
@@ -71,6 +76,7 @@ class Way:
         solver: One of `SOLVERS`.
         first, later: Steps of the first unit and of the others, one number or one per stage.
         fast_mode: What to approximate, arguments of `enable_fast_mode`.
+        student: Whether the distilled transformer makes them.
     """
 
     name: str
@@ -78,6 +84,7 @@ class Way:
     first: tuple[int, ...]
     later: tuple[int, ...]
     fast_mode: Mapping[str, Any]
+    student: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Way:
@@ -87,9 +94,10 @@ class Way:
             ValueError: It is none; the message says why.
         """
         words = text.split()
-        if len(words) < 2:
+        student = words[:1] == [STUDENT]
+        if len(words) < 2 + student:
             raise ValueError(f"a way must be like 'ab2 3/2', got {text!r}")
-        solver, steps, *parts = words
+        solver, steps, *parts = words[student:]
         try:
             OneOf(tuple(SOLVERS))("the solver", solver)
             first, slash, later = steps.partition("/")
@@ -101,6 +109,7 @@ class Way:
                 first=_steps(first),
                 later=_steps(later if slash else first),
                 fast_mode=fast_mode,
+                student=student,
             )
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from error
@@ -119,6 +128,8 @@ class Way:
     @property
     def kind(self) -> str:
         """What is special of it: the name of its line in the charts."""
+        if self.student:
+            return STUDENT
         if self.fast_mode:
             return "+".join(SHORT[name] for name in self.fast_mode)
         if len(self.first) > 1:
@@ -212,6 +223,7 @@ def measure(
     fine: Way,
     temp: int,
     judged: bool,
+    student: PyramidDiTForVideoGeneration | None = None,
 ) -> Report:
     """Evaluations, error and accuracy of `ways`.
 
@@ -222,6 +234,7 @@ def measure(
         fine: The way that they are compared with.
         temp: Latent frames of a video.
         judged: Whether prompts are captions of moving shapes, and the frames are judged.
+        student: What was distilled from the model, if a way asks for it.
     """
     on_cpu = model.device.type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
@@ -231,9 +244,11 @@ def measure(
         reference, _ = make_latents(model, prompts, temp, batch=batch, **fine.arguments())
     rows: list[dict[str, Cell]] = []
     for way in ways:
-        with stepping(model, way), counted_evaluations(model) as samples:
+        maker = student if way.student else model
+        assert maker is not None  # main has looked for it
+        with stepping(maker, way), counted_evaluations(maker) as samples:
             began = clock()
-            latents, _ = make_latents(model, prompts, temp, batch=batch, **way.arguments())
+            latents, _ = make_latents(maker, prompts, temp, batch=batch, **way.arguments())
             seconds = clock() - began
         difference = latents - reference
         row: dict[str, Cell] = {
@@ -244,7 +259,7 @@ def measure(
             ERROR: _relative(difference, reference),
         }
         if judged:
-            table = evaluate_frames(zip(decode(model, latents), prompts, strict=True))
+            table = evaluate_frames(zip(decode(maker, latents), prompts, strict=True))
             row["shape, %"] = 100 * table.rate("all clips", "shape")
             row[RIGHT] = 100 * table.rate("all clips", "all")
         rows.append(row)
@@ -282,21 +297,34 @@ def charts(report: Report, ways: Sequence[Way]) -> list[Chart]:
                 found.setdefault(way.kind, []).append(point)
         return {kind: sorted(points) for kind, points in found.items()}
 
-    plain = [way for way in ways if way.kind in SOLVERS]
+    plain = [way for way in ways if way.kind in (*SOLVERS, STUDENT)]
     even = [way for way in plain if way.solver == SPLIT]
-    fast = [way for way in ways if way.solver == SPLIT and way.fast_mode]
-    split = [way for way in ways if way.solver == SPLIT and way not in even + fast]
+    rest = [way for way in ways if way.solver == SPLIT and way not in plain]
+    fast = [way for way in rest if way.fast_mode]
+    split = [way for way in rest if way not in fast]
     wanted = [
         (ERROR, plain, "by solver"),
         (RIGHT, plain, "by solver"),
         (ERROR, even + split if split else [], "more steps in"),
-        (ERROR, even + fast if fast else [], "fast mode"),
+        (ERROR, even + fast if fast else [], "approximations"),
     ]
     return [
         Chart(f"{quantity}: {title}", f"{CALLS} of a video", drawn)
         for quantity, chosen, title in wanted
         if quantity in report.rows[0] and (drawn := lines(quantity, chosen))
     ]
+
+
+def _student(options: Namespace, *, needed: bool) -> PyramidDiTForVideoGeneration | None:
+    """What was distilled from the model; None where there is none, which `needed` refuses."""
+    try:
+        return PyramidDiTForVideoGeneration.from_pretrained(
+            options.model, options.variant, fast=True, device=options.device
+        )
+    except FileNotFoundError as error:
+        if needed:
+            raise SystemExit(f"error: {error}") from error
+        return None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -329,7 +357,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = PyramidDiTForVideoGeneration.from_pretrained(
         options.model, options.variant, device=options.device
     )
-    model.set_progress_bar_config(disable=True)
+    student = _student(options, needed=any(way.student for way in asked))
+    for one in (model, student):
+        if one is not None:
+            one.set_progress_bar_config(disable=True)
     count, temp = (1, 2) if options.tiny else (options.repeats, options.temp)
     judged = options.prompt is None and model.defaults.known_sentence == CAPTION
     if judged:
@@ -337,8 +368,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         prompts = list(islice(cycle(options.prompt or general_examples().prompts), count))
     usual = [own_way(model), *default_ways(options.steps, model.scheduler.config.stages)]
+    if student is not None:
+        usual += [Way.parse(f"{STUDENT} {way}") for way in STUDENT_WAYS]
     ways = list({way.name: way for way in asked or usual}.values())
-    report = measure(model, ways, prompts, fine=fine, temp=temp, judged=judged)
+    report = measure(model, ways, prompts, fine=fine, temp=temp, judged=judged, student=student)
     draw_charts(charts(report, ways), options.png)
     finish(report, options)
 

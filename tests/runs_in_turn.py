@@ -16,11 +16,12 @@ from accelerate.state import AcceleratorState
 from vae_ranks import SmallDiscriminator
 
 from pyramid_dit.distributed.parallel import leave_processes
-from trainer_misc import dit_options, train_dit, train_vae, vae_options
+from trainer_misc import distill, distill_options, dit_options, train_dit, train_vae, vae_options
 from trainer_misc.options import parse
 from video_vae import losses
 
 TRAINERS = {
+    "distill": (distill.Distillation, distill_options.GROUPS),
     "train_dit": (train_dit.Trainer, dit_options.GROUPS),
     "train_vae": (train_vae.Trainer, vae_options.GROUPS),
 }

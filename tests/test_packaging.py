@@ -92,4 +92,5 @@ def test_the_recipes_are_package_data(setup_arguments: dict[str, Any]) -> None:
     folder = ROOT / "trainer_misc" / "toy"
     patterns = setup_arguments["package_data"]["trainer_misc.toy"]
     listed = {path for pattern in patterns for path in folder.glob(pattern)}
-    assert listed >= set(folder.glob("*.toml")) != set()
+    for ending in ("toml", "json"):
+        assert listed >= set(folder.glob(f"*.{ending}")) != set()

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
-from pyramid_dit.checkpoints.folder import VARIANT_PREFIX, CheckpointFolder
+from pyramid_dit.checkpoints.folder import INDEX_NAME, VARIANT_PREFIX, CheckpointFolder
 from pyramid_dit.checkpoints.weights import read_vae
 from pyramid_dit.files import write_folder
 from pyramid_dit.flow.objective import FlowObjective
@@ -222,12 +222,30 @@ def _copy_rest(
     Folders that are `written` afterwards are left out: what is written into a linked file is
     written into the source.
     """
-    others = {"README.md", *written}
+    link_folder(source.path, target, left_out=("README.md", *written), starts=VARIANT_PREFIX)
+    if (target / INDEX_NAME).exists():
+        changes: dict[str, Any] = {"model_variant": source.variant}
+        if known_words is not None:
+            changes["known_words"] = list(known_words)
+        change_index(target, changes)
 
-    def left_out(folder: str, names: list[str]) -> list[str]:
-        if Path(folder) != source.path:
+
+def link_folder(
+    source: Path, target: Path, *, left_out: Sequence[str] = (), starts: str = "."
+) -> None:
+    """Copy a checkpoint, by links where the file system has them: it can be many gigabytes.
+
+    Args:
+        source: The folder.
+        target: A folder that is there.
+        left_out: Names in it that are not copied; nor are those that begin with a dot.
+        starts: How names begin that are not copied either.
+    """
+
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        if Path(folder) != source:
             return []
-        return [name for name in names if name.startswith((VARIANT_PREFIX, ".")) or name in others]
+        return [name for name in names if name.startswith((starts, ".")) or name in left_out]
 
     def link(path: str, copy: str) -> None:
         try:
@@ -235,16 +253,15 @@ def _copy_rest(
         except OSError:
             shutil.copy2(path, copy)
 
-    shutil.copytree(source.path, target, ignore=left_out, copy_function=link, dirs_exist_ok=True)
-    index = target / "model_index.json"
-    if index.exists():
-        content = json.loads(index.read_text(encoding="utf-8-sig")) | {
-            "model_variant": source.variant
-        }
-        if known_words is not None:
-            content["known_words"] = list(known_words)
-        index.unlink()  # a link: the other end stays as it is
-        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    shutil.copytree(source, target, ignore=ignored, copy_function=link, dirs_exist_ok=True)
+
+
+def change_index(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Replace entries of `model_index.json`, which may be a link: the other end stays as it is."""
+    index = folder / INDEX_NAME
+    content = json.loads(index.read_text(encoding="utf-8-sig")) if index.exists() else {}
+    index.unlink(missing_ok=True)
+    index.write_text(json.dumps(content | dict(changes), indent=2) + "\n", encoding="utf-8")
 
 
 def _filled(module: Any, weights: Mapping[str, torch.Tensor]) -> Any:

@@ -187,8 +187,12 @@ class TrainingMemory:
         return sum(self.always.values()) + max(self.at_times.values())
 
     @classmethod
-    def of(cls, options: Namespace) -> TrainingMemory:
+    def of(cls, options: Namespace, worst: Batch | None = None) -> TrainingMemory:
         """Of a training by these options, as `parse` gives them.
+
+        Args:
+            options: Those of `train_dit`.
+            worst: The batch that takes most; by default the one that `train_dit` has.
 
         Raises:
             FileNotFoundError: A folder or a file is missing.
@@ -197,7 +201,7 @@ class TrainingMemory:
         """
         check_settings(options)
         models = Models.of(options)
-        worst = Batch.worst(options)
+        worst = worst or Batch.worst(options)
         activations = _activations(models, options, worst)
         texts = _kept_of_texts(models, options, worst.size)
         shares = 0.0, options.gradient_checkpointing_ratio

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.files import write_folder
 from pyramid_dit.generation.latent_codec import to_bytes, to_output
+from pyramid_dit.json_files import read_json
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
 from video_vae.context_parallel import check_training_share
@@ -34,7 +35,7 @@ from .options import parse
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
 from .toy.shape_batches import ShapeBatches
 from .vae_options import GROUPS
-from .vae_weights import hidden_kernels, inflate, initialize
+from .vae_weights import hidden_kernels, inflate, initialize, with_new_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Trainer:
         self.batches = batches or open_batches(options, *place)
         self.wrapper.to(accelerator.device).train()
         self.former = load_former(options, self.wrapper.vae)
+        self.full_decoder = load_full_decoder(options, self.wrapper.vae)
         self.loop = TrainingLoop(
             config,
             {"vae": self.wrapper},
@@ -111,6 +113,8 @@ class Trainer:
             [entries["identifier"]],
             group=self.group,
             coarse=self.options.coarse,
+            like=self.full_decoder,
+            like_weight=self.options.full_decoder_weight,
             **former,
         )
         loss = output.loss
@@ -154,6 +158,7 @@ def check(options: Namespace) -> None:
     if options.use_image_video_mixed_training and None in (options.video_anno, options.image_anno):
         raise ValueError("--use_image_video_mixed_training needs --video_anno and --image_anno")
     check_context(options)
+    check_new_decoder(options)
     if options.resolution % 8:
         raise ValueError(f"--resolution must be a multiple of 8, got {options.resolution}")
     if any(options.coarse) and options.resolution % 32:
@@ -163,6 +168,25 @@ def check(options: Namespace) -> None:
     for folder in (options.model_path, options.former_vae):
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder at {folder}")
+
+
+def check_new_decoder(options: Namespace) -> None:
+    """Refuse what does not go with `--new_decoder`, or needs it (ValueError)."""
+    if options.new_decoder is None:
+        if options.full_decoder_weight:
+            raise ValueError("--full_decoder_weight needs --new_decoder")
+        return
+    if not options.new_decoder.is_file():
+        raise FileNotFoundError(f"--new_decoder: there is no file {options.new_decoder}")
+    if not options.freeze_encoder:
+        raise ValueError(
+            "--new_decoder needs --freeze_encoder: the latents are to stay as they are"
+        )
+    for name in ("fresh", "inflate"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} does not go with --new_decoder, which starts the decoder")
+    if options.full_decoder_weight and options.use_context_parallel:
+        raise ValueError("--full_decoder_weight does not go with --use_context_parallel")
 
 
 def check_context(options: Namespace) -> None:
@@ -212,6 +236,8 @@ def load_wrapper(options: Namespace) -> CausalVideoVAELossWrapper:
         vae = CausalVideoVAE.from_pretrained(options.model_path)
     if options.inflate:
         inflate(vae)
+    if options.new_decoder is not None:
+        vae = with_new_decoder(vae, read_json(options.new_decoder))
     wrapper = CausalVideoVAELossWrapper(
         vae,
         "fp32",
@@ -255,6 +281,14 @@ def load_former(options: Namespace, vae: CausalVideoVAE) -> CausalVideoVAELossWr
             f"frames that one stands for, are {shape}, not {wanted}"
         )
     return former.to(vae.device).eval().requires_grad_(False)
+
+
+def load_full_decoder(options: Namespace, vae: CausalVideoVAE) -> CausalVideoVAE | None:
+    """The VAE whose decoder a new one is to be like, if it is, where `vae` is."""
+    if not options.full_decoder_weight:
+        return None
+    full: CausalVideoVAE = CausalVideoVAE.from_pretrained(options.model_path)
+    return full.to(vae.device).eval().requires_grad_(False)
 
 
 def open_batches(options: Namespace, rank: int, world: int) -> Batches:

@@ -44,6 +44,20 @@ GROUPS: dict[str, list[Flag]] = {
         ),
         Flag("freeze_encoder", False, "train only the decoder, so that latents do not change"),
         Flag(
+            "new_decoder",
+            None,
+            "JSON file of decoder_* entries that replace those of the config: a decoder of these "
+            "sizes starts from new weights, beside the encoder as it is; needs freeze_encoder",
+            kind=Path,
+        ),
+        Flag(
+            "full_decoder_weight",
+            0.0,
+            "with new_decoder, weight of the squared distance from what the decoder of model_path "
+            "makes of the same latents",
+            check=_WEIGHT,
+        ),
+        Flag(
             "lpips_ckpt",
             None,
             "file of LPIPS weights; without it there is no perceptual loss",

@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
 from video_vae.autoencoder import CausalVideoVAE
 from video_vae.blocks import ResnetBlock, SpatialAttention, TemporalUpsample
+
+DECODER_SIZES = (
+    "decoder_block_out_channels",
+    "decoder_layers_per_block",
+    "decoder_spatial_up_sample",
+    "decoder_temporal_up_sample",
+    "decoder_norm_num_groups",
+)
+
+
+def with_new_decoder(vae: CausalVideoVAE, sizes: Mapping[str, Any]) -> CausalVideoVAE:
+    """A VAE with the encoder of `vae`, and so with its latents, and a decoder with new weights.
+
+    Args:
+        vae: Whose encoder it gets.
+        sizes: Entries `decoder_*` of the config that replace those of `vae`.
+
+    Raises:
+        ValueError: An entry is not one of the decoder's sizes, or has another number of values than
+            there are blocks; or the decoder does not make the pixels and frames of the encoder.
+    """
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    for name in sizes:
+        if name not in DECODER_SIZES:
+            allowed = ", ".join(DECODER_SIZES)
+            raise ValueError(f"{name} is no size of a decoder; there are {allowed}")
+    new = CausalVideoVAE.from_config(config | dict(sizes))
+    for name in ("spatial", "temporal"):
+        down, up = config[f"encoder_{name}_down_sample"], new.config[f"decoder_{name}_up_sample"]
+        if sum(up) != sum(down):
+            raise ValueError(
+                f"decoder_{name}_up_sample doubles {sum(up)} times what the encoder halves "
+                f"{sum(down)} times"
+            )
+    initialize(new)
+    kept = ("encoder.", "quant_conv.", "post_quant_conv.")
+    own = {name: value for name, value in vae.state_dict().items() if name.startswith(kept)}
+    new.load_state_dict(own, strict=False)
+    return new
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .autoencoder import CausalVideoVAE, DecoderOutput
 from .checkpoint_file import MODEL_KEY, load_strictly, read_state_dict
 from .context_parallel import ClipShare
-from .losses import VAELossOutput, VideoVAELoss
+from .losses import VAELossOutput, VideoVAELoss, at_least_float32
 from .posterior import DiagonalGaussian
 from .training_latents import coarsen, latent_distance
 
@@ -92,6 +92,8 @@ class CausalVideoVAELossWrapper(nn.Module):
         former: Tensor | None = None,
         kept: Tensor | None = None,
         former_weight: float = 1.0,
+        like: CausalVideoVAE | None = None,
+        like_weight: float = 1.0,
     ) -> VAELossOutput:
         """Encode, draw latents, decode, and compare.
 
@@ -108,6 +110,9 @@ class CausalVideoVAELossWrapper(nn.Module):
                 stay near: their mean square distance is added to the loss.
             kept: ``[b]``, the samples for which they do; by default all.
             former_weight: Weight of that distance.
+            like: A VAE whose decoder makes pixels of the same latents, whose mean square distance
+                is added to the loss; not with a ``group``.
+            like_weight: Weight of that distance.
 
         Returns:
             The loss of the VAE, that of the discriminator (None before it starts), and a log.
@@ -115,7 +120,7 @@ class CausalVideoVAELossWrapper(nn.Module):
         Raises:
             RuntimeError: The wrapper was built without ``load_loss_module=True``.
             ValueError: ``x`` has another number of dimensions, or ``identifier`` is neither; with
-                a ``group``, images, or videos that are too short to be shared.
+                a ``group``, images, videos that are too short to be shared, or ``like``.
         """
         if self.loss is None:
             raise RuntimeError("this wrapper has no loss: build it with load_loss_module=True")
@@ -124,6 +129,8 @@ class CausalVideoVAELossWrapper(nn.Module):
             x = x.transpose(1, 2).flatten(0, 1).unsqueeze(2)
         elif set(identifier) != {"video"}:
             raise ValueError(f"identifier must be ['video'] or ['image'], got {identifier!r}")
+        if group is not None and like is not None:
+            raise ValueError("like does not go with a group, whose ranks decode a part each")
         share = None
         if group is None:
             posterior = self.vae.encode(x).latent_dist
@@ -147,6 +154,11 @@ class CausalVideoVAELossWrapper(nn.Module):
             last_layer=self.get_last_layer(),
             share=share,
         )
+        if like is not None:
+            with torch.no_grad():
+                shown = like.decode(latents).sample
+            unlike = at_least_float32(reconstructions - shown).square().mean()
+            output = _with_term(output, "decoder_distance", unlike, like_weight)
         if former is None:
             return output
         distance = latent_distance(
@@ -154,9 +166,7 @@ class CausalVideoVAELossWrapper(nn.Module):
         )
         if share is not None:
             distance = share.latent_weight * distance
-        loss = output.loss + former_weight * distance
-        log = output.log | {"latent_distance": distance.detach(), "loss": loss.detach()}
-        return output._replace(loss=loss, log=log)
+        return _with_term(output, "latent_distance", distance, former_weight)
 
     @property
     def device(self) -> torch.device:
@@ -279,6 +289,14 @@ class CausalVideoVAELossWrapper(nn.Module):
         discriminator = _under("loss.discriminator.", state)
         if self.loss.discriminator is not None and discriminator:
             load_strictly(self.loss.discriminator, discriminator, source=checkpoint_path)
+
+
+def _with_term(output: VAELossOutput, name: str, value: Tensor, weight: float) -> VAELossOutput:
+    """A loss with one term more, which the log has under its name."""
+    loss = output.loss + weight * value
+    return output._replace(
+        loss=loss, log=output.log | {name: value.detach(), "loss": loss.detach()}
+    )
 
 
 def _as_video(x: Tensor) -> Tensor:

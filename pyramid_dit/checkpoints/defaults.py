@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from ..checks import (
+    FLAG,
     FRAME_RATE,
     FRAMES,
     GUIDANCE,
@@ -53,6 +54,9 @@ class GenerationDefaults:
     video_num_inference_steps: Steps = 28
     guidance_scale: float = 7.0
     video_guidance_scale: float | None = None
+    guidance_in_weights: bool = False
+    """Whether the transformer was distilled from guided velocities: its guidance is then 0, and
+    cannot be changed."""
     known_words: Sequence[str] | None = None
     """All words that the checkpoint has learned, where they are few."""
     known_sentence: Sequence[str | Mapping[str, Sequence[str]]] | None = None
@@ -64,6 +68,8 @@ class GenerationDefaults:
             value = getattr(self, entry.name)
             if value is not entry.default:
                 _CHECKS[entry.name](entry.name, value)
+        if self.guidance_in_weights and (self.guidance_scale or self.video_guidance_scale != 0):
+            raise ValueError("guidance_in_weights needs guidance_scale and video_guidance_scale 0")
 
     @classmethod
     def of(cls, index: Mapping[str, Any], variant: str = "") -> GenerationDefaults:
@@ -162,6 +168,7 @@ _CHECKS: dict[str, Check] = {
     "video_num_inference_steps": OneOrMore(STEPS),
     "guidance_scale": GUIDANCE,
     "video_guidance_scale": GUIDANCE,
+    "guidance_in_weights": FLAG,
     "known_words": Words(),
     "known_sentence": Sentence(),
 }

@@ -32,6 +32,11 @@ VARIANT_PREFIX = "diffusion_transformer_"
 DEFAULT_VARIANT = f"{VARIANT_PREFIX}768p"
 VAE_FOLDER = "causal_video_vae"
 INDEX_NAME = "model_index.json"
+VARIANTS = "variants"
+"""Entry of `model_index.json`: by the name of a transformer's folder, entries that hold for it in
+place of those around, and `vae`, the folder of the VAE that goes with it."""
+FAST_SUFFIX = "_fast"
+"""Ends the name of a distilled transformer's folder, after that of the one it learned from."""
 
 PIPELINE_CLASS = "PyramidFlowPipeline"
 """Class that `model_index.json` names in the layout of diffusers' `save_pretrained`."""
@@ -78,7 +83,9 @@ class CheckpointFolder:
         return f"{self.architecture.name} {self.variant}" if known else ""
 
     @classmethod
-    def open(cls, path: str | PathLike[str], variant: str | None = None) -> CheckpointFolder:
+    def open(
+        cls, path: str | PathLike[str], variant: str | None = None, *, fast: bool = False
+    ) -> CheckpointFolder:
         """Look into the folder at `path`.
 
         Args:
@@ -88,6 +95,7 @@ class CheckpointFolder:
                 `768p`. By default that of `model_index.json`, else `768p`, else the only one.
                 A saved pipeline has but one, `transformer`; of it this may also be the variant
                 that it was saved with, such as `fp16`, which is found without being named.
+            fast: Take the transformer that was distilled from this one.
 
         Raises:
             FileNotFoundError: There is no such folder, or no such variant in it.
@@ -106,6 +114,10 @@ class CheckpointFolder:
             if named is not None and not isinstance(named, str):
                 raise ValueError(f"model_variant in {folder / INDEX_NAME} is {named!r}, not a name")
             chosen = _choose_variant(folder, variant or named)
+        if fast and not chosen.endswith(FAST_SUFFIX):
+            chosen = _choose_variant(folder, chosen + FAST_SUFFIX)
+        of_variant = _entries_of(index, chosen, folder / INDEX_NAME)
+        index = index | of_variant
         absent = frozenset(k for k, v in index.items() if v == [None, None])
         config_path = folder / chosen / "config.json"
         config = {} if chosen in absent else read_json(config_path)
@@ -115,7 +127,7 @@ class CheckpointFolder:
             encoders = {k: v[-1] for k, v in index.items() if k.startswith("text_encoder") and v}
             present = {name: kind for name, kind in encoders.items() if name not in absent}
             architecture = architecture_of_encoders(present)
-        vae_folder = PIPELINE_VAE if saved else VAE_FOLDER
+        vae_folder = PIPELINE_VAE if saved else of_variant.get("vae", VAE_FOLDER)
         vae_path = folder / vae_folder / "config.json"
         said = index if saved else {**index, "generation_defaults": stated(index, chosen)}
         settings = Settings.of(
@@ -228,11 +240,28 @@ def is_checkpoint(path: Path) -> bool:
     return path.is_dir() and bool(variants_of(path) or (path / INDEX_NAME).exists())
 
 
+def _entries_of(index: Mapping[str, Any], variant: str, source: Path) -> dict[str, Any]:
+    """What `index`, read from `source`, says of a variant alone."""
+    every = index.get(VARIANTS, {})
+    entries = every.get(variant, {}) if isinstance(every, Mapping) else None
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{VARIANTS} in {source} must have an object for each variant")
+    vae = entries.get("vae", VAE_FOLDER)
+    if not isinstance(vae, str) or vae != Path(vae).name:
+        raise ValueError(f"vae of {variant} in {source} is {vae!r}, not the name of a folder")
+    return dict(entries)
+
+
 def _choose_variant(folder: Path, wanted: str | None) -> str:
     there = variants_of(folder)
     if wanted is not None:
         name = full_variant_name(wanted)
         if name not in there:
+            if name.endswith(FAST_SUFFIX):
+                raise FileNotFoundError(
+                    f"{folder} has no fast variant of {name.removesuffix(FAST_SUFFIX)}: none was "
+                    f"distilled from it (docs/distill.md)"
+                )
             found = f"it has {', '.join(there)}" if there else f"it has no {VARIANT_PREFIX}*"
             raise FileNotFoundError(f"{folder} has no variant {name}; {found}")
         return name
@@ -240,9 +269,10 @@ def _choose_variant(folder: Path, wanted: str | None) -> str:
         return DEFAULT_VARIANT
     if not there:
         raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no {VARIANT_PREFIX}*")
-    if len(there) > 1:
+    originals = [name for name in there if not name.endswith(FAST_SUFFIX)] or there
+    if len(originals) > 1:
         raise ValueError(f"{folder} has several variants, choose one of {', '.join(there)}")
-    return there[0]
+    return originals[0]
 
 
 def _file_variant(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ def open_checkpoint(
     folder_or_hub_id: str | PathLike[str] | None,
     variant: str | None = None,
     *,
+    fast: bool = False,
     subfolder: str | None = None,
     use_safetensors: bool | None = None,
     **options: Any,
@@ -27,6 +28,7 @@ def open_checkpoint(
         folder_or_hub_id: A folder or `owner/repository`; None is the checkpoint that comes with
             this package.
         variant: As for `CheckpointFolder.open`.
+        fast: The same.
         subfolder: Where the checkpoint lies in the folder or repository.
         use_safetensors: True takes weights in safetensors only, False pickled ones only.
         options: Further arguments of `download_checkpoint`.
@@ -38,9 +40,10 @@ def open_checkpoint(
     """
     source = TOY_FOLDER if folder_or_hub_id is None else Path(folder_or_hub_id)
     if not source.exists() and is_repo_id(str(folder_or_hub_id)):
-        options |= {"subfolder": subfolder, "use_safetensors": use_safetensors}
+        options |= {"subfolder": subfolder, "use_safetensors": use_safetensors, "fast": fast}
         source = download_checkpoint(str(folder_or_hub_id), variant, **options)
-    folder = CheckpointFolder.open(source / subfolder if subfolder else source, variant)
+    path = source / subfolder if subfolder else source
+    folder = CheckpointFolder.open(path, variant, fast=fast)
     return replace(folder, use_safetensors=use_safetensors)
 
 
@@ -48,6 +51,7 @@ def download_checkpoint(
     repo_id: str,
     variant: str | None = None,
     *,
+    fast: bool = False,
     revision: str | None = None,
     cache_dir: str | PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -64,6 +68,7 @@ def download_checkpoint(
     Args:
         repo_id: `owner/repository`, for example `rain1011/pyramid-flow-miniflux`.
         variant: `diffusion_transformer_768p`, or in short `768p`; by default as for a folder.
+        fast: Fetch the one that was distilled from it.
         revision: Branch, tag or commit.
         cache_dir: Where to keep it; by default the hub's cache.
         token: For repositories that are not public; by default that of `hf auth login`, False for
@@ -112,7 +117,7 @@ def download_checkpoint(
         # The small configs first: gigabytes of text encoders are in vain without the variant.
         path = fetch(INDEX_NAME, "*/config.json", "scheduler/*")
         try:
-            folder = CheckpointFolder.open(path / above, variant)
+            folder = CheckpointFolder.open(path / above, variant, fast=fast)
         except FileNotFoundError as error:
             raise FileNotFoundError(str(error).replace(str(path), repo_id)) from error
         patterns = [INDEX_NAME, "*/config.json", "scheduler/*"]

@@ -100,7 +100,8 @@ def open_model(options: Namespace) -> CheckpointFolder:
         os.environ.setdefault(f"{library}_VERBOSITY", "info" if options.verbose else "error")
     from ..checkpoints.hub import open_checkpoint
 
-    return open_checkpoint(options.model, options.variant)
+    # the page lists fast variants beside the others
+    return open_checkpoint(options.model, options.variant, fast=getattr(options, "fast", False))
 
 
 def load_model(

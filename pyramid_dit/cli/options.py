@@ -303,6 +303,14 @@ def _add_single_model_options(
         metavar="NAME",
         help=f"which transformer of the model, such as 384p, 768p or image (default: {default})",
     )
+    if not several:
+        model.add_argument(
+            "--fast",
+            action="store_true",
+            help="take the distilled transformer and the light decoder that come with the model, "
+            "where they do: many times faster, with guidance in the weights, and a seed gives "
+            "another video; see docs/distill.md",
+        )
     model.add_argument(
         "--device",
         type=_device,

@@ -194,8 +194,28 @@ def _warn_of_unknown_words(texts: Sequence[Prompts], model: Components) -> None:
         )
 
 
+def _refuse_guidance(arguments: Arguments, model: Components) -> None:
+    """Refuse guidance for a model that has it in its weights (ValueError)."""
+    steered = {
+        "guidance_scale": arguments.guidance_scale,
+        "video_guidance_scale": arguments.video_guidance_scale,
+        "use_linear_guidance": arguments.use_linear_guidance,
+        "guidance_scales": any((arguments.guidance_scales or {}).values()),
+        "negative_prompt": arguments.negative_prompt,
+        "negative_prompt_embeds": arguments.negative_prompt_embeds is not None,
+    }
+    for name, value in steered.items():
+        if value:
+            raise ValueError(
+                f"{name} does not go with {model.name or 'this model'}: its guidance and what it "
+                "is guided away from are in its weights"
+            )
+
+
 def _new(arguments: Arguments, model: Components) -> Request:
     defaults, unit = model.defaults, model.frame_per_unit
+    if defaults.guidance_in_weights:
+        _refuse_guidance(arguments, model)
     match arguments:
         case ImageToVideo():
             start = _from_image(arguments, model)
@@ -403,6 +423,11 @@ def _resumed(arguments: Arguments, model: Components) -> Request:
             model.name,
         )
     guided = any(unit.guidance_scale != 1 for unit in saved.units)
+    if guided and model.defaults.guidance_in_weights:
+        raise ValueError(
+            f"the run was guided, and the guidance of {model.name or 'this model'} is in its "
+            "weights: resume it with the model that it was made with"
+        )
     given = arguments.negative_prompt_embeds is not None
     for text in saved.texts:
         if guided and given and text.negative_prompts is not None:

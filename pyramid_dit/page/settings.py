@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..checkpoints.defaults import GenerationDefaults, Mode, Steps
-from ..checkpoints.folder import CheckpointFolder
+from ..checkpoints.folder import VARIANT_PREFIX, CheckpointFolder
 from ..checks import Check, Number, check_size
 from ..cli.options import SIZE_MULTIPLE, parse_size
 from ..generation.arguments import DEFAULTS, OPTIONS
@@ -176,7 +176,8 @@ class ModelCard:
     @classmethod
     def of(cls, folder: CheckpointFolder, name: str, words: Iterable[str] = ()) -> ModelCard:
         """Describe the checkpoint in `folder`, to which LoRAs taught `words`."""
-        variant, defaults = folder.variant.rpartition("_")[2], folder.defaults.with_words(words)
+        variant = folder.variant.removeprefix(VARIANT_PREFIX).replace("_", " ")
+        defaults = folder.defaults.with_words(words)
         seconds = round(defaults.frames() / defaults.frames_per_second, 1)
         seconds = min(max(seconds, 0.1), SCENE_START.most)
         solver = folder.stepping.get("solver", "euler")

@@ -149,6 +149,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         pretrained_model_name_or_path: str | PathLike[str] | None = None,
         variant: str | None = None,
         *,
+        fast: bool = False,
         torch_dtype: Dtype | None = None,
         dtype: Dtype | None = None,
         device_map: str | torch.device | Mapping[str, str | torch.device] | None = None,
@@ -173,6 +174,8 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
                 short `768p`; by default what `model_index.json` names, else `768p`, else the only
                 one there is. In diffusers' layout the variant of the files, such as `fp16`, which
                 is found without being named.
+            fast: In the released layout, take the transformer that was distilled from it, and the
+                VAE that goes with it (docs/distill.md).
             torch_dtype: `bf16`, `fp16`, `fp32` or a dtype; by default what the weights of the
                 transformer are stored in. Also a dictionary of them by component, with `default`
                 for the others. A VAE in float16 becomes float32, as its range is too small.
@@ -212,6 +215,7 @@ class PyramidFlowPipeline(DiffusionPipeline, TransformerLoraLoaderMixin):
         folder, loaded = load_components(
             pretrained_model_name_or_path,
             variant,
+            fast=fast,
             dtype=asked_dtype,
             given=components,
             quantization=quantization_config,

@@ -285,6 +285,7 @@ class PyramidDiTForVideoGeneration:
         folder_or_hub_id: str | PathLike[str] | None = None,
         variant: str | None = None,
         *,
+        fast: bool = False,
         model_dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         memory: str | None = None,
@@ -300,6 +301,8 @@ class PyramidDiTForVideoGeneration:
                 is the small checkpoint that comes with this package.
             variant: `diffusion_transformer_768p`, or in short `768p`; by default what
                 `model_index.json` names, else `768p`, else the only one there is.
+            fast: Take the transformer that was distilled from it, one or two evaluations a stage
+                without guidance, and the VAE that goes with it (docs/distill.md).
             model_dtype: `bf16`, `fp16`, `fp32` or a dtype; by default what `model_index.json`
                 names, else the half precision that the weights are stored in, else `bf16` for
                 an accelerator and `fp32` for the CPU.
@@ -322,6 +325,7 @@ class PyramidDiTForVideoGeneration:
         folder = open_checkpoint(
             folder_or_hub_id,
             variant,
+            fast=fast,
             revision=revision,
             cache_dir=cache_dir,
             vae=kwargs.get("load_vae", True),

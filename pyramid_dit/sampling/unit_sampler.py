@@ -211,7 +211,7 @@ class UnitSampler:
         finite: list[Tensor] = []  # looked at in the end, so that no step waits for the device
         for stage, steps in enumerate(unit.steps):
             if stage > 0:
-                latents = self._jump(latents, stage)
+                latents = enter_stage(self.scheduler, latents, stage, self.generator)
             plan = history_plan(past_frames, stage, frame_per_unit=self.frame_per_unit)
             velocity = StageVelocity(
                 self.dit,
@@ -244,22 +244,51 @@ class UnitSampler:
             )
         return latents
 
-    def _jump(self, latents: Tensor, stage: int) -> Tensor:
-        *rest, height, width = latents.shape
-        noise = self.scheduler.sample_block_noise(
-            (*rest, 2 * height, 2 * width),
-            generator=self.generator,
-            device=latents.device,
-            dtype=latents.dtype,
-        )
-        return self.scheduler.jump(latents, stage, noise)
-
     def _extended(self, history: Sequence[Tensor], latents: Tensor) -> Sequence[Tensor]:
-        """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit.
+        """`history` with one more unit, and without what no later unit sees."""
+        extended = extend_history(history, latents, self.scheduler.config.stages)
+        return self.fast_mode.seen_history(extended, self.frame_per_unit)
 
-        What no later unit sees is left out.
-        """
-        levels = latent_pyramid(latents.contiguous(), self.scheduler.config.stages)
-        if history:
-            levels = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
-        return self.fast_mode.seen_history(levels, self.frame_per_unit)
+
+def enter_stage(
+    scheduler: PyramidFlowMatchEulerDiscreteScheduler,
+    latents: Tensor,
+    stage: int,
+    generator: Generators | None = None,
+) -> Tensor:
+    """The start of `stage` from the end of the one below it: up-sampled, with fresh block noise.
+
+    Args:
+        scheduler: The mathematics of the stages.
+        latents: `[b, c, t, h, w]`.
+        stage: The stage to enter, from 1 on.
+        generator: Source of the noise, one for all or one per sample.
+
+    Returns:
+        `[b, c, t, 2h, 2w]`.
+
+    Raises:
+        ValueError: No jump leads into `stage`.
+    """
+    *rest, height, width = latents.shape
+    noise = scheduler.sample_block_noise(
+        (*rest, 2 * height, 2 * width),
+        generator=generator,
+        device=latents.device,
+        dtype=latents.dtype,
+    )
+    return scheduler.jump(latents, stage, noise)
+
+
+def extend_history(history: Sequence[Tensor], latents: Tensor, stages: int) -> list[Tensor]:
+    """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit.
+
+    Args:
+        history: Clean latents `[b, c, t, h_k, w_k]` of each stage.
+        latents: Of the unit, `[b, c, t', h, w]`.
+        stages: Their number.
+    """
+    levels = latent_pyramid(latents.contiguous(), stages)
+    if not history:
+        return levels
+    return [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]

@@ -71,6 +71,22 @@ def test_the_usual_ways_have_every_solver_and_every_split() -> None:
     assert {"euler 4/4", "ab2 3/2", "ab2 2,3/2,3", "ab2 3/3 history_cache=2"} <= set(names)
 
 
+def test_a_student_is_measured_beside_what_it_was_distilled_from(tmp_path: Path) -> None:
+    fast = "diffusion_transformer_768p_fast"
+    none = {"guidance_scale": 0, "video_guidance_scale": 0, "guidance_in_weights": True}
+    write_tiny_checkpoint(tmp_path / "model", index=QUICK_INDEX)
+    flags = ["--model", str(tmp_path / "model"), "--prompt", "a red circle"]
+    flags += ["--way", "ab2 1/1", "--way", "student euler-trailing 2/1"]
+    with pytest.raises(SystemExit, match="has no fast variant"):
+        run(tmp_path, *flags)
+    index = QUICK_INDEX | {"variants": {fast: none}}
+    write_tiny_checkpoint(tmp_path / "model", variant=fast, index=index, seed=1)
+    report = run(tmp_path, *flags)
+    assert [row["way"] for row in report.rows] == ["ab2 1/1", "student euler-trailing 2/1"]
+    assert [row["evaluations"] for row in report.rows] == [2 * 6, 6 + 3]  # guided, and not
+    assert report.rows[1]["latent error"] != report.rows[0]["latent error"]
+
+
 def test_any_checkpoint_is_measured_by_evaluations_and_error(tmp_path: Path) -> None:
     index = QUICK_INDEX | {"num_inference_steps": [2, 1, 1], "timestep_spacing": "trailing"}
     folder = write_tiny_checkpoint(tmp_path / "model", index=index)

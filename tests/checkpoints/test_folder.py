@@ -58,6 +58,43 @@ def test_released_folder(folder: Path) -> None:
     found.check_files(found.architecture.text_encoder.parts(), vae=True)
 
 
+def test_a_student_has_entries_of_its_own(folder: Path) -> None:
+    fast, light = f"{DIT}_fast", "causal_video_vae_fast"
+    shutil.copytree(folder / DIT, folder / fast)
+    assert CheckpointFolder.open(folder).variant == DIT  # nobody has to say which
+    shutil.copytree(folder / "causal_video_vae", folder / light)
+    entries = {"solver": "euler", "timestep_spacing": "trailing", "vae": light, "num_frames": 9}
+    index = {**QUICK_INDEX, "solver": "ab2", "num_frames": 17, "variants": {fast: entries}}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    usual = CheckpointFolder.open(folder)
+    assert (usual.vae_folder, usual.stepping) == ("causal_video_vae", {"solver": "ab2"})
+    assert (usual.defaults.num_frames, usual.defaults.height) == (17, 64)
+    for found in (CheckpointFolder.open(folder, fast=True), CheckpointFolder.open(folder, fast)):
+        assert (found.variant, found.vae_folder) == (fast, light)
+        assert found.stepping == {"solver": "euler", "timestep_spacing": "trailing"}
+        assert (found.defaults.num_frames, found.defaults.height) == (9, 64)
+    found.check_files(found.architecture.text_encoder.parts(), vae=True)
+    (folder / light / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=f"{light} has no weights"):
+        found.check_files((), vae=True)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (3, "variants in .*model_index.json must have an object for each variant"),
+        ({DIT: []}, "must have an object for each variant"),
+        ({DIT: {"vae": "../elsewhere"}}, "is '../elsewhere', not the name of a folder"),
+        ({DIT: {"guidance_in_weights": True}}, "guidance_in_weights needs guidance_scale"),
+        ({DIT: {"solver": "heun"}}, "solver must be one of"),
+    ],
+)
+def test_entries_of_variants_are_checked(folder: Path, variants: Any, message: str) -> None:
+    (folder / "model_index.json").write_text(json.dumps(QUICK_INDEX | {"variants": variants}))
+    with pytest.raises(ValueError, match=message):
+        CheckpointFolder.open(folder)
+
+
 def test_model_index(folder: Path) -> None:
     statistics = {
         "first_frame": {"shift": 0.0, "scale": [1.0, 2.0, 3.0, 4.0]},

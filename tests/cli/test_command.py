@@ -38,7 +38,7 @@ BAD_OPTIONS = {
     "empty prompt": ([""], "prompt is empty"),
     "blank prompt": (["  "], "prompt is empty"),
     "a prompt without quotes": (PROMPT.split(), "put the prompt in quotes"),
-    "unknown option": ([PROMPT, "--fast"], "--fast"),
+    "unknown option": ([PROMPT, "--faster"], "--faster"),
     "size without x": ([PROMPT, "--size", "128"], "1280x768"),
     "size that does not fit": ([PROMPT, "--size", "100x128"], "multiples of 64"),
     "size zero": ([PROMPT, "--size", "0x64"], "at least 1"),

@@ -73,6 +73,18 @@ def test_an_incomplete_variant_is_left_out(
     assert capsys.readouterr().err.startswith("Not offered: diffusion_transformer_image: ")
 
 
+def test_a_student_is_one_of_the_models(tmp_path: Path) -> None:
+    fast = VARIANTS[1] + "_fast"
+    entries = {"guidance_scale": 0, "video_guidance_scale": 0, "guidance_in_weights": True}
+    index = QUICK_INDEX | {"variants": {fast: entries | {"num_inference_steps": [2, 2, 2]}}}
+    for variant in (VARIANTS[1], fast):
+        write_tiny_checkpoint(tmp_path / "model", variant=variant, index=index)
+    usual, student = cards_of(find_models(parse_options(["--model", str(tmp_path / "model")])))
+    assert (usual.name, student.name) == ("model, 768p", "model, 768p fast")
+    assert (usual.settings().options["guidance"], usual.settings().options["steps"]) == (2.0, 1)
+    assert (student.settings().options["guidance"], student.settings().options["steps"]) == (0, 2)
+
+
 def test_checkpoints_of_one_name_are_told_apart(models: Path, tmp_path: Path) -> None:
     other = tmp_path / "one"
     other.symlink_to(models / "one")

@@ -165,6 +165,28 @@ def test_stage_two_is_one_process_with_the_whole_clips(files: Path, tmp_path: Pa
         assert name.endswith("to_k.bias") or not torch.equal(one, value)
 
 
+def test_a_new_decoder_learns_from_clips_and_from_the_full_one(files: Path, tmp_path: Path) -> None:
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text(json.dumps({"decoder_block_out_channels": [4, 4, 4, 4]}))
+    more = ["--new_decoder", str(sizes), "--full_decoder_weight", "0.5", "--no_learn_logvar"]
+    flags = ["--steps", "30", "--kl_weight", "0", "--perceptual_weight", "0"]
+    with pytest.raises(SystemExit, match="--new_decoder needs --freeze_encoder"):
+        train_vae.main(arguments(files, tmp_path / "run", *more, *flags))
+    train_vae.main(arguments(files, tmp_path / "run", *more, *flags, "--freeze_encoder"))
+    lines = figures(tmp_path / "run")
+    for name in ("mse", "decoder_distance"):
+        values = [line[name] for line in lines]
+        assert sum(values[-5:]) < sum(values[:5])
+    expected = lines[0]["mse"] + 0.5 * lines[0]["decoder_distance"]
+    assert lines[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    before = CausalVideoVAE.from_pretrained(files / "vae")
+    after = CausalVideoVAE.from_pretrained(tmp_path / "run/causal_video_vae")
+    assert after.config.decoder_block_out_channels == [4, 4, 4, 4]
+    kept = before.encoder.state_dict() | before.quant_conv.state_dict(prefix="quant.")
+    own = after.encoder.state_dict() | after.quant_conv.state_dict(prefix="quant.")
+    assert all(torch.equal(value, own[name]) for name, value in kept.items())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -176,6 +198,8 @@ def test_stage_two_is_one_process_with_the_whole_clips(files: Path, tmp_path: Pa
         ),
         (["--resolution", "33"], "multiple of 8, got 33"),
         (["--pretrained_vae_weight", "nowhere.pth"], "nowhere.pth"),
+        (["--full_decoder_weight", "1"], "--full_decoder_weight needs --new_decoder"),
+        (["--new_decoder", "nowhere.json"], "there is no file nowhere.json"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(

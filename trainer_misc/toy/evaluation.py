@@ -3,7 +3,9 @@
     python -m trainer_misc.evaluation --mode all --output table.json --contact-sheet sheet.png
 
 Modes: ``t2v`` text to video; ``i2v`` a drawn first frame and a prompt; ``long`` 97 frames, judged
-on their last second; ``vae`` reconstruction of fresh clips, in the six known colors and in any.
+on their last second; ``extend`` what is added to drawn clips of 25 frames; ``change`` 97 frames
+whose sentence changes in the middle, judged as ``long``; ``vae`` reconstruction of fresh clips, in
+the six known colors and in any.
 ``--new-word`` measures sentences with that word, too; and, with ``vae``, how often drawn clips of
 them are judged right, before and after their way through the VAE: no model of it can do better.
 Every clip has a generator of its own, so the result does not depend on the batch size.
@@ -19,7 +21,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,11 +41,11 @@ from .moving_shapes import (
     combinations,
     described,
     draw_clip,
-    first_frame,
     random_colors,
     render,
 )
-from .tables import Frames, Judged, Table, contact_sheet
+from .tables import Judged, Table, contact_sheet
+from .ways import FRESH, Generate, change, extension, image_to_video, text_to_video
 
 if TYPE_CHECKING:
     from pyramid_dit import PyramidDiTForVideoGeneration
@@ -51,11 +53,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MODES = ("t2v", "i2v", "long", "vae")
-LAST_FRAMES = 25  # of a long clip are judged
-FRESH = 1_000_000  # added to seeds, so that no clip is one of a training set's
-
-Generate = Callable[[list[str], list[int]], Sequence[Frames]]
+WAYS = {
+    "t2v": text_to_video,
+    "i2v": image_to_video,
+    "long": text_to_video,
+    "extend": extension,
+    "change": change,
+}
+MODES = (*WAYS, "vae")
+LONG = ("long", "change")
+"""Of `MAX_FRAMES`, of which the last ones are judged."""
+LAST_FRAMES = 25
 
 
 def evaluation_prompts(count: int = 100, seed: int = 0, new_word: str | None = None) -> list[str]:
@@ -148,39 +156,6 @@ def _batches(count: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def text_to_video(model: PyramidDiTForVideoGeneration, num_frames: int) -> Generate:
-    """Clips from prompts alone."""
-
-    def generate(prompts: list[str], seeds: list[int]) -> Sequence[Frames]:
-        return model.generate(
-            prompts,
-            temp=(num_frames - 1) // 8 + 1,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="np",
-        )
-
-    return generate
-
-
-def image_to_video(model: PyramidDiTForVideoGeneration, num_frames: int) -> Generate:
-    """Clips from prompts and first frames, drawn where the motion has room."""
-
-    def generate(prompts: list[str], seeds: list[int]) -> Sequence[Frames]:
-        images = [
-            first_frame(draw_clip(described(prompt), np.random.default_rng(FRESH + seed)))
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-        return model.generate_i2v(
-            prompts,
-            input_image=images,
-            temp=(num_frames - 1) // 8 + 1,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="np",
-        )
-
-    return generate
-
-
 def reconstruction(
     vae: CausalVideoVAE,
     count: int,
@@ -240,20 +215,19 @@ def readings(
     return {name: Table(tuple(clips)) for name, clips in judged.items()}
 
 
-def _load_model(folder: Path | None, device: str) -> PyramidDiTForVideoGeneration:
+def _load_model(folder: Path | None, device: str, *, fast: bool) -> PyramidDiTForVideoGeneration:
     from pyramid_dit import PyramidDiTForVideoGeneration
 
-    model = PyramidDiTForVideoGeneration.from_pretrained(folder, device=device)
+    model = PyramidDiTForVideoGeneration.from_pretrained(folder, fast=fast, device=device)
     model.set_progress_bar_config(disable=True)
     return model
 
 
-def _load_vae(folder: Path | None, device: str) -> CausalVideoVAE:
-    from pyramid_dit.checkpoints.hub import TOY_FOLDER
-    from video_vae import CausalVideoVAE
+def _load_vae(folder: Path | None, device: str, *, fast: bool) -> CausalVideoVAE:
+    from pyramid_dit.checkpoints.hub import open_checkpoint
+    from pyramid_dit.checkpoints.weights import read_vae
 
-    vae = CausalVideoVAE.from_pretrained((folder or TOY_FOLDER) / "causal_video_vae")
-    return vae.to(device).eval()
+    return read_vae(open_checkpoint(folder, fast=fast), dtype=torch.float32).to(device)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -262,6 +236,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Measure how well a model draws moving shapes.",
     )
     parser.add_argument("--model", type=Path, help="checkpoint folder (default: the bundled one)")
+    parser.add_argument(
+        "--fast", action="store_true", help="measure its distilled transformer and light decoder"
+    )
     parser.add_argument("--mode", choices=[*MODES, "all"], default="t2v")
     parser.add_argument("--num-frames", type=int, default=49, help="8n + 1; long clips have 97")
     parser.add_argument(
@@ -309,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         count = min(options.prompts, len(combinations(word)))
         prompts[word] = evaluation_prompts(count, options.seed, word)
     if "vae" in modes:
-        vae = _load_vae(options.model, options.device)
+        vae = _load_vae(options.model, options.device, fast=options.fast)
         common: dict[str, int] = {"num_frames": options.num_frames, "seed": options.seed}
         for name, any_color in (("vae", False), ("vae_any_color", True)):
             results[name] = reconstruction(vae, options.prompts, any_color=any_color, **common)
@@ -322,16 +299,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, table in tables.items():
                 sys.stdout.write(f"\n{word}, {name}\n\n{table.markdown()}")
     if drawn := [mode for mode in modes if mode != "vae"]:
-        model = _load_model(options.model, options.device)
+        model = _load_model(options.model, options.device, fast=options.fast)
     for mode, new in itertools.product(drawn, prompts):
         name = mode if new is None else f"{mode}_{new}"
-        from_text = image_to_video if mode == "i2v" else text_to_video
         table, glimpses = evaluate_model(
-            from_text(model, MAX_FRAMES if mode == "long" else options.num_frames),
+            WAYS[mode](model, MAX_FRAMES if mode in LONG else options.num_frames),
             prompts[new],
             batch_size=options.batch_size,
             seed=options.seed,
-            last_frames=LAST_FRAMES if mode == "long" else None,
+            last_frames=LAST_FRAMES if mode in LONG else None,
             name=name,
         )
         results[name] = table.as_dict()

@@ -16,10 +16,14 @@ TITLES = {
     "t2v": "Text to video, 49 frames",
     "i2v": "Image to video from a drawn first frame, 49 frames",
     "long": "Text to video, the last 25 of 97 frames",
+    "extend": "Drawn clips of 25 frames that go on, what is added",
+    "change": "A sentence that changes in the middle, the last 25 of 97 frames",
 }
 PARTS = {
     "diffusion_transformer_128p": "miniFLUX transformer",
+    "diffusion_transformer_128p_fast": "its student of one or two steps per stage",
     "causal_video_vae": "causal video VAE",
+    "causal_video_vae_fast": "the same encoder with a light decoder",
     "text_encoder": "CLIP text encoder",
     "text_encoder_2": "T5 text encoder",
 }
@@ -84,6 +88,7 @@ def model_card(checkpoint: Path, scores: dict[str, Any], training: str) -> str:
     sizes = "\n".join(
         f"| `{name}` | {title} | {count_parameters(checkpoint / name) / 1e6:.2f} million |"
         for name, title in PARTS.items()
+        if (checkpoint / name).is_dir()
     )
     return f"""---
 license: mit

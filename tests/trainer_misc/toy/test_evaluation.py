@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from trainer_misc.toy import evaluation
-from trainer_misc.toy.evaluation import evaluation_prompts, readings
+from trainer_misc.toy.evaluation import WAYS, evaluation_prompts, readings
 from trainer_misc.toy.judge import ATTRIBUTES, judge
 from trainer_misc.toy.moving_shapes import (
     MOTIONS,
@@ -24,6 +24,7 @@ from trainer_misc.toy.moving_shapes import (
     render_uint8,
 )
 from trainer_misc.toy.tables import contact_sheet, evaluate_frames
+from trainer_misc.toy.ways import former_sentence
 from video_vae.round_trip import psnr
 
 SOME = range(2, 504, 11)  # every attribute and most pairs
@@ -245,9 +246,19 @@ class PerfectPipeline:
             for text, rng in zip(prompt, rngs, strict=True)
         ]
 
-    def generate(self, prompt, *, temp, generator, output_type):
+    def generate(self, prompt=None, *, temp, generator, output_type, prompts=None):
         assert output_type == "np"
-        return self.clips(prompt, temp, generator)
+        if prompts is None:
+            return self.clips(prompt, temp, generator)
+        (start, before), (unit, after) = sorted(prompts.items())
+        assert start == 0 and before == [former_sentence(text) for text in after]
+        frames = 8 * unit - 7
+        parts = [self.clips(texts, temp, generator) for texts in (before, after)]
+        return [np.concatenate([a[:frames], b[frames:]]) for a, b in zip(*parts, strict=True)]
+
+    def generate_v2v(self, prompt, *, video, temp, generator, output_type):
+        assert output_type == "np" and video.shape == (25, 128, 128, 3)
+        return [clip[1:] for clip in self.clips(prompt, temp + 1, generator)]
 
     def generate_i2v(self, prompt, *, input_image, temp, generator, output_type):
         assert len(input_image) == len(prompt)
@@ -257,14 +268,14 @@ class PerfectPipeline:
 
 def test_command_line_measures_a_perfect_model(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(evaluation, "_load_model", lambda *_: PerfectPipeline())
-    monkeypatch.setattr(evaluation, "_load_vae", lambda *_: IdentityVAE())
+    monkeypatch.setattr(evaluation, "_load_model", lambda *_, fast: PerfectPipeline())
+    monkeypatch.setattr(evaluation, "_load_vae", lambda *_, fast: IdentityVAE())
     output, sheet = tmp_path / "table.json", tmp_path / "sheet.png"
-    arguments = ["--prompts", "6", "--batch-size", "4", "--num-frames", "17", "--mode", "all"]
+    arguments = ["--prompts", "6", "--batch-size", "4", "--num-frames", "41", "--mode", "all"]
     arguments += ["--new-word", "star"]
     evaluation.main([*arguments, "--output", str(output), "--contact-sheet", str(sheet)])
     result = json.loads(output.read_text())
-    clips = {mode + word for mode in ("t2v", "i2v", "long") for word in ("", "_star")}
+    clips = {mode + word for mode in WAYS for word in ("", "_star")}
     assert set(result) == clips | {"vae", "vae_any_color", "vae_star"}
     for table in result["vae_star"].values():
         assert table["rates"]["held-out"] == dict.fromkeys((*ATTRIBUTES, "all"), 1.0)

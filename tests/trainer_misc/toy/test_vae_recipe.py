@@ -12,6 +12,10 @@ import torch
 from golden import PROJECT_ROOT
 from tiny_checkpoint import VAE_CONFIG
 
+from pyramid_dit.checkpoints.hub import TOY_FOLDER
+from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
+from pyramid_dit.generation.latent_codec import FrameDecoder, pixels_for
+from pyramid_dit.json_files import read_json
 from trainer_misc import train_vae
 from trainer_misc.optimization import parameter_groups
 from trainer_misc.options import parse
@@ -19,7 +23,7 @@ from trainer_misc.toy.evaluation import reconstruction
 from trainer_misc.toy.moving_shapes import BACKGROUNDS, COLORS, MovingShapes
 from trainer_misc.toy.shape_batches import ShapeBatches
 from trainer_misc.vae_options import GROUPS
-from trainer_misc.vae_weights import inflate, initialize
+from trainer_misc.vae_weights import inflate, initialize, with_new_decoder
 from video_vae import CausalVideoVAE, CausalVideoVAELossWrapper
 from video_vae.training_latents import coarsen, fix_posterior
 
@@ -202,6 +206,37 @@ def test_an_inflated_image_model_shows_a_still_clip_as_its_image() -> None:
     _, alone = vae(image, sample_posterior=False)
     _, clip = vae(image.expand(-1, -1, 9, -1, -1), sample_posterior=False)
     torch.testing.assert_close(clip, alone.expand_as(clip), rtol=1e-4, atol=1e-5)
+
+
+def test_the_light_decoder_reads_the_latents_of_the_full_one_unit_by_unit() -> None:
+    full = CausalVideoVAE.from_pretrained(TOY_FOLDER / "causal_video_vae").eval()
+    torch.manual_seed(0)
+    light = with_new_decoder(full, read_json(RECIPE / "light-decoder.json")).eval()
+    for parameter in light.decoder.parameters():  # residual branches start at 0
+        torch.nn.init.normal_(parameter, std=0.1)
+    pixels = torch.rand(1, 3, 17, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = full.encode(pixels).latent_dist.mode()
+        assert torch.equal(light.encode(pixels).latent_dist.mode(), latents)
+        whole = light.decode(latents).sample
+    assert whole.shape == pixels.shape
+    plain = LatentStatistics(FrameStatistics(), FrameStatistics())
+    decoder = FrameDecoder(
+        light, plain, device=torch.device("cpu"), window=1, finish=pixels_for("pt")
+    )
+    pieces = torch.cat([decoder.push(unit) for unit in latents.split(1, dim=2)], dim=1)
+    expected = ((whole + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
+    torch.testing.assert_close(pieces, expected, rtol=1e-4, atol=1e-4)
+    own, other = (sum(p.numel() for p in vae.decoder.parameters()) for vae in (light, full))
+    assert own < 0.4 * other
+
+
+def test_a_new_decoder_has_to_fit_its_encoder() -> None:
+    vae = CausalVideoVAE(**VAE_CONFIG)
+    with pytest.raises(ValueError, match="encoder_out_channels is no size of a decoder"):
+        with_new_decoder(vae, {"encoder_out_channels": 8})
+    with pytest.raises(ValueError, match="doubles 2 times what the encoder halves 3 times"):
+        with_new_decoder(vae, {"decoder_spatial_up_sample": [True, True, False, False]})
 
 
 def test_a_fixed_posterior_stays_fixed_in_training() -> None:
