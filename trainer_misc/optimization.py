@@ -230,6 +230,15 @@ class Muon(torch.optim.Optimizer):
             p.addcdiv_(state["mean"], deviation, value=-scale)
 
 
+def hidden_matrices(transformer: nn.Module) -> list[nn.Parameter]:
+    """The matrices in a transformer's blocks, but for those that make modulations of the norms."""
+    return [
+        parameter
+        for name, parameter in transformer.named_parameters()
+        if "blocks." in name and parameter.ndim == 2 and "norm" not in name
+    ]
+
+
 def muon_groups(
     hidden: Iterable[nn.Parameter], modules: Iterable[nn.Module], weight_decay: float
 ) -> list[dict[str, Any]]:
