@@ -11,7 +11,6 @@ it again with the same folder, what is finished stays and what was stopped goes 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import multiprocessing
 import os
@@ -26,16 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyramid_dit.checks import Number, Whole
 from pyramid_dit.devices.cpu import keep_freed_memory
 
-from .arms import CLIPS, Arm
+from .arms import CLIPS, PICTURES, Arm
+from .flags import SEEDS, add_training, new_parser
 from .shape_latents import Part, parts, read_latents, write_part
 
 if TYPE_CHECKING:
     from .sampling import Judge
 
-SEEDS = 3
 RUNS: dict[str, int] = {
     "clips-autoregressive": SEEDS,
     "clips-full-sequence": SEEDS,
@@ -49,7 +47,7 @@ RUNS: dict[str, int] = {
     "pictures-gamma-0.05": 1,
 }
 """Arms and how many seeds each has; those that take longest come first."""
-WEIGHTS = {CLIPS: 2.0, "pictures": 1.0}
+WEIGHTS = {CLIPS: 2.0, PICTURES: 1.0}
 """Of the time of a run."""
 RESERVE_SECONDS = 8.0
 """Of a budget, for what a run may take beyond its share."""
@@ -238,33 +236,14 @@ def run_all(
     return records
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that all experiments have."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--output", type=Path, required=True, help="folder for all files")
-    parser.add_argument("--device", default=default, help=f"what to compute on; {default}")
-    parser.add_argument("--quick", action="store_true", help="only try it out: a few steps")
-    parser.add_argument("--workers", type=Whole(1, 64).parse, default=1, help="processes; 1")
-    parser.add_argument(
-        "--budget-seconds",
-        type=Number(0, 1e6, above=True).parse,
-        help="end all runs after about so many seconds, trained as far as they are",
-    )
-    parser.add_argument(
-        "--latents", type=Path, help="folder of latents to train on, which are drawn where missing"
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer_misc.experiments.run_all",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser)
+    parser = new_parser("run_all", __doc__)
+    add_training(parser)
     options = parser.parse_args(arguments)
-    runs = [(name, seed) for name, seeds in RUNS.items() for seed in range(seeds)]
+    runs = [
+        (name, seed) for name, seeds in RUNS.items() for seed in range(min(seeds, options.seeds))
+    ]
     try:
         run_all(
             options.output,
