@@ -17,7 +17,7 @@ PICTURES, CLIPS = "pictures", "clips"
 LATENT_SIDE, LATENT_FRAMES = 16, 7
 SHARES = {
     PICTURES: (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
-    CLIPS: (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
+    CLIPS: (1 / 4, 1 / 2, 3 / 4, 1.0),
 }
 QUICK_SHARES = (1 / 2, 1.0)
 """Shares of an arm's training at which it is sampled and judged."""
