@@ -26,7 +26,7 @@ from .dit_step import (
 )
 from .flops import STAGES
 from .measure import Times, alternate, device_name
-from .plot import Chart, draw_charts
+from pyramid_dit.media.charts import Chart, draw_charts
 from .report import (
     RESULTS,
     Cell,

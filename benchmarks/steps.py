@@ -37,7 +37,7 @@ from trainer_misc.toy.text import CAPTION
 
 from .fast_mode import BATCH, approximately, decode, make_latents
 from .measure import device_name
-from .plot import Chart, draw_charts
+from pyramid_dit.media.charts import Chart, draw_charts
 from .report import RESULTS, Cell, Report, finish, number, option_parser
 
 SOLVERS = {
