@@ -1,12 +1,184 @@
-"""Tables and figures of the results of the experiments."""
+"""Results of trained arms put together: points, curves, tables and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
+
+from pyramid_dit.files import replacing
+from pyramid_dit.json_files import read_json
+from pyramid_dit.media.charts import Chart, draw_charts
+
+SAME = 0.05
+"""Numbers of operations that differ by less than this share are one point."""
+
+Curve = list[tuple[float, float]]
+"""Operations and a measure, in order."""
 
 
 def mean_and_deviation(values: Sequence[float], form: str) -> str:
     """The mean of `values` and, of several, their sample standard deviation, `1.00 ± 0.01`."""
     mean = form.format(fmean(values))
     return mean if len(values) < 2 else f"{mean} ± {form.format(stdev(values))}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One of the `rates` of a point, or "frechet"."""
+
+    key: str
+    title: str
+    form: str
+    factor: float = 1.0
+    higher_is_better: bool = True
+
+    def of(self, point: Mapping[str, Any]) -> float | None:
+        """Its value at a point, if it was measured there."""
+        value = point["rates"].get(self.key, point.get(self.key))
+        return None if value is None else self.factor * float(value)
+
+
+RIGHT = Measure("all", "right, in %", "{:.0f}", 100)
+FRECHET = Measure("frechet", "Fréchet distance", "{:.3f}", higher_is_better=False)
+
+
+class Results:
+    """The records of a claim's runs.
+
+    Args:
+        records: As `ArmRun.run` gives them.
+        labels: What arms are called, by their names.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
+        self.records = list(records)
+        self.labels = labels
+
+    @classmethod
+    def read(cls, paths: Sequence[Path], labels: Mapping[str, str]) -> Results:
+        """Those in the files."""
+        return cls([read_json(path) for path in paths], labels)
+
+    def of(self, arm: str) -> list[Mapping[str, Any]]:
+        """The runs of an arm."""
+        return [record for record in self.records if record["arm"] == arm]
+
+    def common_tflops(self) -> float:
+        """The most operations that all runs have reached and were sampled at, in 10^12.
+
+        Raises:
+            ValueError: There are none.
+        """
+        first, *others = self.records
+        for point in reversed(first["points"]):
+            if all(_at(record, point["tflops"]) is not None for record in others):
+                return float(point["tflops"])
+        raise ValueError("the runs have no point in common")
+
+    def values(self, arm: str, measure: Measure, tflops: float) -> list[float]:
+        """The measure of all seeds of an arm, where they have reached so many operations."""
+        points = [_at(record, tflops) for record in self.of(arm)]
+        values = [measure.of(point) for point in points if point is not None]
+        return [value for value in values if value is not None]
+
+    def curve(self, arm: str, measure: Measure) -> tuple[Curve, list[float]]:
+        """Means over the seeds at all points that all of them have, and deviations."""
+        runs = self.of(arm)
+        curve, deviations = [], []
+        for point in runs[0]["points"]:
+            values = self.values(arm, measure, point["tflops"])
+            if len(values) == len(runs):
+                curve.append((float(point["tflops"]), fmean(values)))
+                deviations.append(stdev(values) if len(values) > 1 else 0.0)
+        return curve, deviations
+
+    def table(self, measures: Sequence[Measure]) -> str:
+        """All arms at the most operations that they have in common, as Markdown."""
+        tflops = self.common_tflops()
+        lines = [
+            "| | seeds | batch | steps | " + " | ".join(m.title for m in measures) + " |",
+            "|---|--:|--:|--:|" + "--:|" * len(measures),
+        ]
+        for arm, label in self.labels.items():
+            runs = self.of(arm)
+            if not runs:
+                continue
+            point = _at(runs[0], tflops)
+            assert point is not None
+            cells = [str(len(runs)), str(runs[0]["batch_size"]), str(point["step"])]
+            for measure in measures:
+                values = self.values(arm, measure, tflops)
+                cells.append(mean_and_deviation(values, measure.form) if values else "")
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        return "\n".join(lines) + f"\n\nAt {tflops:.3g}·10¹² operations of training each.\n"
+
+    def draw(self, path: Path, title: str, measures: Sequence[Measure]) -> None:
+        """Curves of the measures over operations, into a PNG."""
+        charts = []
+        for measure in measures:
+            lines: dict[str, Curve] = {}
+            errors: dict[str, list[float]] = {}
+            for arm, label in self.labels.items():
+                curve, deviations = self.curve(arm, measure) if self.of(arm) else ([], [])
+                if curve:
+                    lines[label], errors[label] = curve, deviations
+            if not lines:
+                continue
+            highest = max(y for line in lines.values() for _, y in line)
+            top = 100.0 if measure.factor == 100 else 1.1 * highest or 1.0
+            charts.append(
+                Chart(f"{title}: {measure.title}", "10^12 operations", lines, errors, (0.0, top))
+            )
+        draw_charts(charts, path)
+
+    def write(self, path: Path, **more: Any) -> None:
+        """All records in one JSON file."""
+        with replacing(path) as temporary:
+            content = {"runs": self.records, **more}
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _at(record: Mapping[str, Any], tflops: float) -> Mapping[str, Any] | None:
+    """The point of a run at so many operations."""
+    for point in record["points"]:
+        if abs(point["tflops"] / tflops - 1) < SAME:
+            found: Mapping[str, Any] = point
+            return found
+    return None
+
+
+def reached(curve: Curve, level: float) -> float | None:
+    """At how many operations a curve that rises gets to `level`, between points by straight lines.
+
+    Operations count by their logarithm. None where it does not get there.
+    """
+    before: tuple[float, float] | None = None
+    for operations, value in curve:
+        if value >= level:
+            if before is None:
+                return operations
+            low, base = before
+            share = (level - base) / (value - base)
+            return math.exp(math.log(low) + share * math.log(operations / low))
+        before = operations, value
+    return None
+
+
+def convergence_factor(curve: Curve, baseline: Curve, measure: Measure) -> float | None:
+    """How many times the operations of `curve` the `baseline` takes, to the same quality.
+
+    The quality is the best that both get to. None where a curve starts with it, for then nothing
+    is known of the way there.
+    """
+    sign = 1 if measure.higher_is_better else -1
+    rising = [[(x, sign * y) for x, y in one] for one in (curve, baseline)]
+    level = min(max(y for _, y in one) for one in rising)
+    if any(one[0][1] >= level for one in rising):
+        return None
+    first, second = (reached(one, level) for one in rising)
+    return second / first if first and second else None

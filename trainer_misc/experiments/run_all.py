@@ -11,6 +11,7 @@ it again with the same folder, what is finished stays and what was stopped goes 
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.json_files import read_json
 
 from .arms import CLIPS, PICTURES, Arm
 from .flags import SEEDS, add_training, new_parser
@@ -207,6 +209,13 @@ def run_all(
         each.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.error.txt"):
         old.unlink()
+    runs = list(runs)
+    records = [folder / f"{name}-{seed}.json" for name, seed in runs]
+    runs = [
+        run for run, path in zip(runs, records, strict=True) if not _is_done(path, run[0], quick)
+    ]
+    if not runs:
+        return records
     wanted = parts(**(QUICK_DRAWN if quick else DRAWN["cpu" if device == "cpu" else "cuda"]))
     jobs = jobs_of(runs, workers)
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -228,12 +237,21 @@ def run_all(
             process.start()
         for process in processes:
             process.join()
-    records = [folder / f"{job.name}.json" for job in jobs]
     failed = sorted(path.name.removesuffix(".error.txt") for path in folder.glob("*.error.txt"))
     failed += [path.stem for path in records if not path.is_file() and path.stem not in failed]
     if failed:
         raise RuntimeError(f"not done: {', '.join(failed)}; see the files *.error.txt in {folder}")
     return records
+
+
+def _is_done(path: Path, name: str, quick: bool) -> bool:
+    """Whether a run of that arm, with the settings of today, is finished."""
+    if not path.is_file():
+        return False
+    arm = Arm.named(name)
+    settings = (arm.quick() if quick else arm).as_dict()
+    record = read_json(path)
+    return bool(record["finished"] and record["settings"] == json.loads(json.dumps(settings)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
