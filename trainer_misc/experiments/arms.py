@@ -16,12 +16,12 @@ ARMS = Path(__file__).parent / "arms"
 PICTURES, CLIPS = "pictures", "clips"
 LATENT_SIDE, LATENT_FRAMES = 16, 7
 SHARES = {
-    PICTURES: (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
+    PICTURES: (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
     CLIPS: (1 / 4, 1 / 2, 3 / 4, 1.0),
 }
 QUICK_SHARES = (1 / 2, 1.0)
 """Shares of an arm's training at which it is sampled and judged."""
-QUICK_STEPS, QUICK_BATCH, QUICK_SAMPLES, QUICK_FRAMES = 4, 2, 2, 2
+QUICK_STEPS, QUICK_GFLOPS, QUICK_SAMPLES, QUICK_FRAMES = 4, 3.0, 2, 2
 _FLAGS = [
     Flag("data", PICTURES, choices=(PICTURES, CLIPS)),
     Flag("stages", 3, check=Whole(1, 4)),
@@ -146,6 +146,8 @@ class Arm:
             max_frames=min(self.max_frames, QUICK_FRAMES),
             gpu_steps=QUICK_STEPS,
             cpu_steps=QUICK_STEPS,
+            gpu_step_gflops=QUICK_GFLOPS,
+            cpu_step_gflops=QUICK_GFLOPS,
             inference_steps=(1,) * self.stages,
             frames=min(self.frames, QUICK_FRAMES),
             last_frames=min(self.last_frames, QUICK_FRAMES + 1),

@@ -14,7 +14,7 @@ from pyramid_dit.files import replacing
 from pyramid_dit.json_files import read_json
 from pyramid_dit.media.charts import Chart, draw_charts
 
-SAME = 0.05
+SAME = 0.1
 """Numbers of operations that differ by less than this share are one point."""
 
 Curve = list[tuple[float, float]]

@@ -21,13 +21,15 @@ from video_vae import CausalVideoVAE
 
 from ..toy.evaluation import LAST_FRAMES, evaluation_prompts
 from ..toy.judge import ATTRIBUTES, judge
-from ..toy.moving_shapes import combination_of
+from ..toy.moving_shapes import FRAMES_PER_SECOND, combination_of
 from ..toy.tables import Judged
 from .arms import LATENT_SIDE, Arm
 from .shape_latents import as_bytes
 from .words import condition, empty_condition, word_table
 
 SOLVER = "ab2"
+STRIDE = 2
+"""Every other frame is judged."""
 DECODED = 16
 """Samples that are decoded at a time."""
 
@@ -112,7 +114,7 @@ class Judge:
         rates: Rates = {}
         for prefix, part in parts.items():
             judged = [
-                Judged(prompt, judge(clip[part]))
+                Judged(prompt, judge(clip[part][::STRIDE], FRAMES_PER_SECOND / STRIDE))
                 for prompt, clip in zip(prompts, clips, strict=True)
             ]
             right = np.array([[one.right(name) for name in names] for one in judged])

@@ -28,7 +28,7 @@ from ..loop import TrainingLoop
 from ..loop_config import LoopConfig, new_accelerator
 from ..optimization import Muon, hidden_matrices, muon_groups
 from ..toy.start import new_dit
-from .arms import QUICK_BATCH, QUICK_SHARES, SHARES, Arm
+from .arms import QUICK_SHARES, SHARES, Arm
 from .flops import training_flops
 from .sampling import Judge, keep_samples
 from .shape_latents import Encoded
@@ -147,14 +147,13 @@ class ArmRun:
     ) -> None:
         self.arm = arm.quick() if quick else arm
         self.seed, self.judge, self.folder = seed, judge, folder
-        self.data = Encoded(data.latents[:, :, : arm.max_frames], data.combinations)
+        self.data = Encoded(data.latents[:, :, : self.arm.max_frames], data.combinations)
         self.name = f"{arm.name}-{seed}"
         self.shares = QUICK_SHARES if quick else SHARES[arm.data]
         device = data.latents.device
         self.steps = self.arm.steps(device.type)
         of_sample = flops_of_a_sample(self.arm, self.data)
-        wanted = max(1, round(self.arm.step_flops(device.type) / of_sample))
-        self.batch = QUICK_BATCH if quick else wanted
+        self.batch = max(1, round(self.arm.step_flops(device.type) / of_sample))
         self.step_flops = self.batch * of_sample
         torch.manual_seed(seed)
         self.dit = new_transformer(self.arm, data.latents.shape[1]).to(device)
