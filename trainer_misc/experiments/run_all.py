@@ -6,7 +6,7 @@ The processes first draw and encode what is trained on. Then each takes the next
 and writes its record and samples as it goes on; one that fails leaves a file
 `NAME-SEED.error.txt`, and the others go on. With `--budget-seconds` each run gets its share of the
 time that the processes have together, and ends there, sampled at what it has reached. If you start
-it again with the same folder, what is finished stays and what was stopped goes on.
+it again with the same folder, what has ended stays and what was interrupted goes on.
 """
 
 from __future__ import annotations
