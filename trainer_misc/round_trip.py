@@ -10,66 +10,19 @@ ones you can compare values with each other, but a single value means little.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pyramid_dit.checks import FRAMES, SIDE
 from pyramid_dit.generation.latent_codec import to_bytes
-from pyramid_dit.media.ffmpeg import ffmpeg_says
 from video_vae import CausalVideoVAE
 from video_vae.round_trip import psnr, through_vae
 
 from .data.annotations import Annotations
 from .data.skipped import SampleError
 from .data.videos import clip_pixels, read_clip
-
-
-def vmaf(frames: np.ndarray, reference: np.ndarray) -> float:
-    """VMAF of a video by the filter `libvmaf` of ffmpeg: 0 to 100, 100 for no visible loss.
-
-    Args:
-        frames: Bytes `[t, h, w, 3]`.
-        reference: What it is compared with, of the same shape.
-
-    Raises:
-        ValueError: The shapes differ.
-        OSError: ffmpeg has no such filter, or failed.
-    """
-    if frames.shape != reference.shape:
-        raise ValueError(f"videos of {frames.shape} and {reference.shape} cannot be compared")
-    _, height, width, _ = frames.shape
-    with tempfile.TemporaryDirectory() as folder:
-        raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "24"]
-        given = []
-        for name, video in (("frames", frames), ("reference", reference)):
-            path = Path(folder, f"{name}.raw")
-            path.write_bytes(np.ascontiguousarray(video).tobytes())
-            given += [*raw, "-i", str(path)]
-        log = Path(folder, "log.json")
-        planes = "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];[a][b]"
-
-        done = ffmpeg_says(
-            [*given, "-lavfi", f"{planes}libvmaf=log_fmt=json:log_path={_quoted(log)}"]
-            + ["-f", "null", "-"]
-        )
-        if not log.is_file():
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise OSError(f"ffmpeg does not measure VMAF: {said[-1] if said else done.returncode}")
-        score: float = json.loads(log.read_text())["pooled_metrics"]["vmaf"]["mean"]
-    return score
-
-
-def _quoted(path: Path) -> str:
-    """A path inside of ffmpeg's filters."""
-    text = path.as_posix()
-    for mark in ("\\", ":", "'"):
-        text = text.replace(mark, "\\" + mark)
-    return f"'{text}'" if " " in text else text
+from .measure.similarity import vmaf
 
 
 def measured(

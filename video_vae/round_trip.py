@@ -39,5 +39,6 @@ def psnr(actual: np.ndarray, expected: np.ndarray, peak: float = 255.0) -> float
     """
     if actual.shape != expected.shape:
         raise ValueError(f"shape {actual.shape} is not the expected shape {expected.shape}")
-    error = float(np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2))
+    pairs = zip(actual, expected, strict=True)  # one at a time, for videos are large
+    error = float(np.mean([np.mean(np.subtract(a, e, dtype=np.float64) ** 2) for a, e in pairs]))
     return 10 * math.log10(peak**2 / error) if error else math.inf

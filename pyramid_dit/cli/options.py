@@ -187,6 +187,17 @@ def _build_parser() -> argparse.ArgumentParser:
         help="also write the file that --resume-latents needs, at the end or when the run is "
         "stopped",
     )
+    add_sampling_options(parser, video)
+    model = add_model_options(parser)
+    model.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    model.add_argument(
+        "--verbose", action="store_true", help="log each step, and show where an error came from"
+    )
+    return parser
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, video: argparse._ArgumentGroup) -> None:
+    """Add size, length and seed to the group `video`, and a group that says how it is sampled."""
     video.add_argument(
         "--size",
         type=parse_size,
@@ -199,13 +210,6 @@ def _build_parser() -> argparse.ArgumentParser:
     sampling = parser.add_argument_group("sampling (default: what the model recommends)")
     rest = [name for name in FLAGS if name not in ("seconds", "num_frames", "seed")]
     _add_from_record(sampling, *rest, default="")
-
-    model = add_model_options(parser)
-    model.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
-    model.add_argument(
-        "--verbose", action="store_true", help="log each step, and show where an error came from"
-    )
-    return parser
 
 
 def _add_from_record(

@@ -130,11 +130,17 @@ def _error(status: int, said: str, path: Path) -> OSError:
     return OSError(errno.EIO, f"cannot write to {str(path.parent)!r}: ffmpeg: {last_line}")
 
 
-_PATIENCE = 120  # seconds for what takes a fraction of one
+_PATIENCE = 120.0  # seconds for what takes a fraction of one
 
 
-def ffmpeg_says(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+def ffmpeg_says(
+    arguments: list[str], patience: float | None = _PATIENCE
+) -> subprocess.CompletedProcess[bytes]:
     """What ffmpeg has to say of a file.
+
+    Args:
+        arguments: Of ffmpeg.
+        patience: Seconds that it may take, None for any time.
 
     Raises:
         ValueError: It takes much too long over it.
@@ -145,7 +151,7 @@ def ffmpeg_says(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             [get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
             capture_output=True,
-            timeout=_PATIENCE,
+            timeout=patience,
             check=False,
             start_new_session=True,
         )
