@@ -37,6 +37,7 @@ from pyramid_dit.generation.video_generator import VideoGenerator
 from pyramid_dit.json_files import read_json
 from pyramid_dit.media.figures import picture_grid
 
+from ..measure.artifacts import block_edges
 from ..toy.evaluation import evaluation_prompts
 from ..toy.judge import ATTRIBUTES, judge
 from ..toy.tables import Judged
@@ -92,13 +93,8 @@ QUICK_SETTINGS = (Setting("pictures, 1 step a stage", 1, 1, 2),)
 
 
 def latent_block_edges(latents: Tensor) -> float:
-    """Energy at the edges of blocks of 2x2 over that inside, of latents `[..., h, w]`."""
-    across, inside = 0.0, 0.0
-    for axis in (-2, -1):
-        energy = latents.double().diff(dim=axis).square().movedim(axis, 0)
-        across += float(energy[1::2].mean())
-        inside += float(energy[::2].mean())
-    return across / inside
+    """Energy at the edges of blocks of 2x2 over that inside, of latents `[b, c, t, h, w]`."""
+    return block_edges(latents.movedim(1, -1).flatten(0, 1).cpu().numpy(), 2)
 
 
 def frame_block_edges(frames: np.ndarray) -> float:

