@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from .claims import Claim
 from .report import FRECHET, RIGHT
-from .temporal_pyramid import MOTION
+from .temporal_pyramid import ATTRIBUTES, MOTION
 
 CLAIM = Claim(
     "attention",
     "Clips",
     {"clips-autoregressive": "blockwise causal", "clips-bidirectional": "bidirectional"},
-    (RIGHT, MOTION, FRECHET),
+    (RIGHT, ATTRIBUTES, MOTION, FRECHET),
 )
 
 

@@ -18,7 +18,7 @@ class Claim:
     """Arms that are compared.
 
     Attributes:
-        name: Of the result's files, and of the command with underscores.
+        name: Of the files, and of the command with underscores.
         title: Of the figure.
         labels: What the arms are called, by their names.
         measures: What is in the table, and in the figure.
@@ -39,7 +39,7 @@ class Claim:
     ) -> None:
         """Read the command line, do the runs that are not done, and write what came out.
 
-        The files are `NAME.json`, `NAME.png` and `NAME.md` in the output folder.
+        The files are `NAME.png` and `NAME.md` in the output folder, beside the records of the runs.
 
         Args:
             description: Of the command.
@@ -71,9 +71,8 @@ class Claim:
     def write(
         self, results: Results, folder: Path, more: Callable[[Results], str] = lambda results: ""
     ) -> str:
-        """Write JSON, figure and table into `folder`; returns the table and what `more` says."""
+        """Write figure and table into `folder`; returns the table and what `more` says."""
         text = results.table(self.measures) + more(results)
-        results.write(folder / f"{self.name}.json")
         results.draw(folder / f"{self.name}.png", self.title, self.measures)
         with replacing(folder / f"{self.name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")

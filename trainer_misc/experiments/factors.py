@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from . import spatial_pyramid, temporal_pyramid
 from .claims import Claim
 from .report import FRECHET, RIGHT, Measure
 
-LAST = Measure("last_all", "right in the last second of 97 frames, in %", "{:.0f}", 100)
+LAST = Measure(("last_all",), "all right in the last second of 97 frames, in %")
+LAST_ATTRIBUTES = Measure(
+    ("last_color", "last_background", "last_shape", "last_motion"), "attributes right there, in %"
+)
 STAGES = Claim(
     "stages",
     "Pictures",
@@ -23,7 +27,7 @@ STAGES = Claim(
         "pictures-2-stages": "K = 2",
         "pictures-3-stages": "K = 3",
     },
-    (RIGHT, FRECHET),
+    (RIGHT, spatial_pyramid.ATTRIBUTES, FRECHET),
     seeds=1,
 )
 GAMMA = Claim(
@@ -34,7 +38,7 @@ GAMMA = Claim(
         "pictures-gamma-0.2": "gamma = 0.2",
         "pictures-gamma-0.05": "gamma = 0.05",
     },
-    (RIGHT, FRECHET),
+    (RIGHT, spatial_pyramid.ATTRIBUTES, FRECHET),
     seeds=1,
 )
 DRIFT = Claim(
@@ -45,7 +49,7 @@ DRIFT = Claim(
         "clips-clean-history": "clean history",
         "clips-short-training": "trained on 17 frames",
     },
-    (RIGHT, LAST),
+    (RIGHT, temporal_pyramid.ATTRIBUTES, LAST, LAST_ATTRIBUTES),
     seeds=1,
 )
 

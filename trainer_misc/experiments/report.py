@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from pyramid_dit.files import replacing
 from pyramid_dit.json_files import read_json
 from pyramid_dit.media.charts import Chart, draw_charts
 
@@ -29,22 +27,24 @@ def mean_and_deviation(values: Sequence[float], form: str) -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """One of the `rates` of a point, or "frechet"."""
+    """What is told of a point: the mean of some of its `rates`, or "frechet"."""
 
-    key: str
+    keys: tuple[str, ...]
     title: str
-    form: str
-    factor: float = 1.0
+    form: str = "{:.0f}"
+    factor: float = 100
     higher_is_better: bool = True
 
     def of(self, point: Mapping[str, Any]) -> float | None:
         """Its value at a point, if it was measured there."""
-        value = point["rates"].get(self.key, point.get(self.key))
-        return None if value is None else self.factor * float(value)
+        known = {**point, **point["rates"]}
+        if not all(key in known for key in self.keys):
+            return None
+        return self.factor * fmean(float(known[key]) for key in self.keys)
 
 
-RIGHT = Measure("all", "right, in %", "{:.0f}", 100)
-FRECHET = Measure("frechet", "Fréchet distance", "{:.3f}", higher_is_better=False)
+RIGHT = Measure(("all",), "all right, in %")
+FRECHET = Measure(("frechet",), "Fréchet distance", "{:.3f}", 1, higher_is_better=False)
 
 
 class Results:
@@ -140,12 +140,6 @@ class Results:
                 Chart(f"{title}: {measure.title}", "10^12 operations", lines, errors, (0.0, top))
             )
         draw_charts(charts, path)
-
-    def write(self, path: Path, **more: Any) -> None:
-        """All records in one JSON file."""
-        with replacing(path) as temporary:
-            content = {"runs": self.records, **more}
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _at(record: Mapping[str, Any], tflops: float) -> Mapping[str, Any] | None:

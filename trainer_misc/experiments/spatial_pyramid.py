@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .claims import Claim
-from .report import FRECHET, RIGHT, Results, convergence_factor
+from .report import FRECHET, RIGHT, Measure, Results, convergence_factor
 
+ATTRIBUTES = Measure(("color", "background", "shape"), "attributes right, in %")
 PYRAMID, FULL = "pictures-3-stages", "pictures-1-stage"
 CLAIM = Claim(
     "spatial-pyramid",
     "Pictures",
     {PYRAMID: "3 stages", FULL: "full resolution"},
-    (RIGHT, FRECHET),
+    (RIGHT, ATTRIBUTES, FRECHET),
 )
 
 

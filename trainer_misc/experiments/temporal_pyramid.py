@@ -22,12 +22,13 @@ from pyramid_dit.models.token_layout import PATCH
 from .claims import Claim
 from .report import FRECHET, RIGHT, Measure, Results
 
-MOTION = Measure("motion", "motion right, in %", "{:.0f}", 100)
+ATTRIBUTES = Measure(("color", "background", "shape", "motion"), "attributes right, in %")
+MOTION = Measure(("motion",), "motion right, in %")
 CLAIM = Claim(
     "temporal-pyramid",
     "Clips",
     {"clips-autoregressive": "unit by unit", "clips-full-sequence": "full sequence"},
-    (RIGHT, MOTION, FRECHET),
+    (RIGHT, ATTRIBUTES, MOTION, FRECHET),
 )
 HEIGHT, WIDTH, FRAMES, STAGES = 768, 1280, 241, 3
 

@@ -17,7 +17,8 @@ from trainer_misc.experiments.report import (
     reached,
 )
 
-LOSS = Measure("frechet", "distance", "{:.1f}", higher_is_better=False)
+LOSS = Measure(("frechet",), "distance", "{:.1f}", 1, higher_is_better=False)
+BOTH = Measure(("all", "frechet"), "both", "{:.2f}", 1)
 
 
 def record(arm: str, seed: int, rates: list[float], *, scale: float = 1.0) -> dict[str, Any]:
@@ -84,3 +85,9 @@ def test_factors_of_convergence() -> None:
 def test_means_have_deviations_from_two_on() -> None:
     assert mean_and_deviation([1.0, 3.0], "{:.1f}") == "2.0 ± 1.4"
     assert mean_and_deviation([1.0], "{:.1f}") == "1.0"
+
+
+def test_measures_are_means_of_what_is_there() -> None:
+    point = {"rates": {"all": 0.5}, "frechet": 1.5}
+    assert (RIGHT.of(point), LOSS.of(point), BOTH.of(point)) == (50, 1.5, 1.0)
+    assert BOTH.of({"rates": {"all": 0.5}}) is None
