@@ -29,7 +29,7 @@ from pyramid_dit.json_files import read_json
 from ..measure.frechet import frechet_distance, video_features
 from ..toy.evaluation import FRESH, evaluation_prompts
 from ..toy.moving_shapes import described, draw_clip, render_uint8
-from . import attention, temporal_pyramid
+from . import attention, spatial_pyramid, temporal_pyramid
 from .arms import CLIPS, Arm
 from .report import Results
 from .sampling import Judge
@@ -60,12 +60,13 @@ def add_distances(folder: Path, *, device: str, references: int = REFERENCES) ->
         raise FileNotFoundError(f"no records of runs in {folder}")
     judge = Judge(torch.device(device))
     features: dict[str, Tensor] = {}
-    compared = _compared_clips(paths)
+    compared = _compared(paths)
     for path in paths:
         record = read_json(path)
         arm = Arm.named(record["arm"])
         for point in record["points"]:
-            if "frechet" in point or (arm.data == CLIPS and point["tflops"] not in compared):
+            wanted = point["tflops"] in compared or (point["whole"] and arm.data != CLIPS)
+            if "frechet" in point or not wanted:
                 continue
             if arm.data not in features:
                 features[arm.data] = video_features(drawn(arm, references), device)
@@ -79,11 +80,11 @@ def add_distances(folder: Path, *, device: str, references: int = REFERENCES) ->
                 temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _compared_clips(paths: Sequence[Path]) -> set[float]:
-    """Operations of the points at which claims compare clips."""
+def _compared(paths: Sequence[Path]) -> set[float]:
+    """Operations of the points at which claims compare their arms."""
     records: list[dict[str, Any]] = [read_json(path) for path in paths]
     found: set[float] = set()
-    for claim in (temporal_pyramid.CLAIM, attention.CLAIM):
+    for claim in (spatial_pyramid.CLAIM, temporal_pyramid.CLAIM, attention.CLAIM):
         of_claim = [record for record in records if record["arm"] in claim.labels]
         if of_claim:
             results = Results(of_claim, claim.labels)

@@ -86,8 +86,8 @@ class Setting:
 
 SETTINGS = (
     Setting("pictures, 3 steps a stage", 1, 3, 96),
-    Setting("pictures, 10 steps a stage", 1, 10, 96),
-    Setting("clips of 25 frames, 3 steps a stage", 4, 3, 24),
+    Setting("pictures, 10 steps a stage", 1, 10, 48),
+    Setting("clips of 17 frames, 3 steps a stage", 3, 3, 12),
 )
 QUICK_SETTINGS = (Setting("pictures, 1 step a stage", 1, 1, 2),)
 
