@@ -23,6 +23,7 @@ class Claim:
         labels: What the arms are called, by their names.
         measures: What is in the table, and in the figure.
         seeds: Most seeds of an arm, where they are not all that are asked for.
+        at_the_end: What is told of each run's end, wherever that is.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Claim:
     labels: Mapping[str, str]
     measures: Sequence[Measure]
     seeds: int | None = None
+    at_the_end: Sequence[Measure] = ()
 
     def run(
         self,
@@ -72,7 +74,10 @@ class Claim:
         self, results: Results, folder: Path, more: Callable[[Results], str] = lambda results: ""
     ) -> str:
         """Write figure and table into `folder`; returns the table and what `more` says."""
-        text = results.table(self.measures) + more(results)
+        text = results.table(self.measures)
+        if self.at_the_end:
+            text += "\nAt the end of the training:\n\n" + results.table_of_ends(self.at_the_end)
+        text += more(results)
         results.draw(folder / f"{self.name}.png", self.title, self.measures)
         with replacing(folder / f"{self.name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")

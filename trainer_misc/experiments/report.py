@@ -34,6 +34,8 @@ class Measure:
     form: str = "{:.0f}"
     factor: float = 100
     higher_is_better: bool = True
+    least: float = 0.0
+    """Values below it are not told from noise."""
 
     def of(self, point: Mapping[str, Any]) -> float | None:
         """Its value at a point, if it was measured there."""
@@ -43,7 +45,7 @@ class Measure:
         return self.factor * fmean(float(known[key]) for key in self.keys)
 
 
-RIGHT = Measure(("all",), "all right, in %")
+RIGHT = Measure(("all",), "all right, in %", least=10)
 FRECHET = Measure(("frechet",), "Fréchet distance", "{:.3f}", 1, higher_is_better=False)
 
 
@@ -102,6 +104,21 @@ class Results:
                 deviations.append(stdev(values) if len(values) > 1 else 0.0)
         return curve, deviations
 
+    def table_of_ends(self, measures: Sequence[Measure]) -> str:
+        """The first seed of all arms at the end of its training, as Markdown."""
+        lines = [
+            "| | steps | 10¹² operations | " + " | ".join(m.title for m in measures) + " |",
+            "|---|--:|--:|" + "--:|" * len(measures),
+        ]
+        for arm, label in self.labels.items():
+            for record in self.of(arm)[:1]:
+                point = record["points"][-1]
+                cells = [str(point["step"]), f"{point['tflops']:.3g}"]
+                values = [(measure, measure.of(point)) for measure in measures]
+                cells += ["" if value is None else m.form.format(value) for m, value in values]
+                lines.append(f"| {label} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
     def table(self, measures: Sequence[Measure]) -> str:
         """All arms at the most operations that they have in common, as Markdown."""
         tflops = self.common_tflops()
@@ -143,12 +160,10 @@ class Results:
 
 
 def _at(record: Mapping[str, Any], tflops: float) -> Mapping[str, Any] | None:
-    """The point of a run at so many operations."""
-    for point in record["points"]:
-        if abs(point["tflops"] / tflops - 1) < SAME:
-            found: Mapping[str, Any] = point
-            return found
-    return None
+    """The point of a run that is nearest to so many operations, if it is near."""
+    nearest: Mapping[str, Any]
+    nearest = min(record["points"], key=lambda point: abs(point["tflops"] - tflops))
+    return nearest if abs(nearest["tflops"] / tflops - 1) < SAME else None
 
 
 def reached(curve: Curve, level: float) -> float | None:
@@ -172,12 +187,12 @@ def convergence_factor(curve: Curve, baseline: Curve, measure: Measure) -> float
     """How many times the operations of `curve` the `baseline` takes, to the same quality.
 
     The quality is the best that both get to. None where a curve starts with it, for then nothing
-    is known of the way there.
+    is known of the way there, or where it is below what can be told from noise.
     """
     sign = 1 if measure.higher_is_better else -1
     rising = [[(x, sign * y) for x, y in one] for one in (curve, baseline)]
     level = min(max(y for _, y in one) for one in rising)
-    if any(one[0][1] >= level for one in rising):
+    if any(one[0][1] >= level for one in rising) or sign * level < measure.least:
         return None
     first, second = (reached(one, level) for one in rising)
     return second / first if first and second else None

@@ -48,6 +48,12 @@ def test_arms_are_compared_where_all_have_come(results: Results) -> None:
     assert "At 2·10¹² operations" in table
 
 
+def test_ends_may_be_told_as_they_are(results: Results) -> None:
+    table = results.table_of_ends([RIGHT, LOSS])
+    assert "| first | 40 | 4 | 90 |  |" in table
+    assert "| second | 20 | 2.04 | 20 |  |" in table
+
+
 def test_runs_without_a_common_point_are_refused() -> None:
     apart = Results([record("a", 0, [0.1]), record("b", 0, [0.1], scale=1.5)], {})
     with pytest.raises(ValueError, match="no point in common"):
@@ -77,6 +83,8 @@ def test_factors_of_convergence() -> None:
     # both get to 40: at 2 and at 8
     assert convergence_factor(fast, slow, RIGHT) == pytest.approx(4)
     assert convergence_factor(slow, fast, RIGHT) == pytest.approx(1 / 4)
+    faint = [[(x, y / 10) for x, y in curve] for curve in (fast, slow)]
+    assert convergence_factor(faint[0], faint[1], RIGHT) is None
     falling = [[(x, 100 - y) for x, y in curve] for curve in (fast, slow)]
     assert convergence_factor(falling[0], falling[1], LOSS) == pytest.approx(4)
     assert convergence_factor([(1.0, 50.0)], slow, RIGHT) is None
