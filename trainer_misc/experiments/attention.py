@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .claims import Claim
-from .report import FRECHET, RIGHT
+from .report import RIGHT
 from .temporal_pyramid import ATTRIBUTES, MOTION
 
 CLAIM = Claim(
     "attention",
     "Clips",
     {"clips-autoregressive": "blockwise causal", "clips-bidirectional": "bidirectional"},
-    (RIGHT, ATTRIBUTES, MOTION, FRECHET),
+    (RIGHT, ATTRIBUTES, MOTION),
 )
 
 

@@ -11,6 +11,10 @@ What is measured is the energy at the edges of blocks, the mean square of the di
 neighbors. In latents it is that between blocks of 2x2 over that inside of them; in frames, that at
 every 16th pixel, where such blocks meet, over that halfway between, without differences of more
 than `OUTLINE`, which are the shapes' own. Both are 1 without blocks.
+
+The same is measured of latents at the start of the last stage: where training has it, and where
+the jump leads from the exact end of the stage before. There it is the energy inside of blocks over
+that between them, 0 where a block has one value.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from torch import Tensor
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.devices.cpu import keep_freed_memory
 from pyramid_dit.files import replacing
+from pyramid_dit.flow.latents import latent_pyramid
 from pyramid_dit.flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from pyramid_dit.generation.latent_codec import DecodeSizes, decode_latents
 from pyramid_dit.generation.video_generator import VideoGenerator
@@ -67,8 +72,9 @@ class BareJumps(PyramidFlowMatchEulerDiscreteScheduler):
         return torch.zeros(*shape, device=options.get("device"), dtype=options.get("dtype"))
 
 
+CORRECTIVE = "corrective"
 JUMPS: dict[str, type[PyramidFlowMatchEulerDiscreteScheduler]] = {
-    "corrective": PyramidFlowMatchEulerDiscreteScheduler,
+    CORRECTIVE: PyramidFlowMatchEulerDiscreteScheduler,
     "white": WhiteJumps,
     "none": BareJumps,
 }
@@ -112,6 +118,29 @@ def _energy(steps: np.ndarray) -> float:
     return float(np.mean(np.square(small)))
 
 
+def starts(clean: Tensor, seed: int) -> dict[str, float]:
+    """Energy inside of blocks over that between them at the start of the last stage.
+
+    Args:
+        clean: Latents `[b, c, t, h, w]`.
+        seed: Of the noise.
+
+    Returns:
+        "training", where a training begins, and where each of the jumps leads.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    scheduler = PyramidFlowMatchEulerDiscreteScheduler()
+    last = scheduler.config.stages - 1
+    *_, coarse, fine = latent_pyramid(clean.cpu(), scheduler.config.stages)
+    white = torch.randn(fine.shape, generator=rng)
+    found = {"training": scheduler.stage_start(last, white, coarse)}
+    end = scheduler.stage_end(last - 1, torch.randn(coarse.shape, generator=rng), coarse)
+    for jump, kind in JUMPS.items():
+        noise = kind().sample_block_noise(fine.shape, generator=rng)
+        found[jump] = scheduler.jump(end, last, noise)
+    return {name: 1 / latent_block_edges(latents) for name, latents in found.items()}
+
+
 class Sampler:
     """The default checkpoint with other jumps."""
 
@@ -149,7 +178,7 @@ class Sampler:
         return np.asarray(torch.cat(parts).numpy())
 
 
-def measured(setting: Setting, latents: Tensor, frames: np.ndarray) -> dict[str, float]:
+def measured(setting: Setting, latents: Tensor, frames: np.ndarray) -> dict[str, Any]:
     """Energies at the edges of blocks, and the share of the samples in which all is right."""
     names = [name for name in ATTRIBUTES if setting.temp > 1 or name != "motion"]
     verdicts = [
@@ -179,6 +208,8 @@ def run(folder: Path, *, device: str, seeds: int, quick: bool) -> dict[str, Any]
             continue
         latents = sampler.latents(setting, jump, seed)
         figures = measured(setting, latents, sampler.frames(latents))
+        if setting is settings[0] and jump == CORRECTIVE:
+            figures["starts"] = starts(latents, seed)
         result["runs"].append({"setting": asdict(setting), "jump": jump, "seed": seed} | figures)
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -215,6 +246,15 @@ def table(result: dict[str, Any]) -> str:
             mean_and_deviation([100 * one["right"] for one in runs], "{:.0f}") + "%",
         ]
         lines.append(f"| {setting} | {jump} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| start of the last stage | inside of 2x2 blocks over between them |",
+        "|---|--:|",
+    ]
+    found = [one["starts"] for one in result["runs"] if "starts" in one]
+    for name in found[0] if found else ():
+        values = mean_and_deviation([one[name] for one in found], "{:.3f}")
+        lines.append(f"| {name} | {values} |")
     return "\n".join(lines) + "\n"
 
 

@@ -46,6 +46,14 @@ def test_jumps_differ_in_their_noise_alone(jump: str, variance: float) -> None:
     assert float((blocks[:, 0] * blocks[:, 3]).mean()) == pytest.approx(covariance, abs=0.02)
 
 
+def test_the_corrective_jump_alone_leads_to_the_start_of_the_training() -> None:
+    rng = torch.Generator().manual_seed(1)
+    found = jumps.starts(torch.randn(4, 8, 2, 64, 64, generator=rng), 0)
+    assert found["corrective"] == pytest.approx(found["training"], rel=0.03)
+    assert found["white"] < 0.9 * found["training"]
+    assert found["none"] == 0
+
+
 def test_the_command_measures_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
