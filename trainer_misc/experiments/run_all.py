@@ -203,12 +203,6 @@ def run_all(
     Raises:
         RuntimeError: Runs have failed; those that have not are there.
     """
-    end = None if budget is None else time.time() + budget
-    latents = latents or folder / LATENTS
-    for each in (folder, latents):
-        each.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.error.txt"):
-        old.unlink()
     runs = list(runs)
     records = [folder / f"{name}-{seed}.json" for name, seed in runs]
     runs = [
@@ -216,6 +210,12 @@ def run_all(
     ]
     if not runs:
         return records
+    end = None if budget is None else time.time() + budget
+    latents = latents or folder / LATENTS
+    for each in (folder, latents):
+        each.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.error.txt"):
+        old.unlink()
     wanted = parts(**(QUICK_DRAWN if quick else DRAWN["cpu" if device == "cpu" else "cuda"]))
     jobs = jobs_of(runs, workers)
     threads = max(1, (os.cpu_count() or 1) // workers)
