@@ -35,7 +35,9 @@ CLAIMS: list[tuple[str, Claim, Callable[[Results], str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("folder", "claim", "more"), CLAIMS, ids=[f"{folder}-{claim.name}" for folder, claim, _ in CLAIMS]
+    ("folder", "claim", "more"),
+    CLAIMS,
+    ids=[f"{folder}-{claim.name}" for folder, claim, _ in CLAIMS],
 )
 def test_tables_are_those_of_the_records(
     tmp_path: Path, folder: str, claim: Claim, more: Callable[[Results], str]
