@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,11 +153,31 @@ class Results:
             if not lines:
                 continue
             highest = max(y for line in lines.values() for _, y in line)
-            top = 100.0 if measure.factor == 100 else 1.1 * highest or 1.0
+            top = 100.0 if measure.factor == 100 else _round_top(highest)
             charts.append(
-                Chart(f"{title}: {measure.title}", "10^12 operations", lines, errors, (0.0, top))
+                Chart(
+                    f"{title}: {_ascii(measure.title)}",
+                    "10^12 operations",
+                    lines,
+                    errors,
+                    (0.0, top),
+                )
             )
         draw_charts(charts, path)
+
+
+def _round_top(highest: float) -> float:
+    """The end of an axis of five round steps that has room for `highest`."""
+    if highest <= 0:
+        return 1.0
+    step = 1.1 * highest / 5
+    power: float = 10.0 ** math.floor(math.log10(step))
+    return 5 * power * min(digit for digit in (1, 2, 3, 4, 5, 6, 8, 10) if digit * power >= step)
+
+
+def _ascii(text: str) -> str:
+    """Without the accents, which the font of the charts lacks."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def _at(record: Mapping[str, Any], tflops: float) -> Mapping[str, Any] | None:
