@@ -239,7 +239,11 @@ def table(result: dict[str, Any]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in result["runs"]:
         groups.setdefault((one["setting"]["name"], one["jump"]), []).append(one)
-    for (setting, jump), runs in groups.items():
+    names = list(dict.fromkeys(setting for setting, _ in groups))
+    for setting, jump in itertools.product(names, JUMPS):
+        runs = groups.get((setting, jump))
+        if not runs:
+            continue
         cells = [
             mean_and_deviation([one["latent_edges"] for one in runs], "{:.2f}"),
             mean_and_deviation([one["frame_edges"] for one in runs], "{:.2f}"),
