@@ -27,6 +27,7 @@ setup(
     package_data={
         "pyramid_dit": ["py.typed", "toy/*", "toy/**/*"],
         "pyramid_dit.page": ["*.css", "*.html", "*.js", "*.png"],
+        "trainer_misc.experiments": ["arms/*.toml"],
         "trainer_misc.toy": ["*.toml", "*.json"],
     },
     install_requires=[

@@ -16,6 +16,7 @@ import torch
 
 from pyramid_dit import PyramidFluxTransformer
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.media.charts import Chart, draw_charts
 
 from .dit_step import (
     LATE_UNIT,
@@ -26,7 +27,6 @@ from .dit_step import (
 )
 from .flops import STAGES
 from .measure import Times, alternate, device_name
-from .plot import Chart, draw_charts
 from .report import (
     RESULTS,
     Cell,

@@ -32,6 +32,7 @@ from torch import Tensor
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.checks import STEPS, OneOf, Whole, steps_per_stage
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.media.charts import Chart, draw_charts
 from pyramid_dit.page.examples import general_examples
 from pyramid_dit.sampling.fast_mode import FastMode
 from trainer_misc.toy.evaluation import evaluation_prompts
@@ -40,7 +41,6 @@ from trainer_misc.toy.text import CAPTION
 
 from .fast_mode import BATCH, approximately, decode, make_latents
 from .measure import device_name
-from .plot import Chart, draw_charts
 from .report import RESULTS, Cell, Report, finish, number, option_parser
 
 SOLVERS = {

@@ -29,6 +29,7 @@ PAGES = [
     PROJECT_ROOT / "README.md",
     PROJECT_ROOT / "CONTRIBUTING.md",
     *sorted((PROJECT_ROOT / "docs").glob("*.md")),
+    *sorted((PROJECT_ROOT / "docs").glob("*/README.md")),
 ]
 SCRIPTS = sorted((PROJECT_ROOT / "scripts").glob("*.sh"))
 SHELLS = ["sh", "bash"]

@@ -48,8 +48,10 @@ class MovingAverage:
         if self.warm_up:
             decay = min(decay, 1 - (1 + self.updates) ** (-2 / 3))
         self.updates += 1
-        for name, average in self._averages.items():
-            average.lerp_(self._parameters[name].detach().to(average), 1 - decay)
+        averages = self._averages
+        now = [self._parameters[name].detach().to(a) for name, a in averages.items()]
+        if now:
+            torch._foreach_lerp_(list(averages.values()), now, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

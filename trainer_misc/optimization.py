@@ -191,8 +191,8 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            for p in parameters:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+            if parameters:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             if group["muon"]:
                 self._muon(parameters, group)
             else:
@@ -207,27 +207,43 @@ class Muon(torch.optim.Optimizer):
         for shape, same in by_shape.items():
             gradients = torch.stack([p.grad for p in same if p.grad is not None])
             momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
-            for momentum, gradient in zip(momenta, gradients, strict=True):
-                momentum.lerp_(gradient, 1 - beta)
+            torch._foreach_lerp_(momenta, gradients.unbind(), 1 - beta)
             updates = gradients.lerp(torch.stack(momenta), beta).flatten(2)
             scale = UPDATE_RMS * max(updates.shape[1:]) ** 0.5
-            for p, update in zip(same, orthogonalize(updates), strict=True):
-                p.add_(update.view(shape), alpha=-group["lr"] * scale)
+            directions = [update.view(shape) for update in orthogonalize(updates)]
+            torch._foreach_add_(same, directions, alpha=-group["lr"] * scale)
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
+        by_step: dict[int, list[Tensor]] = {}
         for p in parameters:
             state = self.state[p]
             if not state:
                 state["step"] = 0
                 state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
             state["step"] += 1
-            state["mean"].lerp_(p.grad, 1 - beta1)
-            state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-            correction = math.sqrt(1 - beta2 ** state["step"])
-            scale = group["lr"] / (1 - beta1 ** state["step"])
-            deviation = (state["square"].sqrt() / correction).add_(group["eps"])
-            p.addcdiv_(state["mean"], deviation, value=-scale)
+            by_step.setdefault(state["step"], []).append(p)
+        for step, same in by_step.items():
+            gradients = [p.grad for p in same if p.grad is not None]
+            means = [self.state[p]["mean"] for p in same]
+            squares = [self.state[p]["square"] for p in same]
+            torch._foreach_lerp_(means, gradients, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+            deviations = torch._foreach_sqrt(squares)
+            torch._foreach_div_(deviations, math.sqrt(1 - beta2**step))
+            torch._foreach_add_(deviations, group["eps"])
+            scale = group["lr"] / (1 - beta1**step)
+            torch._foreach_addcdiv_(same, means, deviations, -scale)
+
+
+def hidden_matrices(transformer: nn.Module) -> list[nn.Parameter]:
+    """The matrices in a transformer's blocks, but for those that make modulations of the norms."""
+    return [
+        parameter
+        for name, parameter in transformer.named_parameters()
+        if "blocks." in name and parameter.ndim == 2 and "norm" not in name
+    ]
 
 
 def muon_groups(

@@ -32,7 +32,7 @@ from .log import SAMPLES, Figures
 from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
 from .lora import add_adapters, check_lora
-from .optimization import Muon, muon_groups, parameter_groups
+from .optimization import Muon, hidden_matrices, muon_groups, parameter_groups
 from .options import parse
 from .quantized import adamw8bit, require_bitsandbytes
 from .runs import first_step, log_to_people, numbered, run_or_say, say_skipped, schedule_of
@@ -359,12 +359,8 @@ def new_optimizer(
     if options.opt == "adamw8bit":
         groups = parameter_groups(modules.values(), options.weight_decay)
         return adamw8bit(groups, lr=options.lr, betas=betas, eps=options.opt_eps)
-    hidden = {
-        name: parameter
-        for name, parameter in modules["dit"].named_parameters()
-        if "blocks." in name and parameter.ndim == 2 and "norm" not in name
-    }
-    groups = muon_groups(hidden.values(), modules.values(), options.weight_decay)
+    hidden = hidden_matrices(modules["dit"])
+    groups = muon_groups(hidden, modules.values(), options.weight_decay)
     return Muon(groups, options.lr, betas=betas, eps=options.opt_eps)
 
 

@@ -67,6 +67,26 @@ def test_muon_fits_a_linear_map():
     assert losses[-1] < 0.05 * losses[0]
 
 
+def test_what_is_no_hidden_matrix_is_trained_as_by_adamw():
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    betas = (0.9, 0.99)
+    ours = Muon(muon_groups([], [models[0]], 0.1), lr=0.02, betas=betas)
+    reference = torch.optim.AdamW(parameter_groups([models[1]], 0.1), lr=0.02, betas=betas)
+    for step in range(4):
+        x = torch.randn(16, 4)
+        for model, optimizer in zip(models, (ours, reference), strict=True):
+            optimizer.zero_grad()
+            loss = model(x).sin().square().mean()
+            loss.backward()
+            if step == 0:  # gets its first gradient later, and counts its own steps
+                model[0].bias.grad = None
+            optimizer.step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
 # ---- text and the model card --------------------------------------------------------------
 
 

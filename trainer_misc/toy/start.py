@@ -55,13 +55,13 @@ DEFAULTS = GenerationDefaults(
 )
 
 
-def new_dit(latent_channels: int) -> PyramidFluxTransformer:
-    """A fresh toy transformer whose text embedders start at full size.
+def new_dit(latent_channels: int, **changes: Any) -> PyramidFluxTransformer:
+    """A fresh toy transformer, `TOY_DIT` with `changes`, whose text embedders start at full size.
 
     The usual deviation of 0.02 is meant for widths in the thousands; at 128 it would leave the
     text without effect for long.
     """
-    dit = PyramidFluxTransformer(in_channels=4 * latent_channels, **TOY_DIT)
+    dit = PyramidFluxTransformer(in_channels=4 * latent_channels, **TOY_DIT | changes)
     embed = dit.time_text_embed
     for linear in (
         embed.text_embedder.linear_1,

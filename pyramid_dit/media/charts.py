@@ -1,10 +1,10 @@
-"""Line charts on logarithmic axes, drawn with Pillow."""
+"""Line charts, drawn with Pillow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -20,11 +20,21 @@ FONT_SIZE = 12
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: lines by their names, each of points (x, y) above 0."""
+    """One chart: lines by their names, each of points (x, y) above 0 on logarithmic axes.
+
+    Attributes:
+        title: Above it.
+        x_label: Below it.
+        lines: The points by name.
+        errors: By the same names, how far whiskers reach up and down from each point.
+        linear_range: Where the vertical axis, then linear, begins and ends.
+    """
 
     title: str
     x_label: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
+    errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    linear_range: tuple[float, float] | None = None
 
 
 def draw_charts(charts: Sequence[Chart], path: Path, *, columns: int = 2) -> None:
@@ -49,7 +59,7 @@ class _Panel:
         self.font = ImageFont.load_default(FONT_SIZE * SCALE)
         points = [point for line in chart.lines.values() for point in line]
         self.x_range = _padded([x for x, _ in points])
-        self.y_range = _padded([y for _, y in points])
+        self.y_range = chart.linear_range or _padded([y for _, y in points])
 
     def draw(self) -> None:
         """Draw grid, lines and legend."""
@@ -59,7 +69,8 @@ class _Panel:
             x = self._x(value)
             self._line([(x, TOP), (x, HEIGHT - BOTTOM)], GRID)
             self._text((x, HEIGHT - BOTTOM + 12), f"{value:g}", "mm")
-        for value in _ticks(*self.y_range):
+        linear = self.chart.linear_range is not None
+        for value in (_even_ticks if linear else _ticks)(*self.y_range):
             y = self._y(value)
             self._line([(LEFT, y), (WIDTH - RIGHT, y)], GRID)
             self._text((LEFT - 6, y), f"{value:g}", "rm")
@@ -69,6 +80,9 @@ class _Panel:
         for index, ((name, points), color) in enumerate(colors):
             places = [(self._x(x), self._y(y)) for x, y in points]
             self._line(places, color, width=2)
+            for (x, y), error in zip(points, self.chart.errors.get(name, ()), strict=False):
+                ends = [(self._x(x), self._y(y + side * error)) for side in (-1, 1)]
+                self._line(ends, color)
             for x, y in places:
                 corners = [self._place((x + d, y + d)) for d in (-3, 3)]
                 self.canvas.ellipse(corners, fill=color)
@@ -78,7 +92,12 @@ class _Panel:
         return LEFT + _share(value, *self.x_range) * (WIDTH - LEFT - RIGHT)
 
     def _y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - _share(value, *self.y_range) * (HEIGHT - TOP - BOTTOM)
+        low, high = self.y_range
+        if self.chart.linear_range is not None:
+            share = (min(max(value, low), high) - low) / (high - low)
+        else:
+            share = _share(value, low, high)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     def _place(self, point: tuple[float, float]) -> tuple[float, float]:
         return (self.left + point[0]) * SCALE, (self.top + point[1]) * SCALE
@@ -105,3 +124,8 @@ def _ticks(low: float, high: float) -> list[float]:
     digits = (1,) if high / low > 1e4 else (1, 2, 5)
     values = [digit * 10.0**power for power in powers for digit in digits]
     return [value for value in values if low <= value <= high]
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """Six values evenly from `low` to `high`."""
+    return [low + (high - low) * part / 5 for part in range(6)]
