@@ -86,7 +86,9 @@ class Judge:
             Unit(index, *bound, steps, scale, solver=SOLVER) for index, bound in enumerate(bounds)
         ]
         sampler = UnitSampler(dit, arm.scheduler(), texts=[text], frame_per_unit=1, generator=rng)
-        return torch.cat(list(sampler.run(noise, units)), dim=2)
+        return torch.cat(
+            list(sampler.run(lambda unit: noise[:, :, unit.start : unit.stop], units)), dim=2
+        )
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
