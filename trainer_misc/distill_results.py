@@ -11,17 +11,15 @@ from typing import Any
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.checkpoints.folder import (
     FAST_SUFFIX,
-    INDEX_NAME,
     VAE_FOLDER,
     VARIANTS,
     CheckpointFolder,
 )
 from pyramid_dit.checkpoints.weights import resolve_dtype
 from pyramid_dit.files import write_folder
-from pyramid_dit.json_files import read_json
 from pyramid_dit.pipelines.lora_format import FILE_NAME
 
-from .dit_results import change_index, link_folder
+from .dit_results import change_index, index_of, link_folder
 from .lora import write_adapters
 
 CARD = """---
@@ -134,12 +132,6 @@ def with_adapters_merged(
     whole.dit.fuse_lora()
     whole.dit.unload_lora()
     return whole.dit.to(resolve_dtype(source.model_dtype or "fp32"))
-
-
-def index_of(source: CheckpointFolder) -> dict[str, Any]:
-    """What `model_index.json` of a checkpoint says, nothing where there is none."""
-    path = source.path / INDEX_NAME
-    return read_json(path) if path.exists() else {}
 
 
 def _words(steps: Sequence[int]) -> str:

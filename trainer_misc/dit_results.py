@@ -17,11 +17,17 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
-from pyramid_dit.checkpoints.folder import INDEX_NAME, VARIANT_PREFIX, CheckpointFolder
+from pyramid_dit.checkpoints.folder import (
+    INDEX_NAME,
+    VARIANT_PREFIX,
+    VARIANTS,
+    CheckpointFolder,
+)
 from pyramid_dit.checkpoints.weights import read_vae
 from pyramid_dit.files import write_folder
 from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.generation.video_generator import VideoGenerator
+from pyramid_dit.json_files import read_json
 from pyramid_dit.media.figures import evenly_spaced, picture_grid
 from pyramid_dit.media.video_files import export_to_video
 
@@ -227,6 +233,8 @@ def _copy_rest(
         changes: dict[str, Any] = {"model_variant": source.variant}
         if known_words is not None:
             changes["known_words"] = list(known_words)
+        if VARIANTS in index_of(source):
+            changes[VARIANTS] = {}  # students of the former weights, which are not copied
         change_index(target, changes)
 
 
@@ -254,6 +262,12 @@ def link_folder(
             shutil.copy2(path, copy)
 
     shutil.copytree(source, target, ignore=ignored, copy_function=link, dirs_exist_ok=True)
+
+
+def index_of(source: CheckpointFolder) -> dict[str, Any]:
+    """What `model_index.json` of a checkpoint says, nothing where there is none."""
+    path = source.path / INDEX_NAME
+    return read_json(path) if path.exists() else {}
 
 
 def change_index(folder: Path, changes: Mapping[str, Any]) -> None:
