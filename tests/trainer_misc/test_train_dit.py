@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 from training_files import PROMPTS, VARIANT, run_two_in_turn, write_latents
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
+from pyramid_dit.checkpoints.folder import CheckpointFolder
 from pyramid_dit.video_io import export_to_video
 from trainer_misc import train_dit
 from trainer_misc.checkpoints import newest_checkpoint
@@ -125,6 +127,25 @@ def test_it_learns_and_writes_what_generates(files: dict[str, Path], tmp_path: P
     card = (tmp_path / "model/README.md").read_text()
     assert "30 optimizer steps" in card and "moving average (decay 0.5)" in card
     assert str(tmp_path) not in card
+
+
+def test_students_of_the_former_weights_are_left_behind(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(files["model"], source)
+    shutil.copytree(source / VARIANT, source / f"{VARIANT}_fast")
+    index = source / "model_index.json"
+    content = json.loads(index.read_text()) if index.exists() else {}
+    content["variants"] = {f"{VARIANT}_fast": {"num_inference_steps": [2, 2, 2]}}
+    index.write_text(json.dumps(content))
+    assert CheckpointFolder.open(source, VARIANT, fast=True).variant == f"{VARIANT}_fast"
+    train_dit.main(arguments(files | {"model": source}, tmp_path / "run", "--steps", "1"))
+    trained = tmp_path / "run/model"
+    with pytest.raises(FileNotFoundError, match="has no fast variant"):
+        CheckpointFolder.open(trained, VARIANT, fast=True)
+    assert json.loads((trained / "model_index.json").read_text())["variants"] == {}
+    assert json.loads(index.read_text()) == content
 
 
 def test_text_encoders_are_trained_along(files: dict[str, Path], tmp_path: Path) -> None:
