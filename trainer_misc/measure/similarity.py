@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyramid_dit.media.ffmpeg import ffmpeg_says
@@ -71,8 +70,13 @@ def ssim(frames: np.ndarray, reference: np.ndarray) -> float:
 def _frame_ssim(pair: Tensor, bell: Tensor) -> float:
     """SSIM of two pictures `[2, h, w]`."""
     x, y = pair
-    maps = torch.stack((x, y, x * x, y * y, x * y)).unsqueeze(1)
-    maps = F.conv2d(F.conv2d(maps, bell.view(1, 1, 1, -1)), bell.view(1, 1, -1, 1)).squeeze(1)
+    maps = torch.stack((x, y, x * x, y * y, x * y))
+    for axis in (1, 2):  # several times as fast as conv2d in double precision
+        length = maps.shape[axis] - len(bell) + 1
+        blurred = torch.zeros_like(maps.narrow(axis, 0, length))
+        for place, weight in enumerate(bell.tolist()):
+            blurred.add_(maps.narrow(axis, place, length), alpha=weight)
+        maps = blurred
     mean_x, mean_y, xx, yy, xy = maps
     variances = xx - mean_x**2 + yy - mean_y**2
     covariance = xy - mean_x * mean_y
