@@ -77,10 +77,10 @@ class Results:
         Raises:
             ValueError: There are none.
         """
-        first, *others = self.records
-        for point in reversed(first["points"]):
-            if all(_at(record, point["tflops"]) is not None for record in others):
-                return float(point["tflops"])
+        every = {float(p["tflops"]) for record in self.records for p in record["points"]}
+        for tflops in sorted(every, reverse=True):
+            if len(self.points_at(tflops)) == len(self.records):
+                return tflops
         raise ValueError("the runs have no point in common")
 
     def points_at(self, tflops: float) -> list[Mapping[str, Any]]:

@@ -40,12 +40,14 @@ def results() -> Results:
 
 
 def test_arms_are_compared_where_all_have_come(results: Results) -> None:
-    assert results.common_tflops() == 2.0
+    assert results.common_tflops() == 2.04
+    again = Results(results.records[::-1], results.labels)
+    assert again.common_tflops() == 2.04
     assert results.values("a", RIGHT, 2.0) == [50.0, 70.0]
     table = results.table([RIGHT])
     assert "| first | 2 | 4 | 20 | 60 ± 14 |" in table
     assert "| second | 1 | 4 | 20 | 20 |" in table
-    assert "At 2·10¹² operations" in table
+    assert "At 2.04·10¹² operations" in table
 
 
 def test_ends_may_be_told_as_they_are(results: Results) -> None:

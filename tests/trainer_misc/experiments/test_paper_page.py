@@ -22,7 +22,7 @@ from trainer_misc.experiments.report import Results
 
 PAPER = PROJECT_ROOT / "docs" / "paper"
 RESULTS = PAPER / "results"
-PAGE = (PAPER / "README.md").read_text(encoding="utf-8")
+PAGE = " ".join((PAPER / "README.md").read_text(encoding="utf-8").split())
 CLAIMS: list[tuple[str, Claim, Callable[[Results], str]]] = [
     ("h200", spatial_pyramid.CLAIM, spatial_pyramid.factors),
     ("cpu", spatial_pyramid.CLAIM, spatial_pyramid.factors),
@@ -45,12 +45,13 @@ def test_tables_are_those_of_the_records(
     paths = [p for p in sorted((RESULTS / folder).glob("*.json")) if p.stem[:-2] in claim.labels]
     paths = [p for p in paths if claim.seeds is None or int(p.stem[-1]) < claim.seeds]
     text = claim.write(Results.read(paths, claim.labels), tmp_path, more)
-    assert text.strip() in PAGE
+    assert " ".join(text.split()) in PAGE
     assert (tmp_path / f"{claim.name}.png").is_file()
 
 
 def test_the_table_of_the_jumps_is_that_of_the_record() -> None:
-    assert jumps.table(read_json(RESULTS / "jumps.json")).strip() in PAGE
+    table = jumps.table(read_json(RESULTS / "jumps.json"))
+    assert all(" ".join(part.split()) in PAGE for part in table.split("\n\n"))
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.json")), ids=lambda path: path.stem)
