@@ -41,6 +41,7 @@ setup(
         "numpy>=2.0,<3",
         "pillow>=11,<14",
         "safetensors>=0.6,<1",
+        "tomli>=2,<3; python_version < '3.11'",
         "torch>=2.11,<3",
         "tqdm>=4.66,<5",
         "transformers>=5.20,<6",
