@@ -16,7 +16,7 @@ from ..distributed.parallel import SERIAL, Serial
 from ..flow.latents import Generators, latent_pyramid, noise_pyramid
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..flow.solvers import SOLVERS
-from ..flow.temporal_pyramid import gather_history, history_plan
+from ..flow.temporal_pyramid import gather_history
 from ..models.transformer import PyramidTransformer
 from .fast_mode import EXACT, FastMode
 from .guidance import GuidanceSchedule, StageVelocity
@@ -195,12 +195,13 @@ class UnitSampler:
         if past is not None:
             units_given = [1] + [self.frame_per_unit] * ((past.shape[2] - 1) // self.frame_per_unit)
             for given in past.split(units_given, dim=2):
-                history = self._extended(history, given)
+                history = _extended(history, given, stages)
         for unit in units:
             on_unit(unit.index)
+            history = self.fast_mode.seen_history(history, unit.index, self.frame_per_unit)
             white = noise(unit).contiguous()
             latents = self._generate(noise_pyramid(white, stages)[0], history, unit)
-            history = self._extended(history, latents)
+            history = _extended(history, latents, stages)
             yield latents
 
     def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
@@ -212,7 +213,9 @@ class UnitSampler:
         for stage, steps in enumerate(unit.steps):
             if stage > 0:
                 latents = self._jump(latents, stage)
-            plan = history_plan(past_frames, stage, frame_per_unit=self.frame_per_unit)
+            plan = self.fast_mode.history_plan(
+                past_frames, stage, unit=unit.index, frame_per_unit=self.frame_per_unit
+            )
             velocity = StageVelocity(
                 self.dit,
                 gather_history(history, plan),
@@ -254,12 +257,10 @@ class UnitSampler:
         )
         return self.scheduler.jump(latents, stage, noise)
 
-    def _extended(self, history: Sequence[Tensor], latents: Tensor) -> Sequence[Tensor]:
-        """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit.
 
-        What no later unit sees is left out.
-        """
-        levels = latent_pyramid(latents.contiguous(), self.scheduler.config.stages)
-        if history:
-            levels = [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
-        return self.fast_mode.seen_history(levels, self.frame_per_unit)
+def _extended(history: Sequence[Tensor], latents: Tensor, stages: int) -> list[Tensor]:
+    """The pyramid `history`, lowest resolution first and perhaps empty, with one more unit."""
+    levels = latent_pyramid(latents.contiguous(), stages)
+    if not history:
+        return levels
+    return [torch.cat(pair, dim=2) for pair in zip(history, levels, strict=True)]
