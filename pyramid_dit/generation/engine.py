@@ -88,8 +88,8 @@ def sample(run: Run) -> Generator[Tensor, None, None]:
         )
         try:
             for latents in sampler.run(noise_of, request.every_unit(), past=past, on_unit=on_unit):
-                run.add(latents)
                 run.units_made += 1
+                run.add(latents)
                 run.generator_states = _generator_states(generator, device)
                 yield latents
         except Interrupted:
@@ -255,7 +255,7 @@ def _batches_guidance(run: Run) -> bool:
     last = request.units[-1]
     height, width = request.latent_size
     tokens = unit_tokens(
-        run.fast_mode.seen_units(None if request.endless else last.index),
+        run.fast_mode.most_units if request.endless else last.index,
         last.stop - last.start,
         frame_per_unit=model.frame_per_unit,
         stages=model.stages,

@@ -97,7 +97,8 @@ class Run:
         parts = [latents] if self.latents is None else [self.latents, latents]
         joined = torch.cat(parts, dim=2)
         if self.request.endless:
-            [joined] = self.fast_mode.seen_history([joined], self.model.frame_per_unit)
+            unit = self.units_left()[0].index
+            [joined] = self.fast_mode.seen_history([joined], unit, self.model.frame_per_unit)
         self.latents = joined
 
     def units_left(self) -> list[Unit]:

@@ -16,7 +16,7 @@ from ..distributed.parallel import SERIAL, Serial
 from ..flow.latents import Generators, latent_pyramid, noise_pyramid
 from ..flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
 from ..flow.solvers import SOLVERS
-from ..flow.temporal_pyramid import gather_history, history_plan
+from ..flow.temporal_pyramid import gather_history
 from ..models.transformer import PyramidTransformer
 from .fast_mode import EXACT, FastMode
 from .guidance import GuidanceSchedule, StageVelocity
@@ -195,12 +195,13 @@ class UnitSampler:
         if past is not None:
             units_given = [1] + [self.frame_per_unit] * ((past.shape[2] - 1) // self.frame_per_unit)
             for given in past.split(units_given, dim=2):
-                history = self._extended(history, given)
+                history = extend_history(history, given, stages)
         for unit in units:
             on_unit(unit.index)
+            history = self.fast_mode.seen_history(history, unit.index, self.frame_per_unit)
             white = noise(unit).contiguous()
             latents = self._generate(noise_pyramid(white, stages)[0], history, unit)
-            history = self._extended(history, latents)
+            history = extend_history(history, latents, stages)
             yield latents
 
     def _generate(self, latents: Tensor, history: Sequence[Tensor], unit: Unit) -> Tensor:
@@ -212,7 +213,9 @@ class UnitSampler:
         for stage, steps in enumerate(unit.steps):
             if stage > 0:
                 latents = enter_stage(self.scheduler, latents, stage, self.generator)
-            plan = history_plan(past_frames, stage, frame_per_unit=self.frame_per_unit)
+            plan = self.fast_mode.history_plan(
+                past_frames, stage, unit=unit.index, frame_per_unit=self.frame_per_unit
+            )
             velocity = StageVelocity(
                 self.dit,
                 gather_history(history, plan),
@@ -243,11 +246,6 @@ class UnitSampler:
                 f"{is_finite.index(False) + 1} of {len(is_finite)} on"
             )
         return latents
-
-    def _extended(self, history: Sequence[Tensor], latents: Tensor) -> Sequence[Tensor]:
-        """`history` with one more unit, and without what no later unit sees."""
-        extended = extend_history(history, latents, self.scheduler.config.stages)
-        return self.fast_mode.seen_history(extended, self.frame_per_unit)
 
 
 def enter_stage(

@@ -15,9 +15,10 @@ import torch
 from tiny_checkpoint import LATENT_CHANNELS, QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.flow.temporal_pyramid import history_plan
 from pyramid_dit.generation.saved_latents import SavedLatents
 from pyramid_dit.generation.stream import VideoStream
-from pyramid_dit.sampling.fast_mode import SINK, FastMode
+from pyramid_dit.sampling.fast_mode import SINK, WINDOW, FastMode
 
 PROMPT = "a red circle"
 LONGEST = 5  # latent frames of the longest video that the checkpoint is made for
@@ -89,7 +90,7 @@ def test_every_unit_costs_the_same_once_the_window_is_full(
     stream = model.stream(PROMPT, **ENDLESS)
     tokens = list(itertools.islice(history_tokens(model, stream), LONGEST + 6))
     assert tokens[0] == [0, 0, 0]
-    growing, full = tokens[:LONGEST], tokens[LONGEST - 1 :]
+    growing, full = tokens[:LONGEST], tokens[LONGEST:]
     assert all(a < b for a, b in itertools.pairwise(growing))
     assert all(unit == full[0] for unit in full)
 
@@ -101,8 +102,7 @@ def test_it_sees_the_start_and_the_last_units_as_neighbors(
     stream = model.stream(PROMPT, **ENDLESS)
     units(stream, LONGEST + 3)
     assert stream.latents is not None
-    window = LONGEST - 1 - SINK
-    expected = torch.cat([made[:, :, :SINK], made[:, :, -window:]], dim=2)
+    expected = torch.cat([made[:, :, :SINK], made[:, :, -WINDOW:]], dim=2)
     assert torch.equal(stream.latents, expected)
 
 
@@ -185,14 +185,39 @@ def test_a_sink_also_helps_a_video_that_ends(model: PyramidDiTForVideoGeneration
         stream = model.stream(PROMPT, **arguments)
         tokens[sink] = list(history_tokens(model, stream))
         assert stream.latents is not None and stream.latents.shape == exact.shape
-    assert tokens[0][1] == tokens[0][-1] and tokens[0][2] < tokens[1][2] == tokens[1][-1]
+    assert tokens[0][1] == tokens[0][-1]
+    assert tokens[0][2] < tokens[1][2] < tokens[1][3] == tokens[1][-1]
+
+
+@pytest.mark.parametrize(
+    ("frames", "frame_per_unit", "stage", "plan"),
+    [
+        (3, 1, 2, [(0, 1, 2), (1, 2, 1), (2, 3, 2)]),
+        (3, 1, 0, [(0, 1, 0), (1, 2, 0), (2, 3, 0)]),
+        (5, 2, 2, [(0, 1, 2), (1, 3, 1), (3, 5, 2)]),
+        (6, 1, 2, [(0, 1, 2), (1, 4, 0), (4, 5, 1), (5, 6, 2)]),
+    ],
+)
+def test_the_start_is_seen_at_the_units_own_resolution(
+    frames: int, frame_per_unit: int, stage: int, plan: list[tuple[int, int, int]]
+) -> None:
+    mode = FastMode(history_window=(frames - 1) // frame_per_unit, history_sink=1)
+    sizes = {"frame_per_unit": frame_per_unit}
+    found = mode.history_plan(frames, stage, unit=9, **sizes)
+    assert [tuple(clip) for clip in found] == plan
+    near = (frames - 1) // frame_per_unit + 1
+    assert mode.history_plan(frames, stage, unit=near, **sizes) == history_plan(
+        frames, stage, **sizes
+    )
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 16])
 def test_any_checkpoint_has_a_window(longest: int) -> None:
     bounded = FastMode().without_end(longest)
     assert bounded.history_window is not None and bounded.history_window >= 1
-    assert bounded.seen_units(None) == max(1, longest - 1)
+    assert bounded.most_units == max(1, longest - 1)
+    assert all(bounded.sees_all(unit) for unit in range(longest))
+    assert not bounded.sees_all(max(longest, 2))
     own = FastMode(history_window=7)
     assert own.without_end(longest) is own
 
