@@ -27,7 +27,7 @@ VIDEO, VAE, IMAGES = (
 )
 MOST_BYTES = 600_000
 """Of a notebook."""
-SHOWN = {VIDEO: (4, 8), VAE: (1, 3), IMAGES: (0, 4)}
+SHOWN = {VIDEO: (5, 9), VAE: (1, 3), IMAGES: (0, 4)}
 """Videos and figures of each notebook."""
 VIDEO_URL = re.compile(r'src="data:video/mp4;base64,([^"]+)"')
 
@@ -70,12 +70,8 @@ def assert_not_blank(pictures: list[Image.Image]) -> None:
 
 def test_the_video_notebook(tmp_path: Path) -> None:
     notebook = run(VIDEO, tmp_path, parameters="TEMP = 3\nSTEPS = VIDEO_STEPS = 1")
-    lengths = [
-        17,
-        17,
-        17,
-        33,
-    ]  # from text, from an image, of a storyboard, made longer by two units
+    # from text, from an image, of a storyboard, live, made longer by two units
+    lengths = [17, 17, 17, 65, 33]
     assert videos(notebook, tmp_path) == [(length, 128, 128, 3) for length in lengths]
     text = printed(notebook)
     assert "the same frames as from generate: True" in text
@@ -83,7 +79,7 @@ def test_the_video_notebook(tmp_path: Path) -> None:
     assert "from frame 9 on" in text and "17 frames and 16 more" in text
     assert "saved after 6 of 9 steps" in text
     shown = figures(notebook)
-    assert len(shown) == 8  # with each video one; the stream; twice the pyramid; the history
+    assert len(shown) == 9  # with each video one; the stream; twice the pyramid; the history
     assert_not_blank(shown)
     files = {path.name for path in (tmp_path / "output").iterdir()}
     assert files >= {"text-to-video.mp4", "image-to-video.mp4", "half.safetensors"}

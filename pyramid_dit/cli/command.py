@@ -201,8 +201,9 @@ def _write(
             for frames in stream:
                 if writer is not None:
                     writer.write(frames)
-                    bar.set_postfix_str(writer.preview)
                 size = frames[0].size
+                if writer is not None:
+                    bar.set_postfix_str(writer.preview)
         except KeyboardInterrupt:
             if not (endless and size[0]):
                 raise  # else this is how it ends

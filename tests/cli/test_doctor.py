@@ -195,7 +195,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "no vocabulary": (remove("tokenizer/tokenizer.json"), ["tokenizer: .*no vocabulary"]),
     "no transformer": (remove(TRANSFORMER), ["the model: .*no variant"]),
     "nothing": (
-        both(remove(TRANSFORMER), remove("model_index.json")),
+        both(both(remove(TRANSFORMER), remove(f"{TRANSFORMER}_fast")), remove("model_index.json")),
         ["the model: .*not a check"],
     ),
     "an index that is no JSON": (write("model_index.json", "{"), ["the model: .*no valid JSON"]),

@@ -48,7 +48,7 @@ def names(*options: str) -> list[str]:
 def test_what_is_offered(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The default variant first; `notes` is no checkpoint."""
     one, two = str(models / "one"), str(models / "two")
-    assert names() == ["the default checkpoint, 128p"]
+    assert names() == ["the default checkpoint, 128p", "the default checkpoint, 128p fast"]
     assert names("--model", two) == ["two, 768p", "two, 384p"]
     assert names("--model", two, "--variant", "384p") == ["two, 384p"]
     assert names("--model", two, "--model", one) == ["two, 768p", "two, 384p", "one, 768p"]
