@@ -108,9 +108,9 @@ class Visit:
         self.page.fill("#pf-seconds input[type=number]", str(seconds))
         self.page.keyboard.press("Tab")
 
-    def wait_for(self, state: str) -> str:
-        """Wait until the status is of this kind, and return its words."""
-        self.page.wait_for_selector(f"#pf-status [data-state={state}]")
+    def wait_for(self, state: str, words: str = "") -> str:
+        """Wait until the status is of this kind and has these words in it; return all of it."""
+        self.page.wait_for_selector(f"#pf-status:has([data-state={state}]):has-text('{words}')")
         return self.page.inner_text("#pf-status .pf-status")
 
     def make(self, mode: str) -> None:

@@ -237,7 +237,7 @@ def test_who_leaves_makes_room_and_others_see_nothing(
         leaving.wait_for_frames(1)
         staying.page.fill("#pf-modes textarea >> nth=0", "a blue square")
         staying.page.click("#pf-make-text")
-        assert "1 video is made before yours" in staying.wait_for("wait")
+        staying.wait_for("wait", "1 video is made before yours")
         leaving.context.close()
         expect(staying.page.locator("#pf-status")).to_contain_text("Starting")
         released.release()  # the step that is being computed

@@ -82,8 +82,8 @@ class LiveVisit(Visit):
         self.page.get_by_label("What the video begins with").fill(prompt)
         self.page.click("#pf-make-live")
 
-    def wait_for_live(self, state: str) -> str:
-        self.page.wait_for_selector(f".pf-live[data-state={state}]")
+    def wait_for_live(self, state: str, words: str = "") -> str:
+        self.page.wait_for_selector(f".pf-live[data-state={state}]:has-text('{words}')")
         return self.page.inner_text(".pf-live-status")
 
     def frames(self) -> int:
@@ -181,13 +181,11 @@ def test_who_leaves_ends_it_and_others_wait_in_words(
         first.play()
         first.wait_for_live("run")
         second.play("a blue circle")
-        assert (
-            second.wait_for_live("wait") == "Waiting: someone else is live, for 5 minutes at most."
-        )
+        second.wait_for_live("wait", "Waiting: someone else is live, for 5 minutes at most.")
         third = Visit(browser, address)
         third.page.fill("#pf-modes textarea >> nth=0", "a red circle")
         third.page.click("#pf-make-text")
-        assert third.wait_for("wait") == "Waiting: 2 videos are made before yours."
+        third.wait_for("wait", "Waiting: 2 videos are made before yours.")
         third.page.click("#pf-stop")
         first.page.close()
         second.wait_for_live("run")
