@@ -42,7 +42,7 @@ from .distill_data import (
     write_trained,
 )
 from .distill_options import GROUPS, completed
-from .distill_results import export_student
+from .distill_results import STEPPING, export_student
 from .distributed import init_distributed_mode
 from .dit_results import unwrapped
 from .encoded_texts import EncodedTexts
@@ -290,9 +290,8 @@ class Distillation:
     def student_scheduler(self) -> PyramidFlowMatchEulerDiscreteScheduler:
         """The model's, with equal steps of Euler."""
         config = self.model.scheduler.config
-        stepping = {"solver": "euler", "timestep_spacing": "trailing"}
         scheduler: PyramidFlowMatchEulerDiscreteScheduler = type(self.model.scheduler).from_config(
-            config, **stepping
+            config, **STEPPING
         )
         return scheduler
 

@@ -22,6 +22,9 @@ from pyramid_dit.pipelines.lora_format import FILE_NAME
 from .dit_results import change_index, index_of, link_folder
 from .lora import write_adapters
 
+STEPPING = {"solver": "euler", "timestep_spacing": "trailing"}
+"""How a student steps."""
+
 CARD = """---
 pipeline_tag: text-to-video
 library_name: diffusers
@@ -70,12 +73,11 @@ def export_student(
         guidance_in_weights=True,
         negative_prompt="",
     )
-    stepping = {"solver": "euler", "timestep_spacing": "trailing"}
     entries: dict[str, Any] = {
         name: value
         for name, value in dataclasses.asdict(defaults).items()
         if value is not None and own.get(name) != value
-    } | stepping
+    } | STEPPING
     former: Mapping[str, Any] = own.get(VARIANTS, {})
     if options.light_vae is not None:
         entries["vae"] = light

@@ -307,9 +307,8 @@ def _add_single_model_options(
         model.add_argument(
             "--fast",
             action="store_true",
-            help="take the distilled transformer and the light decoder that come with the model, "
-            "where they do: many times faster, with guidance in the weights, and a seed gives "
-            "another video; see docs/distill.md",
+            help="take the student that was distilled from the model, where it comes with one: few "
+            "steps, guidance in the weights, and a seed gives another video; see docs/distill.md",
         )
     model.add_argument(
         "--device",
