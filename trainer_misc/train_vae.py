@@ -153,8 +153,9 @@ def check(options: Namespace) -> None:
             raise ValueError("--drawn_shapes takes the place of --video_anno and --image_anno")
     elif options.video_anno is None and options.image_anno is None:
         raise ValueError("--video_anno, --image_anno or --drawn_shapes is needed")
-    if options.any_color and not options.drawn_shapes:
-        raise ValueError("--any_color needs --drawn_shapes")
+    for name in ("any_color", "any_outline"):
+        if getattr(options, name) and not options.drawn_shapes:
+            raise ValueError(f"--{name} needs --drawn_shapes")
     if options.use_image_video_mixed_training and None in (options.video_anno, options.image_anno):
         raise ValueError("--use_image_video_mixed_training needs --video_anno and --image_anno")
     check_context(options)
@@ -304,6 +305,7 @@ def open_batches(options: Namespace, rank: int, world: int) -> Batches:
             frames=frames_of(options),
             crop=options.resolution,
             any_color=options.any_color,
+            any_outline=options.any_outline,
             seed=options.seed,
             rank=rank,
             world=world,

@@ -106,6 +106,7 @@ GROUPS: dict[str, list[Flag]] = {
             "train on moving shapes, drawn on the fly, instead of annotations",
         ),
         Flag("any_color", 0.0, "share of the drawn clips with arbitrary colors", check=SHARE),
+        Flag("any_outline", 0.0, "share of the drawn clips with arbitrary stars", check=SHARE),
         Flag("use_image_video_mixed_training", False, "mix pictures with the videos"),
         Flag("image_mix_ratio", 0.1, "share of picture batches", check=SHARE),
         Flag("resolution", 256, "height and width of a clip in pixels", check=POSITIVE),

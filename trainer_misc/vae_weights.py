@@ -16,12 +16,15 @@ DECODER_SIZES = (
     "decoder_layers_per_block",
     "decoder_spatial_up_sample",
     "decoder_temporal_up_sample",
+    "decoder_patch_size",
     "decoder_norm_num_groups",
 )
 
 
 def with_new_decoder(vae: CausalVideoVAE, sizes: Mapping[str, Any]) -> CausalVideoVAE:
-    """A VAE with the encoder of `vae`, and so with its latents, and a decoder with new weights.
+    """A VAE with the encoder of `vae`, and so with its latents, and a decoder of other sizes.
+
+    What the two decoders have of the same name and shape starts as in `vae`, the rest anew.
 
     Args:
         vae: Whose encoder it gets.
@@ -39,14 +42,20 @@ def with_new_decoder(vae: CausalVideoVAE, sizes: Mapping[str, Any]) -> CausalVid
     new = CausalVideoVAE.from_config(config | dict(sizes))
     for name in ("spatial", "temporal"):
         down, up = config[f"encoder_{name}_down_sample"], new.config[f"decoder_{name}_up_sample"]
-        if sum(up) != sum(down):
+        patch = new.decoder.patch_size if name == "spatial" else 1
+        if 2 ** sum(up) * patch != 2 ** sum(down):
+            patches = f", with decoder_patch_size {patch}" if patch > 1 else ""
             raise ValueError(
                 f"decoder_{name}_up_sample doubles {sum(up)} times what the encoder halves "
-                f"{sum(down)} times"
+                f"{sum(down)} times{patches}"
             )
     initialize(new)
-    kept = ("encoder.", "quant_conv.", "post_quant_conv.")
-    own = {name: value for name, value in vae.state_dict().items() if name.startswith(kept)}
+    shapes = {name: value.shape for name, value in new.state_dict().items()}
+    own = {
+        name: value
+        for name, value in vae.state_dict().items()
+        if shapes.get(name) == value.shape
+    }
     new.load_state_dict(own, strict=False)
     return new
 

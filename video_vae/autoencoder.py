@@ -61,6 +61,8 @@ class CausalVideoVAE(ModelMixin, ConfigMixin, FromSingleFile):
         decoder_block_out_channels: Channels of the blocks, in the encoder's order.
         decoder_spatial_up_sample: Which decoder blocks double height and width.
         decoder_temporal_up_sample: Which decoder blocks double the frames.
+        decoder_patch_size: Pixels of a side that the decoder's last convolution makes of one
+            place, a power of 2; 1 in released models, more in light decoders.
         decoder_block_dropout: Dropout of each decoder block.
         decoder_act_fn: `silu`, the only one.
         decoder_norm_num_groups: Groups of the decoder's normalizations.
@@ -128,6 +130,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin, FromSingleFile):
         decoder_block_out_channels: Sequence[int] = (128, 256, 512, 512),
         decoder_spatial_up_sample: Sequence[bool] = (True, True, True, False),
         decoder_temporal_up_sample: Sequence[bool] = (True, True, True, False),
+        decoder_patch_size: int = 1,
         decoder_block_dropout: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
         decoder_act_fn: str = "silu",
         decoder_norm_num_groups: int = 32,
@@ -186,6 +189,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin, FromSingleFile):
             layers=decoder_layers_per_block,
             double_space=decoder_spatial_up_sample,
             double_time=decoder_temporal_up_sample,
+            patch_size=decoder_patch_size,
             groups=decoder_norm_num_groups,
             dropout=decoder_block_dropout,
         )

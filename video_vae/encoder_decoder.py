@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .blocks import (
@@ -37,6 +38,10 @@ class _ResnetStack(nn.Module):
         self, in_channels: int, out_channels: int, *, layers: int, groups: int, dropout: float
     ) -> None:
         super().__init__()
+        if not layers and in_channels != out_channels:
+            raise ValueError(
+                f"a block of 0 resnets cannot make {out_channels} channels of {in_channels}"
+            )
         self.resnets = nn.ModuleList(
             ResnetBlock(
                 in_channels if j == 0 else out_channels,
@@ -159,6 +164,8 @@ class Decoder(_Half):
         layers: Resnets of each block, in the decoder's own order.
         double_space: Whether each block ends by doubling height and width (decoder's order).
         double_time: Whether each block ends by doubling the frames (decoder's order).
+        patch_size: Pixels of a side that the last convolution makes of one place, as channels that
+            are turned into space.
         groups: Groups of the normalizations.
         dropout: Dropout of each block.
     """
@@ -172,6 +179,7 @@ class Decoder(_Half):
         layers: Sequence[int],
         double_space: Sequence[bool],
         double_time: Sequence[bool],
+        patch_size: int,
         groups: int,
         dropout: Sequence[float],
     ) -> None:
@@ -192,7 +200,8 @@ class Decoder(_Half):
             for i, channels in enumerate(upwards)
         )
         self.conv_norm_out = FrameGroupNorm(groups, upwards[-1], eps=NORM_EPS)
-        self.conv_out = CausalConv3d(upwards[-1], out_channels)
+        self.patch_size = patch_size
+        self.conv_out = CausalConv3d(upwards[-1], out_channels * patch_size**2)
 
     def forward(self, z: Tensor, context: TemporalContext) -> Tensor:
         """Decode `z` [b, in, t, h, w]."""
@@ -217,4 +226,6 @@ class Decoder(_Half):
         if index < len(self.up_blocks):
             x = self._run(self.up_blocks[index], x, context)
             return self._upwards(x, context, index + 1)
-        return self.conv_out(F.silu(self.conv_norm_out(x)), context)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)), context)
+        p = self.patch_size
+        return rearrange(x, "b (c p q) t h w -> b c t (h p) (w q)", p=p, q=p) if p > 1 else x

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .moving_shapes import FRAMES_PER_SECOND, described, star_side
+from .moving_shapes import FRAMES_PER_SECOND, Star, described
 
 ATTRIBUTES = ("color", "background", "motion", "shape")
 
@@ -244,7 +244,7 @@ def _star_overlap(blob: np.ndarray) -> float:
     shared = 0
     for waist in STAR_WAISTS:
         radius = math.sqrt(area / (5 * waist * math.sin(math.pi / 5)))
-        inside = star_side(x, y[:, None], radius, waist) <= 0
+        inside = Star(waist=waist).side(x, y[:, None], radius) <= 0
         shared = max(shared, int((blob & inside).sum()))
     return shared / (2 * area - shared)
 

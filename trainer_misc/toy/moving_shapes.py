@@ -246,22 +246,34 @@ def _strip(offset: np.ndarray, half_width: float) -> np.ndarray:
     return np.clip(overlap, 0, 1)
 
 
-def star_side(dx: np.ndarray, dy: np.ndarray, radius: float, waist: float) -> np.ndarray:
-    """Signed distance of points from the sides of a star, negative inside.
+@dataclass(frozen=True)
+class Star:
+    """A star's outline: ``points`` on a circle, the first up and ``turn`` radians to its right.
 
-    The star has five points, one up, on a circle of ``radius`` around 0, and dents at ``waist`` of
-    it. Beyond a point's tip it is the distance from the side's line.
+    The dents between them lie at ``waist`` of the circle's radius.
     """
-    sector = math.pi / 5
-    # The angle from the nearest point of the star, folded: one side serves for all ten.
-    angle = np.abs((np.arctan2(dx, -dy) + sector) % (2 * sector) - sector)
-    along, across = np.hypot(dx, dy) * (np.cos(angle), np.sin(angle))
-    normal = np.array((waist * math.sin(sector), 1 - waist * math.cos(sector)))
-    normal /= np.linalg.norm(normal)
-    return (along - radius) * normal[0] + across * normal[1]
+
+    points: int = 5
+    waist: float = STAR_WAIST
+    turn: float = 0.0
+
+    def side(self, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
+        """Signed distance of places from the sides, negative inside.
+
+        The star lies on a circle of ``radius`` around 0. Beyond a point's tip it is the distance
+        from the side's line.
+        """
+        sector = math.pi / self.points
+        # The angle from the nearest point of the star, folded: one side serves for all.
+        angle = np.arctan2(dx, -dy) - self.turn
+        angle = np.abs((angle + sector) % (2 * sector) - sector)
+        along, across = np.hypot(dx, dy) * (np.cos(angle), np.sin(angle))
+        normal = np.array((self.waist * math.sin(sector), 1 - self.waist * math.cos(sector)))
+        normal /= np.linalg.norm(normal)
+        return (along - radius) * normal[0] + across * normal[1]
 
 
-def _coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
+def _coverage(shape: str | Star, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Part of each pixel that a shape covers, ``[len(dy), len(dx)]`` in 0..1.
 
     ``dx`` and ``dy`` are the pixel centers relative to the shape's center. Boxes are exact; the
@@ -275,7 +287,9 @@ def _coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.n
     if shape == "square":
         return _strip(dx, radius) * _strip(dy, radius)[:, None]
     if shape == "star":
-        return np.clip(0.5 - star_side(dx, dy[:, None], radius, STAR_WAIST), 0, 1)
+        shape = Star()
+    if isinstance(shape, Star):
+        return np.clip(0.5 - shape.side(dx, dy[:, None], radius), 0, 1)
     arm = CROSS_ARM_WIDTH * radius
     wide_x, wide_y = _strip(dx, radius), _strip(dy, radius)[:, None]
     arm_x, arm_y = _strip(dx, arm), _strip(dy, arm)[:, None]
@@ -291,8 +305,17 @@ def random_colors(rng: np.random.Generator) -> tuple[Color, Color]:
     return shape, background
 
 
+def random_outline(rng: np.random.Generator) -> Star:
+    """A star of 3 to 8 points, from slender to convex, turned by any angle."""
+    points = int(rng.integers(3, 9))
+    return Star(points, rng.uniform(0.35, 1.0), rng.uniform(0, 2 * math.pi / points))
+
+
 def render(
-    clip: ShapeClip, frames: Sequence[int], colors: tuple[Color, Color] | None = None
+    clip: ShapeClip,
+    frames: Sequence[int],
+    colors: tuple[Color, Color] | None = None,
+    outline: Star | None = None,
 ) -> np.ndarray:
     """Draw frames of a clip: float32 ``[3, len(frames), size, size]`` in [-1, 1].
 
@@ -300,6 +323,7 @@ def render(
         clip: What is drawn.
         frames: Their numbers.
         colors: Of the shape and the background, in place of those that the caption names.
+        outline: In place of the shape that the caption names.
     """
     color, ground = colors or ((COLORS | NEW_COLORS)[clip.color], BACKGROUNDS[clip.background])
     background = np.array(ground, np.float32) / 127.5 - 1
@@ -310,7 +334,7 @@ def render(
     for i, frame in enumerate(frames):
         (x, y), radius = clip.center_at(frame), clip.radius_at(frame)
         columns, rows = (slice(max(0, int(c - radius) - 1), int(c + radius) + 2) for c in (x, y))
-        cover = _coverage(clip.shape, grid[columns] - x, grid[rows] - y, radius)
+        cover = _coverage(outline or clip.shape, grid[columns] - x, grid[rows] - y, radius)
         for channel in range(3):
             video[channel, i, rows, columns] += contrast[channel] * cover
     return video

@@ -9,7 +9,14 @@ import torch
 
 from pyramid_dit.checks import SEED, Number, Whole
 
-from .moving_shapes import MAX_FRAMES, REFERENCE_SIZE, MovingShapes, random_colors, render
+from .moving_shapes import (
+    MAX_FRAMES,
+    REFERENCE_SIZE,
+    MovingShapes,
+    random_colors,
+    random_outline,
+    render,
+)
 
 
 class ShapeBatches:
@@ -24,6 +31,7 @@ class ShapeBatches:
         frames: Of a clip, 8n + 1, at most 97; 1 for pictures.
         crop: Height and width in pixels, at most 128.
         any_color: Share of the clips whose colors are drawn from the whole cube.
+        any_outline: Share of the clips that show a star of any kind in place of a known shape.
         seed: Of every draw.
         rank: Which process this is.
         world: How many there are, each with batches of its own.
@@ -40,6 +48,7 @@ class ShapeBatches:
         frames: int,
         crop: int,
         any_color: float = 0.0,
+        any_outline: float = 0.0,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -48,11 +57,12 @@ class ShapeBatches:
         Whole(1, MAX_FRAMES)("frames", frames)
         Whole(8, REFERENCE_SIZE)("crop", crop)
         Number(0, 1)("any_color", any_color)
+        Number(0, 1)("any_outline", any_outline)
         SEED("seed", seed)
         Whole(1)("world", world)
         Whole(0, world - 1)("rank", rank)
         self.batch_size, self.frames, self.crop = batch_size, frames, crop
-        self.any_color = any_color
+        self.any_color, self.any_outline = any_color, any_outline
         self.seed, self.rank, self.world = seed, rank, world
         self._clips = MovingShapes(seed=seed, length=1 << 62)
 
@@ -67,7 +77,10 @@ class ShapeBatches:
             top, left = (int(v) for v in source.integers(clip.size - self.crop + 1, size=2))
             known = source.random() >= self.any_color
             colors = None if known else random_colors(source)
-            video = render(clip, range(begin, begin + self.frames), colors)
+            outline = None
+            if self.any_outline and source.random() < self.any_outline:
+                outline = random_outline(source)
+            video = render(clip, range(begin, begin + self.frames), colors, outline)
             videos.append(video[:, :, top : top + self.crop, left : left + self.crop])
             kept.append(known)
         return {
