@@ -64,6 +64,7 @@ def open_batches(
             longest = 1 if pictures else options.max_frames
             features = not options.load_text_encoder
             given |= {"channels": channels, "text_features": features}
+            given |= {"frame_per_unit": options.frame_per_unit}
             return LatentBatches(source, max_frames=longest, **given)
         if pictures:
             return ImageBatches(source, resolution=options.resolution, **given)

@@ -110,6 +110,19 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("schedule_shift", 1.0, "shift of the timesteps", check=Number(0, 100, above=True)),
         Flag("corrupt_ratio", 1 / 3, "largest noise level in the history", check=SHARE),
         Flag(
+            "corrupt_frames",
+            False,
+            "draw a noise level for each latent frame of the history, not one per clip",
+        ),
+        Flag(
+            "whole_history",
+            None,
+            "train units from this number on with the history of a video without end, the first "
+            "unit and the last ones; by default all see all units before them",
+            kind=int,
+            check=POSITIVE,
+        ),
+        Flag(
             "sample_ratios",
             (1, 2, 1),
             "shares of the stages in a batch, lowest resolution first",

@@ -77,8 +77,9 @@ def validation(
     for number in range(VALIDATION_BATCHES):
         batch = batches[number]
         kind = batch["identifier"]
+        last = last_units(model, batch)
         lengths = range(1, objective.max_units + 1) if kind == "video" else (1,)
-        for units in lengths:
+        for units in lengths if last is None else last[:1]:
             seed = torch.Generator().manual_seed(number * 1000 + units)
             _, log = model(
                 batch["video"],
@@ -93,6 +94,20 @@ def validation(
                 sums.setdefault(f"validation_{name}", []).append(float(value))
     model.objective, model.accumulate_steps = former
     return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def last_units(
+    model: PyramidDiTForVideoGeneration, batch: Mapping[str, Any]
+) -> Sequence[int] | None:
+    """Units of its clips that each stage trains on, where a batch says that it is all; else None.
+
+    Batches whose clips have several texts say so: the text is that of the last unit.
+    """
+    if not batch.get("last_unit"):
+        return None
+    frames: int = batch["video"].shape[2]
+    units = 1 + (frames - 1) // model.objective.frame_per_unit
+    return [units] * model.scheduler.config.stages
 
 
 def sample_sheet(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyramid_dit import PyramidDiTForVideoGeneration
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.distributed.parallel import SERIAL, processes_at_work
+from pyramid_dit.flow.history import WHOLE_HISTORY
 from pyramid_dit.flow.objective import FlowObjective
 from video_vae.checkpoint_file import read_state_dict
 from video_vae.round_trip import psnr, through_vae
@@ -27,7 +28,7 @@ from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
 from .dit_data import Places, image_batches, open_batches
 from .dit_options import GROUPS
-from .dit_results import export, sample_sheet, validation
+from .dit_results import export, last_units, sample_sheet, validation
 from .log import SAMPLES, Figures
 from .loop import TrainingLoop
 from .loop_config import LoopConfig, new_accelerator
@@ -177,6 +178,7 @@ class Trainer:
             self.options.use_temporal_pyramid,
             self.places,
             empty_text=self.empty_text,
+            units=last_units(model, entries),
             generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
         )
         samples = len(entries["video"]) / self.places.sharing
@@ -199,7 +201,12 @@ class Trainer:
 
 
 def is_of_pictures(entries: Mapping[str, Any]) -> bool:
-    """Whether a batch has single frames, [b, 3, h, w], or their latents, [b, c, 1, h, w]."""
+    """Whether a batch has single frames, [b, 3, h, w], or their latents, [b, c, 1, h, w].
+
+    The first unit of videos whose last unit is trained is none of these.
+    """
+    if entries.get("last_unit"):
+        return False
     pixels_or_latents: Tensor = entries["video"]
     return pixels_or_latents.ndim == 4 or pixels_or_latents.shape[2] == 1
 
@@ -302,17 +309,21 @@ def objectives(
     options: Namespace, model: PyramidDiTForVideoGeneration
 ) -> dict[bool, FlowObjective]:
     """The objective of batches of pictures (True), and of all others."""
-    usual = model.objective
-    _, ratios = image_batches(options)
-    of_pictures = FlowObjective(
-        model.scheduler,
-        sample_ratios=ratios,
-        frame_per_unit=usual.frame_per_unit,
-        max_temporal_length=options.max_frames,
-        video_sync_group=usual.video_sync_group,
-        corrupt_ratio=usual.corrupt_ratio,
-    )
-    return {True: of_pictures, False: usual}
+    whole = options.whole_history
+    _, ratios_of_pictures = image_batches(options)
+    return {
+        pictures: FlowObjective(
+            model.scheduler,
+            sample_ratios=ratios_of_pictures if pictures else options.sample_ratios,
+            frame_per_unit=options.frame_per_unit,
+            max_temporal_length=options.max_frames,
+            video_sync_group=options.video_sync_group,
+            corrupt_ratio=options.corrupt_ratio,
+            corrupt_frames=options.corrupt_frames,
+            history=WHOLE_HISTORY if whole is None else WHOLE_HISTORY.without_end(whole),
+        )
+        for pictures in (True, False)
+    }
 
 
 def loop_config(options: Namespace) -> LoopConfig:

@@ -17,9 +17,10 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .history import WHOLE_HISTORY, HistoryRule
 from .latents import latent_pyramid, noise_pyramid
 from .scheduler import PyramidFlowMatchEulerDiscreteScheduler
-from .temporal_pyramid import gather_history, history_plan
+from .temporal_pyramid import gather_history
 
 
 class Draws(Protocol):
@@ -32,7 +33,7 @@ class Draws(Protocol):
         """`[count]` from U(0, 1): where in the stage each sample stands."""
 
     def corruptions(self, count: int, *, column: int) -> Tensor:
-        """`[count]` from U(0, 1): how much the history of each sample is corrupted."""
+        """`[count]` from U(0, 1): how much the history of each sample, or frame, is corrupted."""
 
     def history_noise(self, shape: Sequence[int], *, column: int, age: int) -> Tensor:
         """White noise for the clip of history of that age, 0 being the newest."""
@@ -166,6 +167,9 @@ class FlowObjective:
         video_sync_group: Number of ranks among which lengths are spread (`unit_counts`).
         corrupt_ratio: The history of each sample is c noise + (1 - c) clean latents with
             c ~ U(0, corrupt_ratio).
+        corrupt_frames: Draw a c for each latent frame of the history, not one per sample: errors
+            of a generated history differ from frame to frame.
+        history: What each unit sees of the units before it.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -180,6 +184,8 @@ class FlowObjective:
         max_temporal_length: int = 31,
         video_sync_group: int = 8,
         corrupt_ratio: float = 1 / 3,
+        corrupt_frames: bool = False,
+        history: HistoryRule = WHOLE_HISTORY,
     ) -> None:
         stages = scheduler.config.stages
         if len(sample_ratios) != stages or min(sample_ratios) < 0 or sum(sample_ratios) < 1:
@@ -202,6 +208,8 @@ class FlowObjective:
         self.max_units = 1 + (max_temporal_length - 1) // frame_per_unit
         self.video_sync_group = video_sync_group
         self.corrupt_ratio = corrupt_ratio
+        self.corrupt_frames = corrupt_frames
+        self.history = history
 
     def prepare(
         self,
@@ -325,8 +333,8 @@ class FlowObjective:
             coarser=pyramid[stage - 1][:, :, frames] if stage > 0 else None,
             ratio=position.ratio,
         )
-        plan = history_plan(frames.start, stage, frame_per_unit=self.frame_per_unit)
-        history = self._corrupt(gather_history(pyramid, plan), draws=draws, column=column)
+        clean = self._seen(pyramid, stage, frames.start)
+        history = self._corrupt(clean, draws=draws, column=column)
         return FlowColumn(
             stage=stage,
             clips=[*history, flow.sample],
@@ -336,16 +344,34 @@ class FlowObjective:
         )
 
     def _corrupt(self, history: list[Tensor], *, draws: Draws, column: int) -> list[Tensor]:
-        """c noise + (1 - c) clip, one c per sample, fresh noise per clip, the newest clip first."""
+        """c noise + (1 - c) clip, fresh noise per clip, the newest clip first.
+
+        There is one c per sample, or per sample and frame.
+        """
         if not history:
             return []
-        count = history[0].shape[0]
-        c = self.corrupt_ratio * draws.corruptions(count, column=column).view(-1, 1, 1, 1, 1)
+        count, lengths = history[0].shape[0], [clip.shape[2] for clip in history]
+        frames = sum(lengths) if self.corrupt_frames else 1
+        drawn = draws.corruptions(count * frames, column=column).view(count, 1, frames, 1, 1)
+        c = self.corrupt_ratio * drawn
+        strengths = c.split(lengths, dim=2) if self.corrupt_frames else [c] * len(history)
         newest_first = [
-            torch.lerp(clip, draws.history_noise(clip.shape, column=column, age=age), c)
-            for age, clip in enumerate(reversed(history))
+            torch.lerp(clip, draws.history_noise(clip.shape, column=column, age=age), strength)
+            for age, (clip, strength) in enumerate(
+                reversed([*zip(history, strengths, strict=True)])
+            )
         ]
         return newest_first[::-1]
+
+    def _seen(self, pyramid: list[Tensor], stage: int, start: int) -> list[Tensor]:
+        """Clean clips that the unit which begins with latent frame `start` sees, oldest first."""
+        unit = self._units_of(start) if start else 0
+        past = [level[:, :, :start] for level in pyramid]
+        seen = self.history.seen_history(past, unit, self.frame_per_unit)
+        plan = self.history.history_plan(
+            seen[0].shape[2], stage, unit=unit, frame_per_unit=self.frame_per_unit
+        )
+        return gather_history(seen, plan)
 
     def _units_of(self, num_frames: int) -> int:
         """Units of a clip of so many latent frames."""

@@ -15,10 +15,11 @@ import torch
 from tiny_checkpoint import LATENT_CHANNELS, QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration
+from pyramid_dit.flow.history import SINK, WINDOW
 from pyramid_dit.flow.temporal_pyramid import history_plan
 from pyramid_dit.generation.saved_latents import SavedLatents
 from pyramid_dit.generation.stream import VideoStream
-from pyramid_dit.sampling.fast_mode import SINK, WINDOW, FastMode
+from pyramid_dit.sampling.fast_mode import FastMode
 
 PROMPT = "a red circle"
 LONGEST = 5  # latent frames of the longest video that the checkpoint is made for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,10 @@ from .shards import STORED, are_shards, member_copy, shard_annotations
 from .skipped import SampleError
 
 logger = logging.getLogger(__name__)
+
+TEXTS = "texts"
+"""Column of a storyboard: the text from each unit on, as `{"0": "a cat", "9": "a dog"}`. Where it
+is needed, a single `text` will do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +183,17 @@ class Annotations:
 def check_record(record: Mapping[str, Any], needed: Sequence[str]) -> None:
     """Refuse a record that lacks one of the needed strings, or has `frames` that are no indices.
 
-    `text` may be empty, but must be text in UTF-8.
+    `text` may be empty, but must be text in UTF-8. For `TEXTS` a storyboard or a `text` is needed.
 
     Raises:
         SampleError: It does not fit.
     """
     if PROBLEM in record:
         raise SampleError(*record[PROBLEM])
+    if TEXTS in needed and TEXTS in record:
+        _check_storyboard(record)
+    single = ["text"] if TEXTS in needed and TEXTS not in record else []
+    needed = [*(key for key in needed if key != TEXTS), *single]
     for key in needed:
         if key not in record:
             raise SampleError("missing column", f"it lacks {key!r}, which must be a string")
@@ -200,6 +209,36 @@ def check_record(record: Mapping[str, Any], needed: Sequence[str]) -> None:
         raise SampleError(
             "wrong column", f"'frames' must be a list of indices from 0 on, got {shown(frames)}"
         )
+
+
+def texts_by_unit(record: Mapping[str, Any]) -> dict[int, str]:
+    """The texts of a checked record from each unit on, in order; a single one is there from 0."""
+    return {int(unit): text for unit, text in record.get(TEXTS, {"0": record.get("text")}).items()}
+
+
+def _check_storyboard(record: Mapping[str, Any]) -> None:
+    storyboard = record[TEXTS]
+    if "text" in record:
+        raise SampleError("wrong column", f"it has both 'text' and {TEXTS!r}")
+    if not isinstance(storyboard, dict) or not storyboard:
+        raise SampleError(
+            "wrong column",
+            f"it has {shown(storyboard)} as {TEXTS!r}, which must be texts by the number of a unit",
+        )
+    units = [int(key) if key.isdecimal() and key.isascii() else -1 for key in storyboard]
+    if units[0] != 0 or any(later <= unit for unit, later in itertools.pairwise(units)):
+        raise SampleError(
+            "wrong column",
+            f"the units of {TEXTS!r} must be whole numbers that ascend from 0, got "
+            f"{', '.join(map(shown, storyboard))}",
+        )
+    for unit, text in storyboard.items():
+        if not isinstance(text, str):
+            raise SampleError(
+                "wrong column", f"{TEXTS!r} has {shown(text)} at {unit}, which must be a string"
+            )
+        if not _is_text(text):
+            raise SampleError("undecodable text", f"its text at {unit} is not in UTF-8")
 
 
 def _is_text(text: str) -> bool:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pyramid_dit.checks import SEED, Number, Whole
 
-from .annotations import Annotations, Record
+from .annotations import TEXTS, Annotations, Record
 from .schedule import Schedule
 from .skipped import SampleError, Skip, Skipped, Tally
 
@@ -165,7 +165,7 @@ class BucketedBatches(ABC):
         try:
             for bucket, dealt in self._dealt(which, indices, [self.seed, number]):
                 if samples := self._samples(dealt.tolist(), bucket, epoch):
-                    return self._batch(samples, bucket)
+                    return self._batch(samples, bucket, number)
         finally:
             if get_worker_info() is None:
                 self.skipped[0].count(*self.take())
@@ -175,9 +175,10 @@ class BucketedBatches(ABC):
         """The texts of all samples, as far as annotations have them."""
         for index in range(len(self._annotations)):
             with suppress(SampleError):
-                text = self._annotations[index].get("text")
-                if isinstance(text, str):
-                    yield text
+                record = self._annotations[index]
+                storyboard = record.get(TEXTS, {})
+                several = storyboard.values() if isinstance(storyboard, dict) else ()
+                yield from (t for t in (record.get("text"), *several) if isinstance(t, str))
 
     def take(self) -> list[Tally]:
         """What happened since the last call, for the one of `skipped`."""
@@ -197,8 +198,8 @@ class BucketedBatches(ABC):
         """The sample; what is random about it comes from `source`. Raises SampleError."""
 
     @abstractmethod
-    def _batch(self, samples: list[Any], bucket: Any) -> dict[str, Any]:
-        """Samples of a bucket as one batch."""
+    def _batch(self, samples: list[Any], bucket: Any, number: int) -> dict[str, Any]:
+        """Samples of a bucket as one batch, that of a number."""
 
     def _look(self, index: int) -> Hashable | Skip:
         try:

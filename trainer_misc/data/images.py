@@ -62,7 +62,9 @@ class ImageBatches(BucketedBatches):
         with self._annotations.file(record, "image") as path:
             return _crop(path, bucket, source), record["text"]
 
-    def _batch(self, samples: list[tuple[Tensor, str]], bucket: Size) -> dict[str, Any]:
+    def _batch(
+        self, samples: list[tuple[Tensor, str]], bucket: Size, number: int
+    ) -> dict[str, Any]:
         return {
             "video": torch.stack([pixels for pixels, _ in samples]),
             "text": [text for _, text in samples],
@@ -103,7 +105,7 @@ class StillBatches(BucketedBatches):
         with self._annotations.file(record, "image") as path:
             return _crop(path, (self.resolution, self.resolution), source)
 
-    def _batch(self, samples: list[Tensor], bucket: str) -> dict[str, Any]:
+    def _batch(self, samples: list[Tensor], bucket: str, number: int) -> dict[str, Any]:
         return {"video": torch.stack(samples), "identifier": bucket}
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from pyramid_dit.checks import FLAG, LATENT_FRAMES, Whole
 
+from .annotations import TEXTS, texts_by_unit
 from .batches import BucketedBatches
 from .folders import Record
 from .skipped import SampleError
@@ -38,10 +39,17 @@ class LatentBatches(BucketedBatches):
       zeros that the mask leaves out; or the texts;
     - `identifier`: "video".
 
+    A line may have a storyboard `texts`, the text from each unit on, in place of `text`. A batch
+    with such a clip in it is cut after a unit that is drawn by its number and the seed, for all its
+    clips alike; it has the text in force there, and
+
+    - `last_unit`: True, for that unit is what the text describes.
+
     Arguments and errors as for `BucketedBatches`, and:
 
     Args:
         max_frames: Latent frames; of longer latents the beginning is taken.
+        frame_per_unit: Latent frames of every unit but unit 0.
         text_features: Whether `text_fea` is read, or else `text` given out.
         channels: Of the latents.
     """
@@ -50,19 +58,30 @@ class LatentBatches(BucketedBatches):
     max_frames: int
     text_features: bool = True
     channels: int = 16
+    frame_per_unit: int = 1
 
     def __post_init__(self) -> None:
         LATENT_FRAMES("max_frames", self.max_frames)
         FLAG("text_features", self.text_features)
         Whole(1)("channels", self.channels)
+        Whole(1)("frame_per_unit", self.frame_per_unit)
         super().__post_init__()
 
     def _columns(self) -> list[str]:
-        return ["latent", "text_fea" if self.text_features else "text"]
+        return ["latent", "text_fea" if self.text_features else TEXTS]
 
     def _bucket(self, record: Record) -> Bucket:
         with self._annotations.file(record, "latent") as path:
-            return self._cut(path, tensor_shape(path, "latent"))
+            shape = tensor_shape(path, "latent")
+            bucket = self._cut(path, shape)
+        if not self.text_features:
+            units, begins = self._units_of(shape[-3]), [*texts_by_unit(record)]
+            if begins[-1] >= units:
+                raise SampleError(
+                    "wrong storyboard",
+                    f"{path} has {units} units from 0 on, its {TEXTS!r} begin at {begins}",
+                )
+        return bucket
 
     def _cut(self, path: Path, shape: tuple[int, ...]) -> Bucket:
         single = shape[1:] if len(shape) == 5 and shape[0] == 1 else shape
@@ -75,7 +94,7 @@ class LatentBatches(BucketedBatches):
 
     def _sample(
         self, record: Record, bucket: Bucket, source: np.random.Generator
-    ) -> tuple[Tensor, Features | str]:
+    ) -> tuple[Tensor, Features | dict[int, str]]:
         with self._annotations.file(record, "latent") as path:
             stored = read_tensor(path, "latent", self.max_frames)
             if self._cut(path, tuple(stored.shape)) != bucket:
@@ -84,17 +103,30 @@ class LatentBatches(BucketedBatches):
             if not latents.isfinite().all():
                 raise SampleError("not finite", f"{path} has NaN or infinity in it")
         if not self.text_features:
-            return latents, record["text"]
+            return latents, texts_by_unit(record)
         with self._annotations.file(record, "text_fea") as path:
             return latents, read_text_features(path)
 
-    def _batch(self, samples: list[tuple[Tensor, Any]], bucket: Bucket) -> dict[str, Any]:
+    def _batch(
+        self, samples: list[tuple[Tensor, Any]], bucket: Bucket, number: int
+    ) -> dict[str, Any]:
+        video = torch.stack([latents for latents, _ in samples])
         texts: Any = [text for _, text in samples]
-        return {
-            "video": torch.stack([latents for latents, _ in samples]),
-            "text": stack_text_features(texts) if self.text_features else texts,
-            "identifier": "video",
+        batch = {"video": video, "identifier": "video"}
+        if self.text_features:
+            return batch | {"text": stack_text_features(texts)}
+        units = self._units_of(bucket[0])
+        if units == 1 or all(len(text) == 1 for text in texts):
+            return batch | {"text": [text[0] for text in texts]}
+        last = int(np.random.default_rng([self.seed, number, 1]).integers(units))
+        return batch | {
+            "video": video[:, :, : 1 + last * self.frame_per_unit].clone(),
+            "text": [text[max(unit for unit in text if unit <= last)] for text in texts],
+            "last_unit": True,
         }
+
+    def _units_of(self, length: int) -> int:
+        return 1 + (length - 1) // self.frame_per_unit
 
 
 def read_text_features(path: Path) -> Features:

@@ -74,7 +74,7 @@ class VideoBatches(BucketedBatches):
             )
         return clip_pixels(clip[np.arange(self.max_frames) % len(clip)])
 
-    def _batch(self, samples: list[Tensor], bucket: str) -> dict[str, Any]:
+    def _batch(self, samples: list[Tensor], bucket: str, number: int) -> dict[str, Any]:
         return {"video": torch.stack(samples), "identifier": bucket}
 
 
@@ -146,7 +146,9 @@ class TextVideoBatches(BucketedBatches):
             clip = clip[: self._whole_frames(path, len(clip))]
         return clip_pixels(clip), record["text"]
 
-    def _batch(self, samples: list[tuple[Tensor, str]], bucket: Bucket) -> dict[str, Any]:
+    def _batch(
+        self, samples: list[tuple[Tensor, str]], bucket: Bucket, number: int
+    ) -> dict[str, Any]:
         shortest = min(pixels.shape[1] for pixels, _ in samples)
         return {
             "video": torch.stack([pixels[:, :shortest] for pixels, _ in samples]),

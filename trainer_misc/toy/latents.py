@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -40,8 +41,8 @@ def write_latents(
     """
 
     def write(target: Path) -> None:
-        _write_part(target / PICTURES, _encoded(vae, pictures, 1, PICTURE_SEED))
-        _write_part(target / CLIPS, _encoded(vae, clips, frames, CLIP_SEED))
+        write_annotated(target / PICTURES, _encoded(vae, pictures, 1, PICTURE_SEED))
+        write_annotated(target / CLIPS, _encoded(vae, clips, frames, CLIP_SEED))
         prompts = [caption_of(number) for number in range(3, NUM_COMBINATIONS, 42)]
         (target / PROMPTS).write_text("\n".join(prompts) + "\n")
 
@@ -51,25 +52,31 @@ def write_latents(
 @torch.no_grad()
 def _encoded(
     vae: CausalVideoVAE, count: int, frames: int, seed: int
-) -> Iterator[tuple[Tensor, str]]:
-    """Latents `[1, c, t, h, w]` of clips, not normalized, and their captions."""
+) -> Iterator[tuple[Tensor, dict[str, str]]]:
+    """Latents `[1, c, t, h, w]` of clips, not normalized, and their captions as `text`."""
     data = MovingShapes(seed=seed, num_frames=frames)
     batch = 32 if frames == 1 else 2
     for start in tqdm(range(0, count, batch), desc=f"{frames} frames", mininterval=10):
         items = [data[index] for index in range(start, min(count, start + batch))]
         video = torch.stack([item["video"] for item in items]).to(vae.device)
         latents = vae.encode(video, temporal_chunk=frames > 17).latent_dist.mode()
-        yield from zip(latents.half().cpu().split(1), [i["text"] for i in items], strict=True)
+        texts = [{"text": item["text"]} for item in items]
+        yield from zip(latents.half().cpu().split(1), texts, strict=True)
 
 
-def _write_part(annotations: Path, samples: Iterator[tuple[Tensor, str]]) -> None:
-    """Write a file for each sample into a folder beside `annotations`, and their lines."""
+def write_annotated(annotations: Path, samples: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
+    """Write a file for each sample into a folder beside `annotations`, and their lines.
+
+    Args:
+        annotations: A new file of JSON lines.
+        samples: Latents `[1, c, t, h, w]`, and what their lines say beside the file's name.
+    """
     annotations.with_suffix("").mkdir()
     with annotations.open("w", encoding="utf-8") as lines:
-        for number, (latents, text) in enumerate(samples):
+        for number, (latents, said) in enumerate(samples):
             name = f"{annotations.stem}/{number:06d}.safetensors"
             save_file({"latent": latents.contiguous()}, annotations.parent / name)
-            lines.write(json.dumps({"latent": name, "text": text}) + "\n")
+            lines.write(json.dumps({"latent": name, **said}) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
