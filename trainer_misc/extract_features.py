@@ -45,7 +45,7 @@ from .data.skipped import SampleError, Skip, Skipped, Tally
 from .data.tensor_files import read_tensor
 from .data.videos import clip_pixels, read_clip
 from .options import Flag, parse
-from .runs import log_to_people, run_or_say
+from .runs import device_of, log_to_people, run_or_say
 
 logger = logging.getLogger(__name__)
 
@@ -330,9 +330,7 @@ def extract(options: Namespace) -> Extraction:
     check(options)
     keep_freed_memory()
     launched = launched_process()
-    device = torch.device("cpu")
-    if options.device != "cpu" and (accelerator := torch.accelerator.current_accelerator()):
-        device = torch.device(accelerator.type, 0 if launched is None else launched.local_rank)
+    device = device_of(options.device, 0 if launched is None else launched.local_rank)
     kind = LatentExtraction if options.what == "latents" else TextExtraction
     extraction = kind(options, device)
     extraction.run()

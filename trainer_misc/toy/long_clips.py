@@ -32,6 +32,7 @@ from pyramid_dit.generation.latent_codec import encode_clip
 from video_vae.autoencoder import CausalVideoVAE
 
 from ..data.annotations import TEXTS
+from ..runs import device_of
 from .latents import CLIPS, write_annotated
 from .moving_shapes import (
     DIRECTIONS,
@@ -265,8 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     keep_freed_memory()
-    found = torch.accelerator.current_accelerator() if options.device != "cpu" else None
-    device = found or torch.device("cpu")
+    device = device_of(options.device)
     vae = CausalVideoVAE.from_pretrained(options.model_path / VAE_FOLDER)
     vae.requires_grad_(False).eval().to(device)
     batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
