@@ -30,6 +30,7 @@ from pyramid_dit.checkpoints.folder import VAE_FOLDER
 from pyramid_dit.checkpoints.weights import resolve_dtype, vae_dtype
 from pyramid_dit.checks import FRAMES, SIDE
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.devices.offload import chosen_device
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.files import replacing
 from pyramid_dit.flow.sizes import TEMPORAL_FACTOR, temp_of
@@ -45,7 +46,7 @@ from .data.skipped import SampleError, Skip, Skipped, Tally
 from .data.tensor_files import read_tensor
 from .data.videos import clip_pixels, read_clip
 from .options import Flag, parse
-from .runs import device_of, log_to_people, run_or_say
+from .runs import log_to_people, run_or_say
 
 logger = logging.getLogger(__name__)
 
@@ -330,7 +331,7 @@ def extract(options: Namespace) -> Extraction:
     check(options)
     keep_freed_memory()
     launched = launched_process()
-    device = device_of(options.device, 0 if launched is None else launched.local_rank)
+    device = chosen_device(options.device, 0 if launched is None else launched.local_rank)
     kind = LatentExtraction if options.what == "latents" else TextExtraction
     extraction = kind(options, device)
     extraction.run()

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
-import torch
-
 from pyramid_dit.distributed.launcher import end_with_launcher, launched_process
 from pyramid_dit.distributed.parallel import leave_processes
 
@@ -38,12 +36,6 @@ def schedule_of(options: Namespace) -> dict[str, Any]:
         "save_every": options.save_steps or options.save_ckpt_freq * epoch,
         "mixed_precision": "no" if options.model_dtype == "fp32" else options.model_dtype,
     }
-
-
-def device_of(name: str, rank: int = 0) -> torch.device:
-    """The accelerator of number `rank` for "auto" and "cuda", if there is one; else the CPU."""
-    found = torch.accelerator.current_accelerator(check_available=True) if name != "cpu" else None
-    return torch.device("cpu") if found is None else torch.device(found.type, rank)
 
 
 def first_step(options: Namespace) -> int:

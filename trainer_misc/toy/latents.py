@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.devices.offload import chosen_device
 from pyramid_dit.files import write_folder
 from video_vae.autoencoder import CausalVideoVAE
 
-from ..runs import device_of
 from .moving_shapes import MAX_FRAMES, NUM_COMBINATIONS, MovingShapes, caption_of
 
 PICTURES, CLIPS, PROMPTS = "pictures.jsonl", "clips.jsonl", "prompts.txt"
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     keep_freed_memory()
     vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
-    vae.to(device_of(options.device))
+    vae.to(chosen_device(options.device))
     write_latents(options.output, vae, pictures=options.pictures, clips=options.clips)
 
 

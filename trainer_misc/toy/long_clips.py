@@ -26,13 +26,13 @@ from tqdm import tqdm
 from pyramid_dit.checkpoints.folder import VAE_FOLDER
 from pyramid_dit.checks import SEED, Number, Whole
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.devices.offload import chosen_device
 from pyramid_dit.files import write_folder
 from pyramid_dit.flow.sizes import TEMPORAL_FACTOR
 from pyramid_dit.generation.latent_codec import encode_clip
 from video_vae.autoencoder import CausalVideoVAE
 
 from ..data.annotations import TEXTS
-from ..runs import device_of
 from .latents import CLIPS, write_annotated
 from .moving_shapes import (
     DIRECTIONS,
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     keep_freed_memory()
-    device = device_of(options.device)
+    device = chosen_device(options.device)
     vae = CausalVideoVAE.from_pretrained(options.model_path / VAE_FOLDER)
     vae.requires_grad_(False).eval().to(device)
     batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from pyramid_dit.flow.history import WHOLE_HISTORY
 from trainer_misc import train_dit
 from trainer_misc.dit_options import GROUPS
+from trainer_misc.dit_results import VALIDATION_BATCHES
 from trainer_misc.options import parse
 from trainer_misc.toy import latents, long_clips
 from trainer_misc.toy.judge import judge
@@ -182,8 +183,15 @@ def test_the_recipe_trains_long_clips_usual_ones_and_pictures(files: Path, tmp_p
         "anno_file": files / "long/clips.jsonl",
         "replay_anno": files / "usual/clips.jsonl",
         "image_anno": files / "usual/pictures.jsonl",
+        "validation_file": files / "long/clips.jsonl",
         **{"batch_size": 4, "image_batch_size": 7, "num_workers": 0, "print_freq": 1},
-        **{"steps": 3, "cooldown_steps": 1, "warmup_steps": 1, "device": "cpu"},
+        **{
+            "steps": 3,
+            "cooldown_steps": 1,
+            "warmup_steps": 1,
+            "validate_steps": 3,
+            "device": "cpu",
+        },
     }
     arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     trainer = train_dit.Trainer(parse(None, GROUPS, arguments))
@@ -206,7 +214,11 @@ def test_the_recipe_trains_long_clips_usual_ones_and_pictures(files: Path, tmp_p
         assert objective.corrupt_frames
     trainer.run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
-    assert {"image_loss" in line for line in lines} == {True, False}
-    for line in lines:
-        assert 0 < line.get("loss", line.get("image_loss")) < 1
+    assert sum("image_loss" in line for line in lines) in (1, 2)
+    validated = {
+        name for line in lines for name in line if name.startswith("validation_loss_units")
+    }
+    assert 1 <= len(validated) <= VALIDATION_BATCHES, "of each batch the last unit alone"
+    losses = [line[name] for line in lines for name in ("loss", "image_loss") if name in line]
+    assert len(losses) == 3 and all(0 < loss < 1 for loss in losses)
     assert (tmp_path / "model/model_index.json").is_file()
