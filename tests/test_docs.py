@@ -226,6 +226,7 @@ def options_of(page: Path) -> set[str]:
 def test_options_in_the_training_tables_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {
         "toy.latents": ["--vae", "a", "--output", "b"],
+        "toy.long_clips": ["folder", "--model_path", "a"],
         "toy.new_word": ["folder"],
         "toy.start": ["--vae", "a", "--latents", "b", "--output", "c"],
         "evaluation": [],

@@ -30,6 +30,7 @@ from pyramid_dit.checkpoints.folder import VAE_FOLDER
 from pyramid_dit.checkpoints.weights import resolve_dtype, vae_dtype
 from pyramid_dit.checks import FRAMES, SIDE
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.devices.offload import chosen_device
 from pyramid_dit.distributed.launcher import launched_process
 from pyramid_dit.files import replacing
 from pyramid_dit.flow.sizes import TEMPORAL_FACTOR, temp_of
@@ -330,9 +331,7 @@ def extract(options: Namespace) -> Extraction:
     check(options)
     keep_freed_memory()
     launched = launched_process()
-    device = torch.device("cpu")
-    if options.device != "cpu" and (accelerator := torch.accelerator.current_accelerator()):
-        device = torch.device(accelerator.type, 0 if launched is None else launched.local_rank)
+    device = chosen_device(options.device, 0 if launched is None else launched.local_rank)
     kind = LatentExtraction if options.what == "latents" else TextExtraction
     extraction = kind(options, device)
     extraction.run()

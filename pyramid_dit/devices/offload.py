@@ -144,3 +144,9 @@ def offload_sequentially(module: nn.Module, device: torch.device) -> None:
 def accelerator_device() -> torch.device | None:
     """The machine's accelerator, None where there is only the CPU."""
     return torch.accelerator.current_accelerator(check_available=True)
+
+
+def chosen_device(name: str, index: int = 0) -> torch.device:
+    """The machine's accelerator of an index for "auto" and "cuda"; without one, the CPU."""
+    found = accelerator_device() if name != "cpu" else None
+    return torch.device("cpu") if found is None else torch.device(found.type, index)

@@ -244,6 +244,23 @@ def test_history_is_corrupted_within_the_ratio():
     assert strength.mean() == pytest.approx(1 / 6, abs=0.03)
 
 
+def test_each_frame_of_the_history_can_be_corrupted_by_its_own_strength():
+    objective = FlowObjective(
+        Scheduler(), sample_ratios=(0, 0, 1), corrupt_ratio=1 / 3, corrupt_frames=True
+    )
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.zeros(16, 4, 6, 64, 64)
+    (column,) = objective.prepare(latents, units=(6, 6, 6), generator=generator).columns
+    history = column.clips[:-1]
+    assert [clip.shape[2] for clip in history] == [3, 1, 1]
+    strengths = torch.cat([clip.std((1, 3, 4)) for clip in history], dim=1)
+    assert strengths.max() < 0.36
+    assert strengths.mean() == pytest.approx(1 / 6, abs=0.03)
+    # as apart within a sample as between samples
+    assert strengths.std(1).mean() == pytest.approx(float(strengths.std(0).mean()), rel=0.3)
+    assert strengths.std(1).min() > 0.02
+
+
 def test_noise_is_the_pyramid_of_the_full_clip():
     """Drawing only the frames in training is the same as cutting them from the full clip."""
     noise = torch.randn(4, 4, 5, 16, 16)

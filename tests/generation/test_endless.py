@@ -15,7 +15,8 @@ import torch
 from tiny_checkpoint import LATENT_CHANNELS, QUICK_INDEX, write_tiny_checkpoint
 
 from pyramid_dit import PyramidDiTForVideoGeneration
-from pyramid_dit.flow.history import SINK, WINDOW
+from pyramid_dit.flow.history import SINK, WHOLE_HISTORY, WINDOW
+from pyramid_dit.flow.objective import FlowObjective
 from pyramid_dit.flow.temporal_pyramid import history_plan
 from pyramid_dit.generation.saved_latents import SavedLatents
 from pyramid_dit.generation.stream import VideoStream
@@ -105,6 +106,44 @@ def test_it_sees_the_start_and_the_last_units_as_neighbors(
     assert stream.latents is not None
     expected = torch.cat([made[:, :, :SINK], made[:, :, -WINDOW:]], dim=2)
     assert torch.equal(stream.latents, expected)
+
+
+@pytest.mark.parametrize("frame_per_unit", [1, 2])
+def test_training_sees_the_history_that_sampling_sees(
+    model: PyramidDiTForVideoGeneration, frame_per_unit: int
+) -> None:
+    model.frame_per_unit = frame_per_unit
+    prepare, seen = model.dit.prepare, []
+
+    def spy(history: list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        seen.append([clip[-1:].clone() for clip in history])
+        return prepare(history, *args, **kwargs)
+
+    model.dit.prepare = spy  # type: ignore[method-assign]
+    objective = FlowObjective(
+        model.scheduler,
+        sample_ratios=(1, 1, 1),
+        frame_per_unit=frame_per_unit,
+        corrupt_ratio=0.0,
+        history=WHOLE_HISTORY.without_end(1 + (LONGEST - 1) // frame_per_unit),
+    )
+    made: list[torch.Tensor] = []
+    lengths = []
+    for unit, latents in enumerate(itertools.islice(model.stream(PROMPT, **ENDLESS), LONGEST + 4)):
+        made.append(latents)
+        clips = torch.cat(made, dim=2).repeat(3, 1, 1, 1, 1)
+        columns = objective.prepare(clips, units=[unit + 1] * 3).columns
+        assert len(seen) == len(columns) == 3
+        for column, history in zip(columns, seen, strict=True):
+            *past, noisy = column.clips
+            assert noisy.shape[2] == latents.shape[2] and len(past) == len(history)
+            for trained, sampled in zip(past, history, strict=True):
+                torch.testing.assert_close(trained, sampled)
+        lengths.append(sum(clip.shape[2] for clip in seen[-1]))
+        seen.clear()
+    window = objective.history.history_window
+    assert window is not None and lengths[-1] == lengths[-2] == SINK + window * frame_per_unit
+    assert lengths[-1] < sum(latents.shape[2] for latents in made[:-1])
 
 
 def test_nothing_grows(model: PyramidDiTForVideoGeneration) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.devices.offload import chosen_device
 from pyramid_dit.files import write_folder
 from video_vae.autoencoder import CausalVideoVAE
 
@@ -86,9 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--pictures", type=int, default=16_000, help="number of single frames")
     parser.add_argument("--clips", type=int, default=1_000, help="number of clips of 97 frames")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
+    vae.to(chosen_device(options.device))
     write_latents(options.output, vae, pictures=options.pictures, clips=options.clips)
 
 

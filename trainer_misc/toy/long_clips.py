@@ -26,6 +26,7 @@ from tqdm import tqdm
 from pyramid_dit.checkpoints.folder import VAE_FOLDER
 from pyramid_dit.checks import SEED, Number, Whole
 from pyramid_dit.devices.cpu import keep_freed_memory
+from pyramid_dit.devices.offload import chosen_device
 from pyramid_dit.files import write_folder
 from pyramid_dit.flow.sizes import TEMPORAL_FACTOR
 from pyramid_dit.generation.latent_codec import encode_clip
@@ -57,6 +58,20 @@ USUAL_RADIUS = 44.0
 """In pixels; a shape grows beyond only where the slowest growth does, for it has less room then."""
 BEYOND = 0.15
 """A place is drawn from so much more than the free length at each end: some shapes touch it."""
+SCALING_SECONDS = (MAX_FRAMES - 1) / FRAMES_PER_SECOND
+"""In which a shape is scaled by the `scaling` of its clip."""
+PACES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(DIRECTIONS, SPEED_RANGE),
+    "stays still": (0.0, 0.0),
+    **dict.fromkeys(
+        ("grows", "shrinks"),
+        (
+            math.log(SCALING_RANGE[0]) / SCALING_SECONDS,
+            math.log(SCALING_RANGE[1]) / SCALING_SECONDS,
+        ),
+    ),
+}
+"""Slowest and fastest pace: pixels a second, or change of the logarithm of the radius a second."""
 CPU_BATCH, GPU_BATCH = 2, 16
 """Clips that are encoded at a time."""
 
@@ -170,34 +185,41 @@ def _start(rng: np.random.Generator) -> BoundedClip:
 
 
 def _moving(clip: BoundedClip, seconds: float, rng: np.random.Generator) -> BoundedClip:
-    """A shape from where `clip` begins, with another motion for so many seconds."""
+    """A shape from where `clip` begins, with another motion for so many seconds.
+
+    Its pace is one that the room suffices for, or the slowest. It can be told to move where there
+    is no room, but grows or shrinks only where there is some for it.
+    """
     others = [motion for motion in MOTIONS if motion != clip.motion]
     motions = [motion for motion in others if not replace(clip, motion=motion).is_held_out]
     directions = [motion for motion in motions if motion in DIRECTIONS]
-    rest = [motion for motion in motions if motion not in DIRECTIONS]
-    motion = str(rng.choice(directions if rng.random() < DIRECTION_SHARE else rest))
+    rest = [
+        motion
+        for motion in motions
+        if motion not in DIRECTIONS and _room(clip, motion) >= PACES[motion][0] * seconds / 2
+    ]
+    wanted = directions if not rest or rng.random() < DIRECTION_SHARE else rest
+    motion = str(rng.choice(wanted))
+    slowest, fastest = PACES[motion]
+    most = max(slowest, min(fastest, _room(clip, motion) / seconds))
+    pace = float(rng.uniform(slowest, most))
     clip = replace(clip, motion=motion, velocity=(0.0, 0.0), scaling=1.0)
     if motion in DIRECTIONS:
         x, y = DIRECTIONS[motion]
+        return replace(clip, velocity=(x * pace, y * pace))
+    sign = {"grows": 1, "shrinks": -1}.get(motion, 0)
+    return replace(clip, scaling=math.exp(sign * pace * SCALING_SECONDS))
+
+
+def _room(clip: BoundedClip, motion: str) -> float:
+    """How far a motion can go, in what `PACES` counts a second of it in."""
+    if motion in DIRECTIONS:
+        x, y = DIRECTIONS[motion]
         place = clip.x if x else clip.y
-        room = (place if x + y < 0 else clip.size - place) - MARGIN - clip.radius
-        speed = _pace(SPEED_RANGE, room / seconds, rng)
-        return replace(clip, velocity=(x * speed, y * speed))
-    if motion == "stays still":
-        return clip
-    grows = motion == "grows"
-    end = min(USUAL_RADIUS, clip.reach) if grows else SCALING_RADIUS_RANGE[0]
-    wanted = math.log(end / clip.radius) * (1 if grows else -1)  # of the logarithm of the radius
-    length = (MAX_FRAMES - 1) / FRAMES_PER_SECOND  # of a usual clip, for which scaling is said
-    slowest, fastest = map(math.log, SCALING_RANGE)
-    rate = _pace((slowest, fastest), wanted * length / seconds, rng)
-    return replace(clip, scaling=math.exp(rate if grows else -rate))
-
-
-def _pace(allowed: tuple[float, float], most: float, rng: np.random.Generator) -> float:
-    """A pace in the range that is `allowed`, at `most` so fast where that leaves a choice."""
-    slowest, fastest = allowed
-    return float(rng.uniform(slowest, max(slowest, min(fastest, most))))
+        return (place if x + y < 0 else clip.size - place) - MARGIN - clip.radius
+    if motion == "grows":
+        return math.log(min(USUAL_RADIUS, clip.reach) / clip.radius)
+    return math.log(clip.radius / SCALING_RADIUS_RANGE[0]) if motion == "shrinks" else 0.0
 
 
 def _within(value: float, least: float, most: float) -> float:
@@ -265,8 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     keep_freed_memory()
-    found = torch.accelerator.current_accelerator() if options.device != "cpu" else None
-    device = found or torch.device("cpu")
+    device = chosen_device(options.device)
     vae = CausalVideoVAE.from_pretrained(options.model_path / VAE_FOLDER)
     vae.requires_grad_(False).eval().to(device)
     batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH

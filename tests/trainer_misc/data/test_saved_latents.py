@@ -288,3 +288,100 @@ def test_paths_are_relative_to_the_working_directory_first(
     assert samples_in(batches_of(path, text_features=False, batch_size=1)[0]) == [1]
     monkeypatch.chdir(tmp_path)
     assert samples_in(batches_of(path, text_features=False, batch_size=1)[0]) == [2]
+
+
+# ---- storyboards ------------------------------------------------------------------------------
+
+STORY = {"0": "left", "2": "right", "5": "up"}
+
+
+def write_story(folder: Path, *storyboards: Any, length: int = 7) -> Path:
+    """Samples whose latents are the number of their frame."""
+    records = []
+    frames = torch.arange(length).float().view(1, 1, -1, 1, 1).expand(1, 16, -1, 4, 4)
+    for number, texts in enumerate(storyboards):
+        save_file({"latent": frames.contiguous()}, folder / f"{number}.safetensors")
+        records.append({"latent": f"{number}.safetensors", "texts": texts})
+    return write_lines(folder, records)
+
+
+@pytest.mark.parametrize("frame_per_unit", [1, 2])
+def test_clips_of_several_texts_are_cut_at_every_unit(tmp_path: Path, frame_per_unit: int) -> None:
+    other = {"0": "grows", "1": "shrinks"}
+    path = write_story(tmp_path, STORY | {"5": "up"} if frame_per_unit == 1 else other, other)
+    options = {"text_features": False, "max_frames": 99, "frame_per_unit": frame_per_unit}
+    batches = batches_of(path, **options)
+    units = 1 + 6 // frame_per_unit
+    cuts: Counter[int] = Counter()
+    for number in range(60 * units):
+        batch = batches[number]
+        assert batch["last_unit"] is True and batch["video"].is_contiguous()
+        length = batch["video"].shape[2]
+        assert (length - 1) % frame_per_unit == 0
+        assert torch.equal(batch["video"][0, 0, :, 0, 0], torch.arange(length).float())
+        last = (length - 1) // frame_per_unit
+        cuts[last] += 1
+        story = STORY if frame_per_unit == 1 else other
+        expected = {one[str(max(int(k) for k in one if int(k) <= last))] for one in (story, other)}
+        assert set(batch["text"]) == expected
+        assert number > 20 or equal(batch, batches_of(path, **options)[number])
+    assert set(cuts) == set(range(units))
+    assert min(cuts.values()) > 40, "all units alike"
+    assert equal(
+        batches[5]["video"].shape, batches_of(path, rank=1, world=2, **options)[5]["video"].shape
+    )
+    assert set(batches.texts()) == {*story.values(), *other.values()}
+
+
+def test_a_single_text_is_as_before_also_among_storyboards(tmp_path: Path) -> None:
+    path = write_story(tmp_path, {"0": "left"}, {"0": "up"})
+    batch = batches_of(path, text_features=False, max_frames=5)[0]
+    assert batch["video"].shape[2] == 5 and sorted(batch["text"]) == ["left", "up"]
+    assert "last_unit" not in batch
+    pictures = batches_of(write_story(tmp_path, STORY, STORY), text_features=False, max_frames=1)
+    assert pictures[0]["text"] == ["left", "left"] and "last_unit" not in pictures[0]
+    lines = path.read_text().splitlines()
+    plain = {"latent": "1.safetensors", "text": "stays"}
+    mixed = write_lines(tmp_path, [json.loads(lines[0]), plain])
+    batch = next(
+        batch
+        for batch in map(
+            batches_of(mixed, text_features=False, max_frames=7).__getitem__, range(99)
+        )
+        if batch["video"].shape[2] == 4
+    )
+    assert sorted(batch["text"]) == ["right", "stays"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ({}, "line 2: it has {} as 'texts', which must be texts by the number of a unit"),
+        ("left", "line 2: it has 'left' as 'texts'"),
+        ({"1": "left"}, "line 2: the units of 'texts' must be whole numbers that ascend from 0"),
+        ({"0": "left", "3": "up", "2": "down"}, "ascend from 0, got '0', '3', '2'"),
+        ({"0": "left", "-1": "up"}, "ascend from 0, got '0', '-1'"),
+        ({"0": "left", "x": "up"}, "ascend from 0, got '0', 'x'"),
+        ({"0": "left", "1": 3}, "line 2: 'texts' has 3 at 1, which must be a string"),
+        ({"0": "left", "1": "\ud800"}, "line 2: its text at 1 is not in UTF-8"),
+        ({"0": "left", "7": "up"}, r"has 7 units from 0 on, its 'texts' begin at [0, 7]"),
+    ],
+)
+def test_bad_storyboards_are_named(
+    tmp_path: Path, texts: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_story(tmp_path, STORY, texts)
+    batches_of(path, text_features=False, max_skipped=0.5)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert words in message and "1.safetensors" in message
+
+
+def test_a_text_and_a_storyboard_do_not_go_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_story(tmp_path, STORY, STORY)
+    path.write_text(path.read_text().rstrip()[:-1] + ', "text": "left"}\n')
+    batches_of(path, text_features=False, max_skipped=0.5)
+    assert "line 2: it has both 'text' and 'texts'" in caplog.text
+    with pytest.raises(ValueError, match="lacks 'text_fea'"):
+        batches_of(path)
