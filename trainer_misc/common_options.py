@@ -45,6 +45,7 @@ STEPS = [
     Flag("warmup_lr", 1e-6, "learning rate at the start of the warm-up", check=RATE),
     Flag("min_lr", 1e-5, "learning rate at the end of the cosine", check=RATE),
     Flag("warmup_steps", -1, "optimizer steps of warm-up"),
+    Flag("cooldown_steps", 1000, "steps of the final decay of the trapezoid schedule", check=COUNT),
     Flag("ema_update", False, "keep a moving average of the weights"),
 ]
 RUN = [

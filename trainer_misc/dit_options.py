@@ -203,12 +203,6 @@ GROUPS: dict[str, list[Flag]] = {
         ),
         Flag("warmup_epochs", 1, "epochs of warm-up, if warmup_steps is not above 0", check=COUNT),
         Flag(
-            "cooldown_steps",
-            1000,
-            "steps of the final decay of the trapezoid schedule",
-            check=COUNT,
-        ),
-        Flag(
             "skip_loss",
             2.0,
             "skip updates whose loss is at least this",

@@ -31,6 +31,7 @@ def schedule_of(options: Namespace) -> dict[str, Any]:
         "steps": options.steps or options.epochs * epoch,
         "learning_rate": options.lr,
         "warmup": warmup,
+        "cooldown": options.cooldown_steps,
         "warmup_rate": min(options.warmup_lr, options.lr),
         "least_rate": min(options.min_lr, options.lr),
         "save_every": options.save_steps or options.save_ckpt_freq * epoch,

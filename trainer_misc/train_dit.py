@@ -335,7 +335,6 @@ def loop_config(options: Namespace) -> LoopConfig:
     return LoopConfig(
         output=options.output_dir,
         schedule="constant" if constant else options.lr_scheduler,
-        cooldown=options.cooldown_steps,
         betas=(options.opt_beta1, options.opt_beta2),
         eps=options.opt_eps,
         weight_decay=options.weight_decay,

@@ -52,9 +52,7 @@ def with_new_decoder(vae: CausalVideoVAE, sizes: Mapping[str, Any]) -> CausalVid
     initialize(new)
     shapes = {name: value.shape for name, value in new.state_dict().items()}
     own = {
-        name: value
-        for name, value in vae.state_dict().items()
-        if shapes.get(name) == value.shape
+        name: value for name, value in vae.state_dict().items() if shapes.get(name) == value.shape
     }
     new.load_state_dict(own, strict=False)
     return new
