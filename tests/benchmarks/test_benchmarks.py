@@ -337,7 +337,7 @@ def test_tiny_runs_do_not_touch_the_real_readme(capsys: pytest.CaptureFixture) -
 
 def test_the_readme_has_a_section_for_every_benchmark() -> None:
     sections = {match[2] for match in SECTION.finditer(report_module.README.read_text())}
-    alone = {"gpu", "released_size", "against_official", "endless", "drift"}
+    alone = {"gpu", "released_size", "against_official", "endless", "drift", "diversity"}
     assert sections == alone | {*run_all.CPU_BENCHMARKS}
     for path in report_module.RESULTS.glob("*.json"):
         assert Report.load(path).markdown() in report_module.README.read_text(encoding="utf-8")

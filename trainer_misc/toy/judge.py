@@ -109,6 +109,14 @@ def judge(frames: np.ndarray | Sequence[Image.Image], fps: float = FRAMES_PER_SE
     )
 
 
+def place_of(frame: np.ndarray) -> tuple[float, float, float] | None:
+    """Center in lengths and logarithm of the radius of the object in a frame, uint8 `[h, w, 3]`.
+
+    None if there is no object.
+    """
+    return _look(frame).place
+
+
 def _vote(names: Iterable[str | None]) -> str | None:
     """The name that more than half of the frames give."""
     counts = Counter(names)

@@ -69,7 +69,7 @@ class ShapeBatches:
     def __getitem__(self, number: int) -> dict[str, Any]:
         """The batch of a number."""
         number = number * self.world + self.rank
-        source = np.random.default_rng((self.seed, number))
+        source, outlines = (np.random.default_rng((self.seed, number, *of)) for of in ((), (1,)))
         videos, kept = [], []
         for item in range(self.batch_size):
             clip = self._clips.clip(number * self.batch_size + item)
@@ -77,9 +77,8 @@ class ShapeBatches:
             top, left = (int(v) for v in source.integers(clip.size - self.crop + 1, size=2))
             known = source.random() >= self.any_color
             colors = None if known else random_colors(source)
-            outline = None
-            if self.any_outline and source.random() < self.any_outline:
-                outline = random_outline(source)
+            named = outlines.random() >= self.any_outline
+            outline = None if named else random_outline(outlines)
             video = render(clip, range(begin, begin + self.frames), colors, outline)
             videos.append(video[:, :, top : top + self.crop, left : left + self.crop])
             kept.append(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from golden import PROJECT_ROOT
 from tiny_checkpoint import VAE_CONFIG
+from torch import Tensor, nn
 
 from pyramid_dit.checkpoints.hub import TOY_FOLDER
 from pyramid_dit.flow.latents import FrameStatistics, LatentStatistics
@@ -20,7 +22,7 @@ from trainer_misc import train_vae
 from trainer_misc.optimization import parameter_groups
 from trainer_misc.options import parse
 from trainer_misc.toy.evaluation import reconstruction
-from trainer_misc.toy.moving_shapes import BACKGROUNDS, COLORS, MovingShapes
+from trainer_misc.toy.moving_shapes import BACKGROUNDS, COLORS, MovingShapes, Star
 from trainer_misc.toy.shape_batches import ShapeBatches
 from trainer_misc.vae_options import GROUPS
 from trainer_misc.vae_weights import inflate, initialize, with_new_decoder
@@ -187,6 +189,25 @@ def test_a_share_of_the_clips_has_any_colors() -> None:
     assert all(tuple(color) not in COLORS.values() for color in drawn)
 
 
+def test_a_share_of_the_clips_has_other_outlines() -> None:
+    usual = ShapeBatches(40, frames=1, crop=128, seed=3)[0]["video"]
+    batch = ShapeBatches(40, frames=1, crop=128, seed=3, any_outline=0.5)[0]
+    changed = [not torch.equal(*pair) for pair in zip(usual, batch["video"], strict=True)]
+    assert 10 < sum(changed) < 30
+    assert batch["kept"].all()  # the colors are those of the captions
+    corner = (slice(None), slice(None), slice(None), 0, 0)
+    assert torch.equal(usual[corner], batch["video"][corner])
+
+
+def test_stars_have_their_points_where_they_are_turned() -> None:
+    star = Star(points=4, waist=0.5, turn=math.pi / 4)
+    tip = 10 / math.sqrt(2)
+    x, y = np.array([tip, tip, -tip, -tip, 0]), np.array([-tip, tip, tip, -tip, -5])
+    assert star.side(x, y, 10) == pytest.approx(0, abs=1e-6)  # the last one is a dent
+    beyond, center = star.side(np.zeros(2), np.array([-9.0, 0.0]), 10)
+    assert beyond > 0 > center
+
+
 def test_reconstruction_is_measured_in_any_color() -> None:
     torch.manual_seed(0)
     vae = CausalVideoVAE(**VAE_CONFIG).eval()
@@ -208,6 +229,23 @@ def test_an_inflated_image_model_shows_a_still_clip_as_its_image() -> None:
     torch.testing.assert_close(clip, alone.expand_as(clip), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def values_written(vae: CausalVideoVAE, latents: Tensor) -> int:
+    """By all convolutions of the decoder: what their time goes with, at so few channels."""
+    found = 0
+
+    def note(conv: nn.Conv3d, inputs: Any, output: Tensor) -> None:
+        nonlocal found
+        found += output.numel()
+
+    convs = [module for module in vae.decoder.modules() if isinstance(module, nn.Conv3d)]
+    hooks = [conv.register_forward_hook(note) for conv in convs]
+    vae.decode(latents)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def test_the_light_decoder_reads_the_latents_of_the_full_one_unit_by_unit() -> None:
     full = CausalVideoVAE.from_pretrained(TOY_FOLDER / "causal_video_vae").eval()
     torch.manual_seed(0)
@@ -227,16 +265,30 @@ def test_the_light_decoder_reads_the_latents_of_the_full_one_unit_by_unit() -> N
     pieces = torch.cat([decoder.push(unit) for unit in latents.split(1, dim=2)], dim=1)
     expected = ((whole + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
     torch.testing.assert_close(pieces, expected, rtol=1e-4, atol=1e-4)
-    own, other = (sum(p.numel() for p in vae.decoder.parameters()) for vae in (light, full))
-    assert own < 0.4 * other
+    assert values_written(light, latents) < 0.4 * values_written(full, latents)
+
+
+def test_a_new_decoder_starts_from_what_it_shares_with_the_old_one() -> None:
+    full = CausalVideoVAE.from_pretrained(TOY_FOLDER / "causal_video_vae")
+    light = with_new_decoder(full, read_json(RECIPE / "light-decoder.json"))
+    shared = {"conv_in.conv.weight", "up_blocks.1.resnets.2.conv2.conv.weight"}
+    own, old = light.decoder.state_dict(), full.decoder.state_dict()
+    assert all(torch.equal(own[name], old[name]) for name in shared)
+    assert own["conv_out.conv.weight"].shape[0] == 4 * old["conv_out.conv.weight"].shape[0]
 
 
 def test_a_new_decoder_has_to_fit_its_encoder() -> None:
     vae = CausalVideoVAE(**VAE_CONFIG)
     with pytest.raises(ValueError, match="encoder_out_channels is no size of a decoder"):
         with_new_decoder(vae, {"encoder_out_channels": 8})
+    two = {"decoder_spatial_up_sample": [True, True, False, False]}
     with pytest.raises(ValueError, match="doubles 2 times what the encoder halves 3 times"):
-        with_new_decoder(vae, {"decoder_spatial_up_sample": [True, True, False, False]})
+        with_new_decoder(vae, two)
+    with pytest.raises(ValueError, match="3 times, with decoder_patch_size 4"):
+        with_new_decoder(vae, two | {"decoder_patch_size": 4})
+    with pytest.raises(ValueError, match="0 resnets cannot make 12 channels of 8"):
+        sizes = {"decoder_block_out_channels": [12, 8, 8, 8], "decoder_norm_num_groups": 1}
+        with_new_decoder(vae, sizes | {"decoder_layers_per_block": [1, 1, 1, 0]})
 
 
 def test_a_fixed_posterior_stays_fixed_in_training() -> None:
