@@ -265,7 +265,7 @@ def test_the_light_decoder_reads_the_latents_of_the_full_one_unit_by_unit() -> N
     pieces = torch.cat([decoder.push(unit) for unit in latents.split(1, dim=2)], dim=1)
     expected = ((whole + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
     torch.testing.assert_close(pieces, expected, rtol=1e-4, atol=1e-4)
-    assert values_written(light, latents) < 0.4 * values_written(full, latents)
+    assert values_written(light, latents) < 0.5 * values_written(full, latents)
 
 
 def test_a_new_decoder_starts_from_what_it_shares_with_the_old_one() -> None:
