@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -85,11 +86,13 @@ class CausalVideoVAE(ModelMixin, ConfigMixin, FromSingleFile):
 
     @classmethod
     def _config_of_shapes(cls, shapes: Shapes) -> dict[str, Any]:
+        colors = shapes["encoder.conv_in.conv.weight"][1]  # channels of a picture
         config: dict[str, Any] = {
-            "encoder_in_channels": shapes["encoder.conv_in.conv.weight"][1],
+            "encoder_in_channels": colors,
             "encoder_out_channels": shapes["quant_conv.conv.weight"][0] // 2,
             "decoder_in_channels": shapes["post_quant_conv.conv.weight"][0],
-            "decoder_out_channels": shapes["decoder.conv_out.conv.weight"][0],
+            "decoder_out_channels": colors,
+            "decoder_patch_size": isqrt(shapes["decoder.conv_out.conv.weight"][0] // colors),
         }
         for half, way in (("encoder", "down"), ("decoder", "up")):
             stem = f"{half}.{way}_blocks"
@@ -172,6 +175,8 @@ class CausalVideoVAE(ModelMixin, ConfigMixin, FromSingleFile):
         for option, given, only in fixed:
             if given != only:
                 raise ValueError(f"{option} is {given!r}; only {only!r} is supported")
+        if decoder_patch_size < 1 or decoder_patch_size.bit_count() != 1:
+            raise ValueError(f"decoder_patch_size must be a power of 2, got {decoder_patch_size}")
         self.encoder = Encoder(
             encoder_in_channels,
             2 * encoder_out_channels,

@@ -138,3 +138,18 @@ def test_weights_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="(?s)does not fit PyramidFluxTransformer.*size mismatch"):
         changed = DIT_CONFIGS["pyramid_flux"] | {"num_attention_heads": 4}
         PyramidFluxTransformer.from_single_file(flux, config=changed)
+
+
+def test_the_patches_of_a_decoder_are_told_from_its_last_convolution() -> None:
+    sizes = {"decoder_spatial_up_sample": [True, True, False, False], "decoder_patch_size": 2}
+    light = CausalVideoVAE(**VAE_CONFIG | sizes)
+    config = CausalVideoVAE._config_of_shapes(Shapes.of(light.state_dict()))
+    assert (config["decoder_patch_size"], config["decoder_out_channels"]) == (2, 3)
+    groups = {name: VAE_CONFIG[name] for name in CANNOT_BE_TOLD[CausalVideoVAE]}
+    CausalVideoVAE(**config | groups).load_state_dict(light.state_dict())
+
+
+@pytest.mark.parametrize("size", [0, 3, -2])
+def test_patches_are_powers_of_two(size: int) -> None:
+    with pytest.raises(ValueError, match=f"must be a power of 2, got {size}"):
+        CausalVideoVAE(**VAE_CONFIG | {"decoder_patch_size": size})

@@ -69,7 +69,8 @@ class ShapeBatches:
     def __getitem__(self, number: int) -> dict[str, Any]:
         """The batch of a number."""
         number = number * self.world + self.rank
-        source, outlines = (np.random.default_rng((self.seed, number, *of)) for of in ((), (1,)))
+        source = np.random.default_rng((self.seed, number))
+        outlines = np.random.default_rng((self.seed, number, 1))
         videos, kept = [], []
         for item in range(self.batch_size):
             clip = self._clips.clip(number * self.batch_size + item)
