@@ -8,8 +8,9 @@ the known ones is held out: no video shows them, and `trainer_misc.evaluation --
 them. Videos of the known sentences, of which those that the default checkpoint has not been trained
 on are left out again, keep it from forgetting them: `--known`, in the same folder or in another.
 
-For `trainer_misc.extract_features` there is `clips.jsonl`, which names a file of latents for each
-video. The same lines as `--image_anno` of `train_dit` give the first frames as pictures.
+For `trainer_misc.extract_features` there are `clips.jsonl`, which names a file of latents for each
+video, and `pictures.jsonl`, which does so for some frames of each video, as pictures: a video has
+one first frame, but what a shape looks like can be learned from all.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ from .moving_shapes import (
 )
 
 ANNOTATIONS, LATENTS = "clips.jsonl", "latents"
+PICTURES, PICTURE_LATENTS = "pictures.jsonl", "picture-latents"
+PICTURE_FRAMES = range(0, 49, 6)
+"""Later frames of shapes that grow or shrink would have sizes that no video begins with."""
 NEW_CLIPS, KNOWN_CLIPS = 1, 2
 """Parts of the seeds, so that each kind of clips has draws of its own."""
 
@@ -75,17 +79,23 @@ def write_clips(folder: Path, clips: Sequence[ShapeClip], frames: int = MAX_FRAM
 
     def write(target: Path) -> None:
         (target / LATENTS).mkdir()
-        with (target / ANNOTATIONS).open("w", encoding="utf-8") as lines:
+        (target / PICTURE_LATENTS).mkdir()
+        with (
+            (target / ANNOTATIONS).open("w", encoding="utf-8") as lines,
+            (target / PICTURES).open("w", encoding="utf-8") as picture_lines,
+        ):
             for name, clip in _named(clips):
                 video = render_uint8(clip, range(frames))
                 export_to_video(video, target / f"{name}.mp4", FRAMES_PER_SECOND)
                 (target / f"{name}.txt").write_text(clip.caption + "\n", encoding="utf-8")
-                line = {
-                    "video": f"{name}.mp4",
-                    "text": clip.caption,
-                    "latent": f"{LATENTS}/{name}.safetensors",
-                }
-                lines.write(json.dumps(line) + "\n")
+                line = {"video": f"{name}.mp4", "text": clip.caption}
+                of_clip = {"latent": f"{LATENTS}/{name}.safetensors"}
+                lines.write(json.dumps(line | of_clip) + "\n")
+                for frame in PICTURE_FRAMES:
+                    if frame < frames:
+                        latent = f"{PICTURE_LATENTS}/{name}-{frame:02d}.safetensors"
+                        of_frame = {"frames": [frame], "latent": latent}
+                        picture_lines.write(json.dumps(line | of_frame) + "\n")
 
     write_folder(folder, write)
 

@@ -156,11 +156,29 @@ def test_a_training_takes_the_folder(clips: Path, tmp_path: Path) -> None:
 
 
 def test_a_training_takes_its_latents_as_clips_and_as_pictures(clips: Path, tmp_path: Path) -> None:
-    lines = str(clips / new_word.ANNOTATIONS)
-    size = ["--width", "128", "--height", "128", "--num_frames", "9", "--model_dtype", "fp32"]
-    common = ["--model_path", str(BUNDLED), "--device", "cpu"]
-    extract_features.main(["--anno_file", lines, *size, *common])
-    latents = [load_file(path)["latent"] for path in sorted((clips / "latents").iterdir())]
-    assert [tuple(latent.shape) for latent in latents] == [(1, 8, 2, 16, 16)] * 4
-    sizes = ["--batch_size", "4", "--image_batch_size", "7"]
-    assert trained(tmp_path, *sizes, "--anno_file", lines, "--image_anno", lines)
+    common = ["--model_path", str(BUNDLED), "--device", "cpu", "--model_dtype", "fp32"]
+    common += ["--width", "128", "--height", "128"]
+    annotations = []
+    for lines, folder, frames, count in (
+        (new_word.ANNOTATIONS, new_word.LATENTS, 9, 4),
+        (new_word.PICTURES, new_word.PICTURE_LATENTS, 1, 8),
+    ):
+        annotations.append(str(clips / lines))
+        extract_features.main(
+            ["--anno_file", annotations[-1], "--num_frames", str(frames), *common]
+        )
+        latents = [load_file(path)["latent"] for path in (clips / folder).iterdir()]
+        assert [tuple(x.shape) for x in latents] == [(1, 8, 1 + frames // 8, 16, 16)] * count
+    sizes = ["--batch_size", "4", "--image_batch_size", "9"]
+    anno, pictures = annotations
+    assert trained(tmp_path, *sizes, "--anno_file", anno, "--image_anno", pictures)
+
+
+def test_pictures_are_frames_of_the_videos(clips: Path) -> None:
+    lines = [json.loads(line) for line in (clips / new_word.PICTURES).open()]
+    assert [(line["video"], line["frames"]) for line in lines] == [
+        (f"{number:04d}.mp4", [frame]) for number in range(4) for frame in (0, 6)
+    ]
+    captions = {f"{path.stem}.mp4": path.read_text().strip() for path in clips.glob("*.txt")}
+    assert all(line["text"] == captions[line["video"]] for line in lines)
+    assert len({line["latent"] for line in lines}) == len(lines)
