@@ -66,7 +66,13 @@ LONG = ("long", "change")
 LAST_FRAMES = 25
 
 
-def evaluation_prompts(count: int = 100, seed: int = 0, new_word: str | None = None) -> list[str]:
+def evaluation_prompts(
+    count: int = 100,
+    seed: int = 0,
+    new_word: str | None = None,
+    *,
+    shapes: Sequence[str] | None = None,
+) -> list[str]:
     """Different prompts, every other one held out of training, spread evenly over attributes.
 
     Where fewer than half of them are held out, the last ones are not.
@@ -75,11 +81,12 @@ def evaluation_prompts(count: int = 100, seed: int = 0, new_word: str | None = N
         count: How many.
         seed: Of the choice.
         new_word: One of `NEW_WORDS`, that all of them have; by default the known sentences.
+        shapes: The only ones that they ask for; by default all.
 
     Raises:
         ValueError: There are not so many sentences, or it is no new word.
     """
-    sentences = combinations(new_word)
+    sentences = [what for what in combinations(new_word) if shapes is None or what.shape in shapes]
     if not 1 <= count <= len(sentences):
         raise ValueError(f"count is {count}, must be in 1..{len(sentences)}")
     rng = random.Random(seed)

@@ -214,6 +214,15 @@ def test_prompts_are_half_held_out_and_spread():
         evaluation_prompts(505)
 
 
+def test_prompts_may_have_some_shapes_only():
+    prompts = evaluation_prompts(192, shapes=("circle", "square"))
+    assert {described(prompt).shape for prompt in prompts} == {"circle", "square"}
+    assert len({*prompts}) == 192
+    assert evaluation_prompts(shapes=SHAPES) == evaluation_prompts()
+    with pytest.raises(ValueError, match=r"1\.\.252"):
+        evaluation_prompts(253, shapes=("circle", "square"))
+
+
 @pytest.mark.parametrize(("word", "count", "held_out"), [("star", 100, 42), ("cyan", 84, 28)])
 def test_prompts_with_a_new_word_have_it_and_are_held_out_as_far_as_possible(word, count, held_out):
     prompts = evaluation_prompts(count, new_word=word)
