@@ -8,13 +8,15 @@ from typing import Any
 
 from pyramid_dit.checks import Number, OneOf, Whole
 from pyramid_dit.flow.scheduler import PyramidFlowMatchEulerDiscreteScheduler
+from pyramid_dit.flow.sizes import size_multiple
 
-from ..dit_options import numbers
+from ..dit_options import names, numbers
 from ..options import Flag, read_settings
+from ..toy.moving_shapes import NUM_COMBINATIONS, SHAPES
 
 ARMS = Path(__file__).parent / "arms"
 PICTURES, CLIPS = "pictures", "clips"
-LATENT_SIDE, LATENT_FRAMES = 16, 7
+LATENT_FRAMES = 7
 SHARES = {
     PICTURES: (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
     CLIPS: (1 / 4, 1 / 2, 3 / 4, 1.0),
@@ -22,6 +24,16 @@ SHARES = {
 QUICK_SHARES = (1 / 2, 1.0)
 """Shares of an arm's training at which it is sampled and judged."""
 QUICK_STEPS, QUICK_GFLOPS, QUICK_SAMPLES, QUICK_FRAMES = 4, 3.0, 2, 2
+
+
+def _shapes(name: str, value: tuple[str, ...]) -> None:
+    """Reject what is not some of the known shapes, each once; ValueError."""
+    if not value or len(set(value)) < len(value) or not set(value) <= set(SHAPES):
+        raise ValueError(
+            f"{name} must be some of {', '.join(SHAPES)}, each once, got {list(value)}"
+        )
+
+
 _FLAGS = [
     Flag("data", PICTURES, choices=(PICTURES, CLIPS)),
     Flag("stages", 3, check=Whole(1, 4)),
@@ -33,15 +45,19 @@ _FLAGS = [
     Flag("max_frames", LATENT_FRAMES, check=Whole(1, LATENT_FRAMES)),
     Flag("lr", 2e-3, check=Number(0, 1, above=True)),
     Flag("warmup_steps", 50, check=Whole(0)),
+    Flag("gpu_pixels", 128, check=Whole(32, 256)),
+    Flag("gpu_shapes", SHAPES, kind=names, check=_shapes),
     Flag("gpu_steps", 0, check=Whole(0)),
     Flag("gpu_step_gflops", 0.0, check=Number(0, 1e6)),
+    Flag("cpu_pixels", 64, check=Whole(32, 256)),
+    Flag("cpu_shapes", ("circle", "square"), kind=names, check=_shapes),
     Flag("cpu_steps", 0, check=Whole(0)),
     Flag("cpu_step_gflops", 0.0, check=Number(0, 1e6)),
     Flag("inference_steps", (6, 6, 6), kind=numbers),
     Flag("guidance_scale", 2.0, check=Number(1, 20)),
     Flag("frames", 1, check=Whole(1, LATENT_FRAMES)),
     Flag("last_frames", 0, check=Whole(0, 13)),
-    Flag("samples", 192, check=Whole(1, 504)),
+    Flag("samples", 192, check=Whole(1, NUM_COMBINATIONS)),
 ]
 
 
@@ -62,6 +78,8 @@ class Arm:
         max_frames: Latent frames of the clips that are trained on.
         lr: Learning rate, constant after the warm-up.
         warmup_steps: Steps of the warm-up.
+        gpu_pixels, cpu_pixels: Height and width of pictures and clips, on a GPU and on a CPU.
+        gpu_shapes, cpu_shapes: Shapes that they show and prompts ask for.
         gpu_steps, cpu_steps: Optimizer steps of the training, on a GPU and on a CPU.
         gpu_step_gflops, cpu_step_gflops: Floating point operations of a step, which say how large
             its batch is, in units of 10^9.
@@ -83,8 +101,12 @@ class Arm:
     max_frames: int
     lr: float
     warmup_steps: int
+    gpu_pixels: int
+    gpu_shapes: tuple[str, ...]
     gpu_steps: int
     gpu_step_gflops: float
+    cpu_pixels: int
+    cpu_shapes: tuple[str, ...]
     cpu_steps: int
     cpu_step_gflops: float
     inference_steps: tuple[int, ...]
@@ -115,6 +137,20 @@ class Arm:
                     f"{path}: {name} must be {every['stages']} numbers of at least 1, one for each "
                     f"stage, got {list(every[name])}"
                 )
+        multiple = size_multiple(every["stages"])
+        for name in ("gpu_pixels", "cpu_pixels"):
+            if every[name] % multiple:
+                raise ValueError(
+                    f"{path}: {name} must be a multiple of {multiple} with {every['stages']} "
+                    f"stages, got {every[name]}"
+                )
+        shapes = min(len(every[name]) for name in ("gpu_shapes", "cpu_shapes"))
+        prompts = NUM_COMBINATIONS // len(SHAPES) * shapes
+        if every["samples"] > prompts:
+            raise ValueError(
+                f"{path}: samples must be at most {prompts}, the prompts of {shapes} shapes, "
+                f"got {every['samples']}"
+            )
         if every["data"] == PICTURES and (every["frames"] != 1 or every["last_frames"]):
             raise ValueError(f"{path}: pictures have frames = 1 and no last_frames")
         if every["last_frames"] and not every["use_temporal_pyramid"]:
@@ -130,6 +166,14 @@ class Arm:
         """
         OneOf(tuple(path.stem for path in sorted(ARMS.glob("*.toml"))))("arm", name)
         return cls.read(ARMS / f"{name}.toml")
+
+    def pixels(self, device: str) -> int:
+        """Height and width on a "cpu", or on another device."""
+        return self.cpu_pixels if device == "cpu" else self.gpu_pixels
+
+    def shapes(self, device: str) -> tuple[str, ...]:
+        """Shapes on that device."""
+        return self.cpu_shapes if device == "cpu" else self.gpu_shapes
 
     def steps(self, device: str) -> int:
         """Optimizer steps on a "cpu", or on another device."""
@@ -162,6 +206,11 @@ class Arm:
             gamma=self.gamma,
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Its settings, ready for JSON."""
-        return asdict(self)
+    def as_dict(self, device: str) -> dict[str, Any]:
+        """Its settings that hold on that device, ready for JSON."""
+        others = "gpu_" if device == "cpu" else "cpu_"
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if not name.startswith(others)
+        }

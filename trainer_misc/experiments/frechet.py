@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..measure.frechet import frechet_distance, video_features
 from ..toy.evaluation import FRESH, evaluation_prompts
 from ..toy.moving_shapes import described, draw_clip, render_uint8
 from . import spatial_pyramid
-from .arms import PICTURES, Arm
+from .arms import PICTURES
 from .report import Results
 from .sampling import Judge
 from .shape_latents import from_bytes
@@ -38,12 +38,18 @@ REFERENCES = 256
 QUICK_REFERENCES = 4
 
 
-def drawn(arm: Arm, count: int) -> Iterator[np.ndarray]:
-    """Pictures `[1, h, w, 3]` of what the arm is asked for, in turn, of fresh places and sizes."""
-    prompts = evaluation_prompts(arm.samples)
+def drawn(record: Mapping[str, Any], count: int) -> Iterator[np.ndarray]:
+    """Pictures `[1, h, w, 3]` of what a run is asked for, in turn, of fresh places and sizes.
+
+    Args:
+        record: Of the run, which says how large its pictures are and of which shapes.
+        count: How many.
+    """
+    prompts = evaluation_prompts(record["settings"]["samples"], shapes=record["shapes"])
     for number in range(count):
         rng = np.random.default_rng(FRESH + number)
-        yield render_uint8(draw_clip(described(prompts[number % len(prompts)]), rng), [0])
+        what = described(prompts[number % len(prompts)])
+        yield render_uint8(draw_clip(what, rng, record["pixels"]), [0])
 
 
 def add_distances(folder: Path, *, device: str, references: int = REFERENCES) -> None:
@@ -59,19 +65,20 @@ def add_distances(folder: Path, *, device: str, references: int = REFERENCES) ->
     if not records:
         raise FileNotFoundError(f"no records of runs with pictures in {folder}")
     judge = Judge(torch.device(device))
-    reference: Tensor | None = None
+    known: dict[tuple[int | str, ...], Tensor] = {}
     compared = _compared(list(records.values()))
     for path, record in records.items():
         for point in record["points"]:
             wanted = point["whole"] or point["tflops"] in compared
             if "frechet" in point or not wanted:
                 continue
-            if reference is None:
-                reference = video_features(drawn(Arm.named(record["arm"]), references), device)
+            kind = record["settings"]["samples"], record["pixels"], *record["shapes"]
+            if kind not in known:
+                known[kind] = video_features(drawn(record, references), device)
             with np.load(path.with_suffix(".npz")) as samples:
                 latents = from_bytes(samples[f"step_{point['step']}"])
             features = video_features(judge.decode(latents.to(device)), device)
-            point["frechet"] = frechet_distance(features, reference)
+            point["frechet"] = frechet_distance(features, known[kind])
             print(f"{path.stem}, step {point['step']}: {point['frechet']:.4f}", flush=True)
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

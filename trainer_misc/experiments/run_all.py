@@ -11,7 +11,6 @@ it again with the same folder, what has ended stays and what was interrupted goe
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -31,7 +30,7 @@ from pyramid_dit.json_files import read_json
 
 from .arms import CLIPS, PICTURES, Arm
 from .flags import SEEDS, add_training, new_parser
-from .shape_latents import Part, parts, read_latents, write_part
+from .shape_latents import Drawing, Part, parts, read_latents, write_part
 
 if TYPE_CHECKING:
     from .sampling import Judge
@@ -56,8 +55,8 @@ RESERVE_SECONDS = 8.0
 WAIT_SECONDS = 600.0
 """For what other processes draw."""
 LATENTS = "latents"
-QUICK_DRAWN = {"pictures": 4, "clips": 2}
-DRAWN = {"cpu": {"pictures": 4_000, "clips": 500}, "cuda": {"pictures": 8_000, "clips": 3_000}}
+QUICK_DRAWN = {PICTURES: 4, CLIPS: 2}
+DRAWN = {"cpu": {PICTURES: 8_000, CLIPS: 1_500}, "cuda": {PICTURES: 8_000, CLIPS: 3_000}}
 """Pictures and clips to train on."""
 
 
@@ -130,7 +129,8 @@ class Work:
 
         began = time.monotonic()
         arm = Arm.named(job.arm)
-        data = read_latents(self.latents, arm.data).to(self.device)
+        drawing = Drawing.of(arm, self.device.type)
+        data = read_latents(self.latents, drawing).to(self.device)
         run = ArmRun(arm, job.seed, data, judge, self.folder, quick=self.quick)
         seconds = None
         if whole is not None and self.end is not None:
@@ -204,9 +204,12 @@ def run_all(
         RuntimeError: Runs have failed; those that have not are there.
     """
     runs = list(runs)
+    kind = torch.device(device).type
     records = [folder / f"{name}-{seed}.json" for name, seed in runs]
     runs = [
-        run for run, path in zip(runs, records, strict=True) if not _is_done(path, run[0], quick)
+        run
+        for run, path in zip(runs, records, strict=True)
+        if not _is_done(path, run[0], kind, quick)
     ]
     if not runs:
         return records
@@ -216,7 +219,8 @@ def run_all(
         each.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.error.txt"):
         old.unlink()
-    wanted = parts(**(QUICK_DRAWN if quick else DRAWN["cpu" if device == "cpu" else "cuda"]))
+    drawings = [Drawing.of(Arm.named(name), kind) for name, _ in runs]
+    wanted = parts(drawings, QUICK_DRAWN if quick else DRAWN["cpu" if kind == "cpu" else "cuda"])
     jobs = jobs_of(runs, workers)
     threads = max(1, (os.cpu_count() or 1) // workers)
     work = Work(
@@ -244,14 +248,14 @@ def run_all(
     return records
 
 
-def _is_done(path: Path, name: str, quick: bool) -> bool:
-    """Whether a run of that arm, with the settings of today, is finished."""
+def _is_done(path: Path, name: str, device: str, quick: bool) -> bool:
+    """Whether a run of that arm, with the settings of today on that device, is finished."""
     if not path.is_file():
         return False
     arm = Arm.named(name)
-    settings = (arm.quick() if quick else arm).as_dict()
+    settings = (arm.quick() if quick else arm).as_dict(device)
     record = read_json(path)
-    return bool(record["finished"] and record["settings"] == json.loads(json.dumps(settings)))
+    return bool(record["finished"] and record["settings"] == settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

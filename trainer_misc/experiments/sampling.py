@@ -12,7 +12,7 @@ from torch import Tensor
 from pyramid_dit.checkpoints.folder import CheckpointFolder
 from pyramid_dit.checkpoints.hub import TOY_FOLDER
 from pyramid_dit.files import replacing
-from pyramid_dit.flow.sizes import frames_of
+from pyramid_dit.flow.sizes import SPATIAL_FACTOR, frames_of
 from pyramid_dit.generation.latent_codec import DecodeSizes, decode_latents
 from pyramid_dit.models.flux import PyramidFluxTransformer
 from pyramid_dit.sampling.prompts import GuidedText
@@ -23,7 +23,7 @@ from ..toy.evaluation import LAST_FRAMES, evaluation_prompts
 from ..toy.judge import ATTRIBUTES, judge
 from ..toy.moving_shapes import FRAMES_PER_SECOND, combination_of
 from ..toy.tables import Judged
-from .arms import LATENT_SIDE, Arm
+from .arms import Arm
 from .shape_latents import as_bytes
 from .words import condition, empty_condition, word_table
 
@@ -56,7 +56,7 @@ class Judge:
         self, dit: PyramidFluxTransformer, arm: Arm, *, at_the_end: bool
     ) -> tuple[Rates, Tensor]:
         """Rates of what is right in the samples, and their latents `[n, c, t, h, w]`."""
-        prompts = evaluation_prompts(arm.samples)
+        prompts = evaluation_prompts(arm.samples, shapes=arm.shapes(self.device.type))
         frames = (at_the_end and arm.last_frames) or arm.frames
         numbers = [combination_of(prompt) for prompt in prompts]
         latents = self.sample(dit, arm, numbers, frames)
@@ -75,7 +75,8 @@ class Judge:
         numbers = torch.tensor(combinations, device=self.device)
         text = GuidedText(condition(self.table, numbers), empty_condition(self.table, count))
         rng = torch.Generator().manual_seed(0)
-        shape = (count, self.vae.config.encoder_out_channels, frames, LATENT_SIDE, LATENT_SIDE)
+        side = arm.pixels(self.device.type) // SPATIAL_FACTOR
+        shape = (count, self.vae.config.encoder_out_channels, frames, side, side)
         noise = torch.randn(shape, generator=rng).to(self.device)
         scale, steps = arm.guidance_scale, arm.inference_steps
         if arm.use_temporal_pyramid:

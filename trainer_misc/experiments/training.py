@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyramid_dit.files import remove, replacing
 from pyramid_dit.flow.objective import FlowObjective
+from pyramid_dit.flow.sizes import SPATIAL_FACTOR
 from pyramid_dit.json_files import read_json
 from pyramid_dit.models.flux import PyramidFluxTransformer
 
@@ -133,6 +134,9 @@ class ArmRun:
         judge: Samples and judges.
         folder: For the files `NAME-SEED.json` and `NAME-SEED.npz`, and meanwhile checkpoints.
         quick: Only try it out.
+
+    Raises:
+        ValueError: The data are of another size than the arm has on their device.
     """
 
     def __init__(
@@ -151,6 +155,12 @@ class ArmRun:
         self.name = f"{arm.name}-{seed}"
         self.shares = QUICK_SHARES if quick else SHARES[arm.data]
         device = data.latents.device
+        pixels = SPATIAL_FACTOR * data.latents.shape[-1]
+        if pixels != self.arm.pixels(device.type):
+            raise ValueError(
+                f"{arm.name} on {device.type} takes latents of {self.arm.pixels(device.type)} "
+                f"pixels, got {pixels}"
+            )
         self.steps = self.arm.steps(device.type)
         of_sample = flops_of_a_sample(self.arm, self.data)
         self.batch = max(1, round(self.arm.step_flops(device.type) / of_sample))
@@ -216,16 +226,18 @@ class ArmRun:
         return record
 
     def _record(self) -> dict[str, Any]:
-        settings = json.loads(json.dumps(self.arm.as_dict()))
+        device = self.flow.device.type
         fresh = {
             "arm": self.arm.name,
             "seed": self.seed,
-            "device": self.flow.device.type,
+            "device": device,
+            "pixels": self.arm.pixels(device),
+            "shapes": list(self.arm.shapes(device)),
             "parameters": sum(p.numel() for p in self.dit.parameters()),
             "batch_size": self.batch,
             "step_gflops": self.step_flops / 1e9,
             "steps": self.steps,
-            "settings": settings,
+            "settings": self.arm.as_dict(device),
             "finished": False,
             "points": [],
         }

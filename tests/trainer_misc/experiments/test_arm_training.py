@@ -22,9 +22,9 @@ from trainer_misc.experiments.training import ArmRun, Turns, flops_of_a_sample
 from trainer_misc.experiments.words import condition, empty_condition, word_table
 
 
-def random_data(frames: int, count: int = 4) -> Encoded:
+def random_data(frames: int, count: int = 4, side: int = 8) -> Encoded:
     rng = torch.Generator().manual_seed(0)
-    latents = torch.randn(count, 8, frames, 16, 16, generator=rng)
+    latents = torch.randn(count, 8, frames, side, side, generator=rng)
     return Encoded(latents, torch.arange(count))
 
 
@@ -32,7 +32,7 @@ class Silent:
     """In place of a judge: says nothing of samples, and gives some latents."""
 
     def __call__(self, dit: Any, arm: Arm, *, at_the_end: bool) -> tuple[dict[str, float], Any]:
-        return {"all": float(at_the_end)}, torch.zeros(1, 8, 1, 16, 16)
+        return {"all": float(at_the_end)}, torch.zeros(1, 8, 1, 8, 8)
 
 
 def test_operations_of_a_linear_layer() -> None:
@@ -43,7 +43,7 @@ def test_operations_of_a_linear_layer() -> None:
 
 
 def test_a_pyramid_has_fewer_operations_for_a_sample() -> None:
-    data = random_data(1)
+    data = random_data(1, side=16)
     full, three = (
         flops_of_a_sample(Arm.named(name), data)
         for name in ("pictures-1-stage", "pictures-3-stages")
@@ -118,6 +118,23 @@ def test_a_record_of_other_settings_is_refused(tmp_path: Path) -> None:
         ArmRun(replace(arm, lr=1e-4), 0, data, usual, tmp_path, quick=True).run()
 
 
+def test_latents_of_another_size_are_refused(tmp_path: Path) -> None:
+    judge: Any = Silent()
+    arm = Arm.named("pictures-1-stage")
+    with pytest.raises(ValueError, match="latents of 64 pixels, got 128"):
+        ArmRun(arm, 0, random_data(1, side=16), judge, tmp_path, quick=True)
+
+
+def test_records_say_what_was_drawn(tmp_path: Path) -> None:
+    judge: Any = Silent()
+    run = ArmRun(Arm.named("pictures-1-stage"), 0, random_data(1), judge, tmp_path, quick=True)
+    record = run.run()
+    assert (record["pixels"], record["shapes"]) == (64, ["circle", "square"])
+    assert record["settings"]["cpu_pixels"] == 64 and "gpu_pixels" not in record["settings"]
+    (reference,) = frechet.drawn(record, 1)
+    assert reference.shape == (1, 64, 64, 3)
+
+
 def test_time_that_is_up_ends_a_run_with_what_there_is(tmp_path: Path) -> None:
     judge: Any = Silent()
     run = ArmRun(Arm.named("pictures-1-stage"), 0, random_data(1), judge, tmp_path, quick=True)
@@ -126,14 +143,14 @@ def test_time_that_is_up_ends_a_run_with_what_there_is(tmp_path: Path) -> None:
     assert [(p["step"], p["whole"]) for p in record["points"]] == [(1, False)]
 
 
-def test_longer_samples_are_judged_at_both_ends() -> None:
+@pytest.mark.parametrize("side", [8, 16])
+def test_longer_samples_are_judged_at_both_ends(side: int) -> None:
     judge = Judge(torch.device("cpu"))
-    arm = Arm.named("clips-autoregressive").quick()
-    data = random_data(2)
+    arm = replace(Arm.named("clips-autoregressive"), cpu_pixels=8 * side).quick()
     silent: Any = Silent()
-    dit = ArmRun(Arm.named("clips-autoregressive"), 0, data, silent, Path(), quick=True).dit
+    dit = ArmRun(arm, 0, random_data(2, side=side), silent, Path(), quick=True).dit
     rates, latents = judge(dit, arm, at_the_end=True)
-    assert latents.shape == (2, 8, 3, 16, 16)
+    assert latents.shape == (2, 8, 3, side, side)
     assert {"all", "motion", "last_all", "last_motion"} <= rates.keys()
     rates, latents = judge(dit, arm, at_the_end=False)
     assert latents.shape[2] == 2 and "last_all" not in rates
