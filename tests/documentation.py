@@ -106,7 +106,7 @@ LESS = {
     "trainer_misc.toy.latents": Less(set="--pictures 8 --clips 4"),
     "trainer_misc.toy.long_clips": Less(set="--count 2 --seconds 5 --num_workers 0 --device cpu"),
     "trainer_misc.toy.new_word": Less(most={"--count": 4, "--known": 4}, set="--num-frames 17"),
-    "trainer_misc.evaluation": Less(set="--prompts 1 --num-frames 9 --device cpu"),
+    "trainer_misc.evaluation": Less(set="--prompts 1 --num-frames 33 --device cpu"),
     "pyramid_dit": Less(set="--num-frames 9 --size 128x128 --steps 2 --device cpu"),
 }
 PIXELS = Less(set="--resolution 64x64,128x64")

@@ -45,7 +45,7 @@ from .moving_shapes import (
     render,
 )
 from .tables import Judged, Table, contact_sheet
-from .ways import FRESH, Generate, change, extension, image_to_video, text_to_video
+from .ways import FRESH, GIVEN_FRAMES, Generate, change, extension, image_to_video, text_to_video
 
 if TYPE_CHECKING:
     from pyramid_dit import PyramidDiTForVideoGeneration
@@ -268,6 +268,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.num_frames % 8 != 1 or not 9 <= options.num_frames <= MAX_FRAMES:
         parser.error(f"--num-frames is {options.num_frames}, must be 8n + 1 in 9..{MAX_FRAMES}")
+    if options.mode in ("extend", "all") and options.num_frames <= GIVEN_FRAMES:
+        parser.error(
+            f"--num-frames is {options.num_frames}, must be above {GIVEN_FRAMES} with --mode "
+            f"{options.mode}: clips of {GIVEN_FRAMES} frames are extended"
+        )
     most = len(combinations())
     if not 1 <= options.prompts <= most:
         parser.error(f"--prompts is {options.prompts}, must be in 1..{most}")

@@ -342,6 +342,8 @@ class RedVAE(IdentityVAE):
     ("arguments", "message"),
     [
         (["--num-frames", "50"], "num-frames is 50"),
+        (["--num-frames", "25", "--mode", "extend"], "num-frames is 25, must be above 25"),
+        (["--num-frames", "9", "--mode", "all"], "num-frames is 9, must be above 25"),
         (["--prompts", "0"], "prompts is 0"),
         (["--batch-size", "0"], "batch-size is 0"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
