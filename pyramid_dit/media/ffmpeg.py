@@ -10,8 +10,12 @@ import os
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +27,34 @@ FRAGMENTED = ["-tune", "zerolatency", "-flush_packets", "1"]
 FRAGMENTED += ["-movflags", "+empty_moov+default_base_moof+frag_every_frame", "-f", "mp4"]
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have SIGINT and SIGTERM wait for the end of the body, where they would raise within it.
+
+    Else they could come when a program has been started that nobody has in hand yet to end it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal raises
+        return
+    came: dict[int, FrameType | None] = {}
+
+    def restore(signum: int, handler: Callable[[int, FrameType | None], Any]) -> None:
+        signal.signal(signum, handler)
+        if signum in came:
+            handler(signum, came[signum])
+
+    with ExitStack() as stack:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if callable(handler := signal.getsignal(signum)):
+                stack.callback(restore, signum, handler)
+                signal.signal(signum, came.__setitem__)
+        yield
+
+
 class Encoder:
     """The ffmpeg program, fed with raw frames through a pipe.
+
+    Make it `uninterrupted`, for somebody has to finish or kill it.
 
     Args:
         path: The file to write.
@@ -110,15 +140,24 @@ def run_ffmpeg(arguments: list[str]) -> None:
     Raises:
         OSError: It could not be written; the message is what ffmpeg said.
     """
-    done = subprocess.run(
-        [*_command(), *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        start_new_session=True,
-    )
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace")
-        raise _error(done.returncode, said, Path(arguments[-1]))
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with uninterrupted():
+            process = subprocess.Popen(
+                [*_command(), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        said = process.communicate()[1].decode(errors="replace")
+    except BaseException:
+        if process is not None:
+            process.kill()
+            process.wait()
+        raise
+    if process.returncode != 0:
+        raise _error(process.returncode, said, Path(arguments[-1]))
 
 
 def _error(status: int, said: str, path: Path) -> OSError:

@@ -22,6 +22,7 @@ from .ffmpeg import (
     Encoder,
     file_name,
     run_ffmpeg,
+    uninterrupted,
 )
 from .video_files import (
     PNG_NAME,
@@ -99,7 +100,8 @@ class ProgressiveVideo:
             if self._encoder is None:
                 self._size = array.shape
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._encoder = Encoder(self.partial, even(array).shape, self.fps, FRAGMENTED)
+                with uninterrupted():
+                    self._encoder = Encoder(self.partial, even(array).shape, self.fps, FRAGMENTED)
             try:
                 self._encoder.write(even(array))
             except OSError as error:
