@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from pyramid_dit.media.progressive_video import ProgressiveVideo
 from pyramid_dit.media.video_files import export_to_video
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises, also where a shell has started the tests deaf to it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 def write_whole(path: Path) -> None:
