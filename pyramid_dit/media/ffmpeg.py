@@ -52,9 +52,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 class Encoder:
-    """The ffmpeg program, fed with raw frames through a pipe.
-
-    Make it `uninterrupted`, for somebody has to finish or kill it.
+    """The ffmpeg program, fed with raw frames through a pipe; the first frame starts it.
 
     Args:
         path: The file to write.
@@ -75,16 +73,11 @@ class Encoder:
         arguments += ["-framerate", str(fps), "-i", "pipe:0"]
         arguments += ["-vf", f"{to_yuv},format=yuv420p,{tags}"]
         arguments += ["-c:v", "libx264", "-crf", str(CRF), *container, file_name(path)]
-        self._path = path
+        self._path, self._arguments = path, arguments
         # Messages go to a file: a pipe that nobody empties could block ffmpeg. A session of its
         # own keeps a Ctrl-C in the terminal from ffmpeg, which would then end the video early.
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [*_command(), *arguments],
-            stdin=subprocess.PIPE,
-            stderr=self._messages,
-            start_new_session=True,
-        )
+        self._process: subprocess.Popen[bytes] | None = None
 
     def write(self, frame: np.ndarray) -> None:
         """Hand over a frame.
@@ -92,6 +85,14 @@ class Encoder:
         Raises:
             OSError: ffmpeg has given up.
         """
+        if self._process is None:
+            with uninterrupted():
+                self._process = subprocess.Popen(
+                    [*_command(), *self._arguments],
+                    stdin=subprocess.PIPE,
+                    stderr=self._messages,
+                    start_new_session=True,
+                )
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(frame.tobytes())
@@ -101,13 +102,15 @@ class Encoder:
             raise
 
     def finish(self) -> None:
-        """Wait for the end of the file.
+        """Wait for the end of the file; without a frame there is none.
 
         Raises:
             OSError: It could not be written; the message is what ffmpeg said.
         """
-        assert self._process.stdin is not None
         with self._messages:
+            if self._process is None:
+                return
+            assert self._process.stdin is not None
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
             status = self._process.wait()
@@ -117,8 +120,9 @@ class Encoder:
 
     def kill(self) -> None:
         """Give up."""
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         self._messages.close()
 
 

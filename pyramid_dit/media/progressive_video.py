@@ -22,7 +22,6 @@ from .ffmpeg import (
     Encoder,
     file_name,
     run_ffmpeg,
-    uninterrupted,
 )
 from .video_files import (
     PNG_NAME,
@@ -100,8 +99,7 @@ class ProgressiveVideo:
             if self._encoder is None:
                 self._size = array.shape
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with uninterrupted():
-                    self._encoder = Encoder(self.partial, even(array).shape, self.fps, FRAGMENTED)
+                self._encoder = Encoder(self.partial, even(array).shape, self.fps, FRAGMENTED)
             try:
                 self._encoder.write(even(array))
             except OSError as error:

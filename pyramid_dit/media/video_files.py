@@ -24,7 +24,7 @@ import numpy as np
 from PIL.Image import Image, fromarray
 
 from ..files import check_name, replacing
-from .ffmpeg import COMPLETE, Encoder, file_name, uninterrupted
+from .ffmpeg import COMPLETE, Encoder, file_name
 from .rgb import byte_image, rgb_image
 from .video_header import VideoHeader
 
@@ -268,17 +268,14 @@ def _is_of_no_size(record: logging.LogRecord) -> bool:
 def _encode(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
     """Write a complete mp4. Raises `OSError` with what ffmpeg said if it fails."""
     first = even(next(frames))
-    encoder: Encoder | None = None
+    encoder = Encoder(path, first.shape, fps, COMPLETE)
     try:
-        with uninterrupted():
-            encoder = Encoder(path, first.shape, fps, COMPLETE)
         encoder.write(first)
         for frame in frames:
             encoder.write(even(frame))
         encoder.finish()
     except BaseException:
-        if encoder is not None:
-            encoder.kill()
+        encoder.kill()
         raise
 
 
