@@ -47,7 +47,7 @@ from .checkpoints import (
 )
 from .log import Figures, Log
 from .loop_config import LoopConfig, new_accelerator
-from .optimization import learning_rate, parameter_groups
+from .optimization import Muon, learning_rate, parameter_groups
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,11 @@ MOST_SKIPPED = 10
 SCALE_SEARCH = 16
 """So many more in float16, whose scale of the loss starts at 2^16 and is found by halving."""
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _is_divided(parameter: nn.Parameter) -> bool:
+    """Whether every process has a part of it, as FSDP2 leaves it."""
+    return hasattr(parameter, "full_tensor")
 
 
 class TrainingLoop:
@@ -116,6 +121,8 @@ class TrainingLoop:
                 on_cpu=config.ema_on_cpu,
             )
         self.modules = {name: self._wrapped(module) for name, module in modules.items()}
+        if isinstance(optimizer, Muon) and not any(map(_is_divided, self._root.parameters())):
+            optimizer.processes = self.accelerator.num_processes
         self.optimizer = self.accelerator.prepare(optimizer)
         self.step = self.skipped = self._skipped_in_row = 0
         self.log = Log(config, self.accelerator)
@@ -134,7 +141,7 @@ class TrainingLoop:
         (output / ".writable").unlink()
 
     def _wrapped(self, module: nn.Module) -> nn.Module:
-        divided = any(hasattr(p, "full_tensor") for p in module.parameters())
+        divided = any(map(_is_divided, module.parameters()))
         trained = any(p.requires_grad for p in module.parameters())
         return module if divided or not trained else self.accelerator.prepare(module)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -156,6 +157,23 @@ def orthogonalize(matrices: Tensor, *, iterations: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
+def orthogonalize_together(matrices: Tensor, processes: int) -> Tensor:
+    """`orthogonalize`, with an equal part of the `matrices` [k, m, n] for each of the processes.
+
+    All processes of the group call this with the same matrices.
+    """
+    if processes == 1:
+        return orthogonalize(matrices)
+    count = len(matrices)
+    share = -(-count // processes)
+    whole = matrices.new_zeros(share * processes, *matrices.shape[1:])
+    own = matrices[dist.get_rank() * share :][:share]
+    part = torch.zeros_like(whole[:share])
+    part[: len(own)] = orthogonalize(own)
+    dist.all_gather_into_tensor(whole, part)
+    return whole[:count]
+
+
 class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum for the matrices of hidden layers, AdamW for all else.
 
@@ -169,6 +187,10 @@ class Muon(torch.optim.Optimizer):
         lr: Learning rate.
         betas: AdamW's; the first is also the momentum's decay.
         eps: AdamW's.
+
+    Attributes:
+        processes: How many processes take the same step with the same gradients. They share the
+            work of orthogonalizing and send each other what they made; by default 1.
     """
 
     def __init__(
@@ -181,6 +203,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False}
         super().__init__(groups, defaults)
+        self.processes = 1
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -210,7 +233,8 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, gradients.unbind(), 1 - beta)
             updates = gradients.lerp(torch.stack(momenta), beta).flatten(2)
             scale = UPDATE_RMS * max(updates.shape[1:]) ** 0.5
-            directions = [update.view(shape) for update in orthogonalize(updates)]
+            updates = orthogonalize_together(updates, self.processes)
+            directions = [update.view(shape) for update in updates]
             torch._foreach_add_(same, directions, alpha=-group["lr"] * scale)
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from pyramid_dit.checks import Whole
 from pyramid_dit.devices.cpu import keep_freed_memory
 from pyramid_dit.devices.offload import chosen_device
 from pyramid_dit.files import write_folder
@@ -80,19 +81,40 @@ def write_annotated(annotations: Path, samples: Iterable[tuple[Tensor, dict[str,
             lines.write(json.dumps({"latent": name, **said}) + "\n")
 
 
+def check_length(name: str, frames: int) -> None:
+    """Refuse what is no number of frames of a clip with moving shapes (ValueError)."""
+    if frames % 8 != 1 or not 9 <= frames <= MAX_FRAMES:
+        raise ValueError(f"{name} is {frames}, must be 8n + 1 in 9..{MAX_FRAMES}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and encode."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--pictures", type=int, default=16_000, help="number of single frames")
-    parser.add_argument("--clips", type=int, default=1_000, help="number of clips of 97 frames")
+    parser.add_argument("--clips", type=int, default=1_000, help="number of clips")
+    parser.add_argument(
+        "--num-frames", type=int, default=MAX_FRAMES, help="of a clip, 8n + 1; by default 97"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(arguments)
+    try:
+        Whole(0)("--pictures", options.pictures)
+        Whole(0)("--clips", options.clips)
+        Whole(1)("--pictures and --clips together", options.pictures + options.clips)
+        check_length("--num-frames", options.num_frames)
+    except ValueError as error:
+        parser.error(str(error))
     keep_freed_memory()
     vae = CausalVideoVAE.from_pretrained(options.vae).requires_grad_(False).eval()
     vae.to(chosen_device(options.device))
-    write_latents(options.output, vae, pictures=options.pictures, clips=options.clips)
+    write_latents(
+        *(options.output, vae),
+        pictures=options.pictures,
+        clips=options.clips,
+        frames=options.num_frames,
+    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pyramid_dit.checks import SEED, Whole
 from pyramid_dit.files import write_folder
 from pyramid_dit.media.video_files import export_to_video
 
+from .latents import check_length
 from .moving_shapes import (
     FRAMES_PER_SECOND,
     MAX_FRAMES,
@@ -126,10 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Whole(0)("--known", options.known)
         Whole(1)("--count and --known together", options.count + options.known)
         SEED("--seed", options.seed)
+        check_length("--num-frames", options.num_frames)
     except ValueError as error:
         parser.error(str(error))
-    if options.num_frames % 8 != 1 or not 9 <= options.num_frames <= MAX_FRAMES:
-        parser.error(f"--num-frames is {options.num_frames}, must be 8n + 1 in 9..{MAX_FRAMES}")
     clips = new_clips(options.word, options.count, options.seed)
     clips += known_clips(options.known, options.seed)
     write_clips(options.folder, clips, options.num_frames)
