@@ -141,7 +141,7 @@ UPDATE_RMS = 0.5
 
 
 def orthogonalize(matrices: Tensor, *, iterations: int = 5) -> Tensor:
-    """Bring the singular values of `matrices` [..., m, n] near 1 (quintic Newton-Schulz).
+    """Bring the singular values of `matrices` [k, m, n] near 1 (quintic Newton-Schulz).
 
     The coefficients are those that Muon's author published: fast rather than exact, singular
     values end between about 0.7 and 1.2. In the matrices' own dtype: PyTorch's Muon goes to
@@ -153,7 +153,7 @@ def orthogonalize(matrices: Tensor, *, iterations: int = 5) -> Tensor:
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 

@@ -45,7 +45,7 @@ def test_only_matrices_are_decayed():
     assert [p.ndim for p in vectors["params"]] == [1, 1, 1] and vectors["weight_decay"] == 0
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4), (3, 5, 7)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 4, 12), (1, 12, 4), (3, 5, 7)])
 def test_orthogonalized_matrices_have_singular_values_near_one(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalize(matrices))
