@@ -11,6 +11,9 @@ from pyramid_dit.flow.sizes import frames_of
 
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
 
+REPLAY = "replay"
+"""Entry of batches of what was learned before."""
+
 
 class Places:
     """Which process this is, as accelerate has it, and what that means for draws and data.
@@ -75,7 +78,8 @@ def open_batches(
         if replay is None or validation:
             return new
         share = options.replay_share
-        return MixedBatches(new, opened(replay, pictures), share, seed=options.seed)
+        old = opened(replay, pictures)
+        return MixedBatches(new, old, share, seed=options.seed, mark=REPLAY)
 
     batches = with_replay(file, options.replay_anno, options.task == "t2i")
     if validation or options.image_anno is None:

@@ -167,6 +167,12 @@ GROUPS: dict[str, list[Flag]] = {
         ),
         Flag("replay_image_anno", None, "the same for image_anno", kind=Path),
         Flag("replay_share", 0.5, "share of batches of what was learned before", check=SHARE),
+        Flag(
+            "replay_teacher",
+            False,
+            "train the batches of replay_anno to what the model predicted before the training, "
+            "not to their data",
+        ),
         Flag("validation_file", None, "annotations of validation samples", kind=Path),
         Flag(
             "empty_text_feature",
@@ -211,6 +217,13 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("ema_decay", 0.9999, "decay of the moving average", check=SHARE),
         Flag("ema_every", 100, "steps between updates of the moving average", check=POSITIVE),
         Flag("ema_warmup", False, "start the moving average with a lower decay"),
+        Flag(
+            "initial_share",
+            0.0,
+            "share of the weights before the training in those that are written, which lets the "
+            "model forget less",
+            check=SHARE,
+        ),
         Flag(
             "load_ema_model", None, "file of weights that the moving average starts with", kind=Path
         ),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from pyramid_dit import PyramidDiTForVideoGeneration, PyramidFlowPipeline
@@ -154,6 +154,7 @@ def export(
     loop: TrainingLoop,
     options: Namespace,
     texts: Iterable[str] = (),
+    former: PyramidDiTForVideoGeneration | None = None,
 ) -> None:
     """Write what was trained, with a model card; all processes come here together.
 
@@ -166,6 +167,7 @@ def export(
         loop: By what.
         options: Of the run.
         texts: On which texts: their words are known from now on, where the checkpoint tells them.
+        former: What it began with, of which `initial_share` is mixed into the weights.
     """
     defaults = model.defaults
     words = defaults.unknown_words(texts)
@@ -207,6 +209,9 @@ def export(
     with loop.average_in_place():
         for name, module in loop.modules.items():
             parts[name] = get_model_state_dict(unwrapped(module), options=WHOLE)
+            if options.initial_share and former is not None:
+                begun = getattr(former, name).state_dict()
+                parts[name] = mixed(parts[name], begun, options.initial_share)
         loop.on_main(write_all)
 
 
@@ -229,6 +234,22 @@ def _export_lora(
 def model_text_parts(model: PyramidDiTForVideoGeneration) -> list[str]:
     """Names of the text encoders."""
     return [part.encoder for part in unwrapped(model.text_encoder).parts()]
+
+
+def mixed(
+    trained: Mapping[str, Tensor], begun: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Weights between those of a training's end and of its begin (WiSE-FT, arXiv 2109.01903).
+
+    Args:
+        trained: Of the end.
+        begun: Of the begin; of all names in `trained`.
+        share: How much of `begun`, 0 to 1.
+    """
+    return {
+        name: torch.lerp(value.float(), begun[name].to(value.device).float(), share).to(value.dtype)
+        for name, value in trained.items()
+    }
 
 
 def _copy_rest(

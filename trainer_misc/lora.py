@@ -31,6 +31,8 @@ def check_lora(options: Namespace) -> None:
     require_peft()
     if options.half_weights:
         raise ValueError("--half_weights does not go with --lora_rank: adapters are always float32")
+    if options.initial_share:
+        raise ValueError("--initial_share does not go with --lora_rank: give a LoRA a lower scale")
     if options.opt == "muon":
         raise ValueError("--opt muon does not go with --lora_rank: use adamw")
     if options.quantize_base:

@@ -161,6 +161,7 @@ def test_the_limit_of_the_vae_is_said(
     [
         (["--lora_targets", "to_x"], "no linear layer is called to_x; there are .*attn.to_q"),
         (["--opt", "muon"], "--lora_rank: use adamw"),
+        (["--initial_share", "0.1"], "give a LoRA a lower scale"),
         (["--half_weights"], "adapters are always float32"),
         (["--lora_rank", "0"], "--lora_alpha is for a LoRA"),
     ],

@@ -11,6 +11,7 @@ import torch
 from golden import PROJECT_ROOT
 from safetensors.torch import load_file
 from tiny_checkpoint import VAE_CONFIG
+from torch import Tensor
 from training_files import run_two
 
 from pyramid_dit import PyramidDiTForVideoGeneration
@@ -132,13 +133,19 @@ def test_pictures_and_clips_are_mixed_each_with_its_own_columns(
     assert trainer.objectives[False].max_units == 13
 
 
-def test_half_of_the_batches_can_be_of_what_was_learned_before(files: Path, tmp_path: Path) -> None:
+def replayed(files: Path, folder: Path) -> list[str]:
+    """The same clips and pictures with another text, as what was learned before."""
     given = []
     for flag, name in (("anno", "clips.jsonl"), ("image_anno", "pictures.jsonl")):
         lines = [json.loads(line) for line in (files / "latents" / name).open()]
         old = [{"latent": str(files / "latents" / e["latent"]), "text": "old"} for e in lines]
-        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in old))
-        given += [f"--replay_{flag}", str(tmp_path / name)]
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in old))
+        given += [f"--replay_{flag}", str(folder / name)]
+    return given
+
+
+def test_half_of_the_batches_can_be_of_what_was_learned_before(files: Path, tmp_path: Path) -> None:
+    given = replayed(files, tmp_path)
     trainer = train_dit.Trainer(parse(None, GROUPS, arguments(files, tmp_path, *given)))
     batches = [trainer.batches[number] for number in range(40)]
     kinds = Counter(
@@ -149,6 +156,71 @@ def test_half_of_the_batches_can_be_of_what_was_learned_before(files: Path, tmp_
     trainer.options.image_anno = None
     with pytest.raises(ValueError, match="--replay_image_anno needs --image_anno"):
         train_dit.check(trainer.options)
+
+
+def test_what_was_learned_before_can_be_taught_by_the_model_as_it_was(
+    files: Path, tmp_path: Path
+) -> None:
+    given = arguments(files, tmp_path, *replayed(files, tmp_path), "--sample_steps", "0")
+    taught = [*given, "--replay_teacher"]
+    trainer = train_dit.Trainer(parse(None, GROUPS, taught))
+    batches = {}
+    for number in range(20):
+        batch = trainer.batches[number]
+        kind = "image_" if train_dit.is_of_pictures(batch) else "", batch["text"][0] == "old"
+        batches.setdefault(kind, (number, batch))
+
+    def losses(trainer: train_dit.Trainer) -> dict[str, float]:
+        found = {}
+        for batch in batches.values():
+            torch.manual_seed(5)
+            found |= {k: v for k, v in trainer.loss(batch)[1].items() if k.endswith("loss")}
+        return found
+
+    # at first it says what its teacher says
+    new = {"loss", "image_loss"}
+    before = losses(trainer)
+    assert before.keys() == new | {"taught_loss", "image_taught_loss"}
+    assert all((value == 0) == (name not in new) for name, value in before.items())
+
+    # resumed, it has the same teacher: the weights that it began with
+    train_dit.main([*taught, "--steps", "3"])
+    resumed = train_dit.Trainer(parse(None, GROUPS, [*taught, "--steps", "3"]))
+    assert resumed.loop.step == 3
+    after = losses(resumed)
+    assert min(after["taught_loss"], after["image_taught_loss"]) > 0
+    for part in ("dit", "text_encoder"):
+        begun, teacher, now = (
+            getattr(model, part).state_dict()
+            for model in (trainer.model, resumed.teacher, resumed.model)
+        )
+        assert all(torch.equal(teacher[name], value) for name, value in begun.items())
+        assert not all(torch.equal(now[name], value) for name, value in begun.items())
+
+    with pytest.raises(ValueError, match="--replay_teacher needs --replay_anno"):
+        train_dit.check(parse(None, GROUPS, [*arguments(files, tmp_path), "--replay_teacher"]))
+
+
+def test_what_is_written_can_have_a_share_of_the_weights_before(
+    files: Path, tmp_path: Path
+) -> None:
+    def written(*more: str) -> dict[str, dict[str, Tensor]]:
+        given = ("--steps", "2", "--sample_steps", "0", "--lr", "0.01", *more)
+        train_dit.main(arguments(files, tmp_path, *given))
+        return weights(tmp_path / "model")
+
+    def weights(folder: Path) -> dict[str, dict[str, Tensor]]:
+        found = sorted(folder.glob("*/*.safetensors"))
+        kept = [path for path in found if "vae" not in path.parent.name]
+        return {path.parent.name: load_file(path) for path in kept}
+
+    begun, trained, mixed = weights(files / "start"), written(), written("--initial_share", "0.25")
+    assert mixed.keys() == begun.keys() and len(mixed) == 3
+    for part, tensors in begun.items():
+        assert any(not torch.equal(trained[part][name], value) for name, value in tensors.items())
+        for name, value in tensors.items():
+            expected = 0.75 * trained[part][name] + 0.25 * value
+            torch.testing.assert_close(mixed[part][name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_muon_takes_the_hidden_matrices_once_and_the_betas_that_are_given(
