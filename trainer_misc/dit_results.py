@@ -167,7 +167,8 @@ def export(
         loop: By what.
         options: Of the run.
         texts: On which texts: their words are known from now on, where the checkpoint tells them.
-        former: What it began with, of which `initial_share` is mixed into the weights.
+        former: What it began with, of which `initial_share` is mixed into the weights; only the
+            main process, which writes, needs it.
     """
     defaults = model.defaults
     words = defaults.unknown_words(texts)

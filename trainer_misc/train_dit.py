@@ -123,7 +123,7 @@ class Trainer:
         return modules
 
     def _as_it_was(self, device: torch.device) -> PyramidDiTForVideoGeneration:
-        """The model before the training, also where one is resumed; whole in each process."""
+        """The model before the training, also where one is resumed; whole in this process."""
         options = Namespace(**vars(self.options))
         options.load_text_encoder = options.train_text_encoder
         options.load_vae, options.vae_pretrained_weight = False, None
@@ -150,8 +150,8 @@ class Trainer:
         if finished:
             texts = self.batches.texts() if isinstance(self.batches, Texts) else ()
             former = self.teacher
-            if self.options.initial_share and former is None:
-                former = self._as_it_was(torch.device("cpu"))
+            if self.options.initial_share and self.loop.accelerator.is_main_process:
+                former = former or self._as_it_was(torch.device("cpu"))
             export(self.model, self.loop, self.options, texts, former)
 
     def _say_limit(self) -> None:

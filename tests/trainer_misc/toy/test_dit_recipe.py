@@ -252,7 +252,8 @@ def test_mixtures_that_do_not_fit_are_refused(
 
 
 def test_two_processes_train_one_checkpoint(files: Path, tmp_path: Path) -> None:
-    run_two("-m", "trainer_misc.train_dit", *arguments(files, tmp_path, "--steps", "3"))
+    more = [*replayed(files, tmp_path), "--replay_teacher", "--initial_share", "0.1"]
+    run_two("-m", "trainer_misc.train_dit", *arguments(files, tmp_path, "--steps", "3", *more))
     configs = [path.read_text() for path in (tmp_path / "model").rglob("*.json")]
     assert configs and not any(
         str(place) in text for text in configs for place in (tmp_path, files)
