@@ -203,11 +203,17 @@ class LiveRoutes:
         if job is None:
             return PlainTextResponse("There is no such live video any more.\n", 404)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._events(job), 200, headers, "text/event-stream")
+        last = request.headers.get("Last-Event-ID", "")  # of a browser that has lost the connection
+        seen = int(last) if last.isdecimal() and len(last) < 10 else 0
+        return StreamingResponse(self._events(job, seen), 200, headers, "text/event-stream")
 
-    async def _events(self, job: LiveJob) -> AsyncIterator[str]:
-        """Frames and words as server-sent events; the job ends when nobody reads them."""
-        status, shown, heard = ("", ""), job.strips_made, time.monotonic()
+    async def _events(self, job: LiveJob, shown: int) -> AsyncIterator[str]:
+        """Frames and words as server-sent events; the job ends when nobody reads them.
+
+        A strip's number is the id of its event. What was made before somebody watched comes too, as
+        far as it is kept: a browser connects a moment after the work has begun.
+        """
+        status, heard = ("", ""), time.monotonic()
         async for strips in job.watch(seen=shown):
             now = job.status(
                 ahead=self._worker.ahead(job), live_ahead=self._worker.waits_for_live(job)
@@ -219,7 +225,8 @@ class LiveRoutes:
                 shown, heard = strips, time.monotonic()
                 if (recent := job.strip(strips)) is not None:
                     strip, number = recent
-                    yield _event(count=strip.count, source=strip.source, heard=number)
+                    event = _event(count=strip.count, source=strip.source, heard=number)
+                    yield f"id: {strips}\n{event}"
             if time.monotonic() - heard > 1:
                 heard = time.monotonic()
                 yield ": still here\n\n"  # by which it is found out who has left

@@ -267,6 +267,30 @@ def test_nonsense_and_strangers_are_refused(
     assert told.startswith("data: ") and '"over": true' in told
 
 
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [("", [3, 4, 5]), ("4", [5]), ("5", []), ("7", []), ("x", [3, 4, 5]), ("9" * 5000, [3, 4, 5])],
+)
+def test_who_connects_late_or_again_gets_what_is_kept(
+    card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, told: list[int]
+) -> None:
+    from starlette.applications import Starlette
+    from starlette.testclient import TestClient
+
+    monkeypatch.setattr(live, "KEPT_STRIPS", 3)
+    routes = LiveRoutes(Worker(FakeLive, folder=tmp_path))
+    job = live_job(card, tmp_path / "job")
+    name = routes.add(job)
+    for _ in range(5):
+        job._next(iter([[Image.new("RGB", (64, 64))]]))  # type: ignore[arg-type]
+    job.end()
+    client = TestClient(Starlette(routes=routes.routes()))
+    events = client.get(f"{PATH}/{name}", headers={"Last-Event-ID": last}).text.split("\n\n")
+    frames = [event.split("\n") for event in events if '"source"' in event]
+    assert [lines[0] for lines in frames] == [f"id: {number}" for number in told]
+    assert all(json.loads(lines[1].removeprefix("data: "))["count"] == 1 for lines in frames)
+
+
 def test_nothing_grows(card: ModelCard, tmp_path: Path) -> None:
     job = live_job(card, tmp_path)
     job.others_wait = lambda: True
