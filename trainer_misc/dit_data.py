@@ -11,9 +11,6 @@ from pyramid_dit.flow.sizes import frames_of
 
 from .data import Batches, ImageBatches, LatentBatches, MixedBatches, TextVideoBatches
 
-REPLAY = "replay"
-"""Entry of batches of what was learned before."""
-
 
 class Places:
     """Which process this is, as accelerate has it, and what that means for draws and data.
@@ -78,8 +75,7 @@ def open_batches(
         if replay is None or validation:
             return new
         share = options.replay_share
-        old = opened(replay, pictures)
-        return MixedBatches(new, old, share, seed=options.seed, mark=REPLAY)
+        return MixedBatches(new, opened(replay, pictures), share, seed=options.seed)
 
     batches = with_replay(file, options.replay_anno, options.task == "t2i")
     if validation or options.image_anno is None:

@@ -167,12 +167,6 @@ GROUPS: dict[str, list[Flag]] = {
         ),
         Flag("replay_image_anno", None, "the same for image_anno", kind=Path),
         Flag("replay_share", 0.5, "share of batches of what was learned before", check=SHARE),
-        Flag(
-            "replay_teacher",
-            False,
-            "train the batches of replay_anno to what the model predicted before the training, "
-            "not to their data",
-        ),
         Flag("validation_file", None, "annotations of validation samples", kind=Path),
         Flag(
             "empty_text_feature",

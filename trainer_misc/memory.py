@@ -235,7 +235,6 @@ class TrainingMemory:
                 "gradients": own,
                 "state of the optimizer": _state(dit, encoders, options),
                 "moving average": 0 if options.load_model_ema_to_cpu else average,
-                "teacher of what was learned before": _teacher(models, options),
             },
             at_times,
             (without, with_it),
@@ -256,14 +255,6 @@ def _frozen(model: nn.Module, options: Namespace) -> int:
     """Bytes of the weights that are not trained."""
     whole = weights(model) - _bytes_of(model)
     return whole - bytes_saved(model) if options.quantize_base else whole
-
-
-def _teacher(models: Models, options: Namespace) -> int:
-    """Bytes of the second model that `--replay_teacher` loads."""
-    if not options.replay_teacher:
-        return 0
-    loaded = [models.dit, *(models.text_encoders if options.train_text_encoder else [])]
-    return sum(map(weights, loaded))
 
 
 def _as_trained(dit: Any, options: Namespace) -> Any:

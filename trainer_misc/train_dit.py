@@ -26,7 +26,7 @@ from .data import Batches
 from .data.batches import Texts
 from .data.latents import read_text_features, stack_text_features
 from .distributed import init_distributed_mode, init_sequence_parallel_group
-from .dit_data import REPLAY, Places, image_batches, open_batches
+from .dit_data import Places, image_batches, open_batches
 from .dit_options import GROUPS
 from .dit_results import export, last_units, sample_sheet, validation
 from .log import SAMPLES, Figures
@@ -89,7 +89,6 @@ class Trainer:
             else None
         )
         modules = self._place(accelerator.device)
-        self.teacher = self._as_it_was(accelerator.device) if options.replay_teacher else None
         self.loop = TrainingLoop(
             self.config,
             modules,
@@ -122,19 +121,12 @@ class Trainer:
             module.train()
         return modules
 
-    def _as_it_was(self, device: torch.device) -> PyramidDiTForVideoGeneration:
-        """The model before the training, also where one is resumed; whole in this process."""
+    def _as_it_was(self) -> PyramidDiTForVideoGeneration:
+        """The model before the training, also where one is resumed; whole, on the CPU."""
         options = Namespace(**vars(self.options))
         options.load_text_encoder = options.train_text_encoder
         options.load_vae, options.vae_pretrained_weight = False, None
-        former = load_model(options)
-        former.vae = self.model.vae
-        if former.text_encoder is None:
-            former.text_encoder = self.model.text_encoder
-        else:
-            former.text_encoder.to(device, torch.float32).requires_grad_(False)
-        former.dit.to(device).requires_grad_(False)
-        return former
+        return load_model(options)
 
     def run(self) -> None:
         """Train, and write what came out into `output_dir`."""
@@ -149,9 +141,9 @@ class Trainer:
         say_skipped(self.batches)
         if finished:
             texts = self.batches.texts() if isinstance(self.batches, Texts) else ()
-            former = self.teacher
+            former = None
             if self.options.initial_share and self.loop.accelerator.is_main_process:
-                former = former or self._as_it_was(torch.device("cpu"))
+                former = self._as_it_was()
             export(self.model, self.loop, self.options, texts, former)
 
     def _say_limit(self) -> None:
@@ -185,31 +177,22 @@ class Trainer:
         """The loss of a batch, by the model itself, and figures for the log."""
         number, entries = batch
         seed = torch.initial_seed()  # which the loop sets for every batch
+        model = self.model
+        model.accumulate_steps = entries.get("number", number)
         pictures = is_of_pictures(entries)
-
-        def predicted(model: PyramidDiTForVideoGeneration) -> tuple[list[Tensor], list[Tensor]]:
-            model.accumulate_steps = entries.get("number", number)
-            model.objective = self.objectives[pictures]
-            return model.training_predictions(
-                entries["video"],
-                entries["text"],
-                [entries["identifier"]],
-                self.options.use_temporal_pyramid,
-                self.places,
-                empty_text=self.empty_text,
-                units=last_units(model, entries),
-                generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
-            )
-
-        predictions, targets = predicted(self.model)
-        teacher = self.teacher if entries.get(REPLAY) else None
-        if teacher is not None:
-            with torch.no_grad():
-                targets, _ = predicted(teacher)
-        loss, log = self.model.calculate_loss(predictions, targets)
+        model.objective = self.objectives[pictures]
+        loss, log = model(
+            entries["video"],
+            entries["text"],
+            [entries["identifier"]],
+            self.options.use_temporal_pyramid,
+            self.places,
+            empty_text=self.empty_text,
+            units=last_units(model, entries),
+            generator=torch.Generator(self.loop.accelerator.device).manual_seed(seed),
+        )
         samples = len(entries["video"]) / self.places.sharing
         kind = "image_" if pictures and self.options.image_anno is not None else ""
-        kind += "" if teacher is None else "taught_"
         figures = {f"{kind}{name}": value.item() for name, value in log.items()}
         return loss, figures | {SAMPLES: samples}
 
@@ -273,8 +256,6 @@ def check_settings(options: Namespace) -> None:
         raise ValueError("--task t2i trains on pictures only: use --anno_file without --image_anno")
     if options.replay_image_anno is not None and options.image_anno is None:
         raise ValueError("--replay_image_anno needs --image_anno, with which it is mixed")
-    if options.replay_teacher and not (options.replay_anno or options.replay_image_anno):
-        raise ValueError("--replay_teacher needs --replay_anno, which it is asked about")
     for flag, size, ratios, taken in (
         ("batch_size", options.batch_size, options.sample_ratios, not pictures),
         ("image_batch_size", *image_batches(options), pictures or options.image_anno is not None),

@@ -490,33 +490,6 @@ class PyramidDiTForVideoGeneration:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of a batch (the objective is `flow.objective`).
 
-        Arguments and errors are those of `training_predictions`.
-
-        Returns:
-            The loss, and figures for the log (none without `return_log`).
-        """
-        predictions, targets = self.training_predictions(
-            *(video, text, identifier, use_temporal_pyramid, accelerator),
-            empty_text=empty_text,
-            units=units,
-            generator=generator,
-        )
-        return self.calculate_loss(predictions, targets)
-
-    def training_predictions(
-        self,
-        video: Tensor,
-        text: Sequence[str] | Mapping[str, Tensor] | TextCondition,
-        identifier: Sequence[str] = ("video",),
-        use_temporal_pyramid: bool = True,
-        accelerator: Accelerator | None = None,
-        *,
-        empty_text: Mapping[str, Tensor] | TextCondition | None = None,
-        units: Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the transformer predicts for a batch in training, and what it should.
-
         Args:
             video: With a VAE, pixels `[B, 3, 8n + 1, h, w]` in [-1, 1]; without, its latents
                 `[B, c, n + 1, h/8, w/8]`, not normalized. B is a multiple of the columns. Images
@@ -538,7 +511,7 @@ class PyramidDiTForVideoGeneration:
         their mean over all processes, which DDP and FSDP take, is that of the whole batch.
 
         Returns:
-            Predicted velocities, and those of the data, one `[b, c, t, h, w]` a column.
+            The loss, and figures for the log (none without `return_log`).
 
         Raises:
             ValueError: The batch does not fit, or a model is missing.
@@ -578,7 +551,8 @@ class PyramidDiTForVideoGeneration:
             timestep_ratio=batch.timesteps,
             parallel=parallel,
         )
-        return [scaled_gradient(x, parallel.size) for x in predictions], batch.targets
+        predictions = [scaled_gradient(x, parallel.size) for x in predictions]
+        return self.calculate_loss(predictions, batch.targets)
 
     def calculate_loss(
         self, model_preds_list: Sequence[Tensor], targets_list: Sequence[Tensor]

@@ -47,20 +47,16 @@ def options_of(arguments: str) -> Any:
     return parse(None, GROUPS, arguments.split())
 
 
-def training(model: str, dtype: str, more: str, files: Path, output: Path) -> Any:
-    return options_of(
-        f"--model_name {model} --model_path {files / model} --model_dtype {dtype} {more} "
-        f"--anno_file {files}/latents/annotations.jsonl --output_dir {output} "
-        f"--use_temporal_pyramid --max_frames 4 --batch_size 4 --resolution 128x128 --device cpu "
-        f"--load_text_encoder --num_workers 0 --report_to none"
-    )
-
-
 @pytest.mark.parametrize(("model", "dtype", "more"), TRAININGS)
 def test_what_a_batch_keeps_is_what_is_computed(
     model: str, dtype: str, more: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = training(model, dtype, more, files, tmp_path)
+    options = options_of(
+        f"--model_name {model} --model_path {files / model} --model_dtype {dtype} {more} "
+        f"--anno_file {files}/latents/annotations.jsonl --output_dir {tmp_path} "
+        f"--use_temporal_pyramid --max_frames 4 --batch_size 4 --resolution 128x128 --device cpu "
+        f"--load_text_encoder --num_workers 0 --report_to none"
+    )
     trainer = Trainer(options)
     texts = trainer.model.text_encoder(trainer.batches[0]["text"])
     length = int(texts.prompt_attention_mask.sum(dim=1).max())
@@ -101,20 +97,6 @@ def test_what_a_batch_keeps_is_what_is_computed(
 
 def bytes_of(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-@pytest.mark.parametrize("more", ["--lora_rank 2", "--train_text_encoder"])
-def test_a_teacher_is_a_second_model(more: str, files: Path, tmp_path: Path) -> None:
-    replay = f"--replay_anno {files}/latents/annotations.jsonl --replay_teacher"
-    options = training("pyramid_flux", "fp32", f"{more} {replay}", files, tmp_path)
-    trainer = Trainer(options)
-    weights = [*trainer.teacher.dit.parameters()]
-    if options.train_text_encoder:
-        weights += trainer.teacher.text_encoder.parameters()
-    else:
-        assert trainer.teacher.text_encoder is trainer.model.text_encoder
-    size = TrainingMemory.of(options).always["teacher of what was learned before"]
-    assert size == pytest.approx(bytes_of(weights), rel=0.05)
 
 
 @pytest.mark.slow

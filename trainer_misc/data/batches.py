@@ -257,24 +257,14 @@ class MixedBatches:
         others: Of these is the share, as of images.
         share: From 0 to 1, the part of the batches that are of the others.
         seed: Of where the first of the others is.
-        mark: Name of an entry, True, that the batches of the others get.
 
     Raises:
         TypeError: `share` is no number.
         ValueError: `share` is outside its range.
     """
 
-    def __init__(
-        self,
-        usual: Batches,
-        others: Batches,
-        share: float,
-        *,
-        seed: int = 0,
-        mark: str | None = None,
-    ) -> None:
+    def __init__(self, usual: Batches, others: Batches, share: float, *, seed: int = 0) -> None:
         _SHARE("share", share)
-        self._mark = {} if mark is None else {mark: True}
         self._usual = usual
         self._others = others
         self._share = share
@@ -286,9 +276,7 @@ class MixedBatches:
         before, after = self._others_before(number), self._others_before(number + 1)
         of_others = after > before
         own = before if of_others else number - before
-        if of_others:
-            return self._others[own] | {"number": own} | self._mark
-        return self._usual[own] | {"number": own}
+        return (self._others if of_others else self._usual)[own] | {"number": own}
 
     def texts(self) -> Iterator[str]:
         """The texts of all samples of both."""

@@ -158,49 +158,6 @@ def test_half_of_the_batches_can_be_of_what_was_learned_before(files: Path, tmp_
         train_dit.check(trainer.options)
 
 
-def test_what_was_learned_before_can_be_taught_by_the_model_as_it_was(
-    files: Path, tmp_path: Path
-) -> None:
-    given = arguments(files, tmp_path, *replayed(files, tmp_path), "--sample_steps", "0")
-    taught = [*given, "--replay_teacher"]
-    trainer = train_dit.Trainer(parse(None, GROUPS, taught))
-    batches = {}
-    for number in range(20):
-        batch = trainer.batches[number]
-        kind = "image_" if train_dit.is_of_pictures(batch) else "", batch["text"][0] == "old"
-        batches.setdefault(kind, (number, batch))
-
-    def losses(trainer: train_dit.Trainer) -> dict[str, float]:
-        found = {}
-        for batch in batches.values():
-            torch.manual_seed(5)
-            found |= {k: v for k, v in trainer.loss(batch)[1].items() if k.endswith("loss")}
-        return found
-
-    # at first it says what its teacher says
-    new = {"loss", "image_loss"}
-    before = losses(trainer)
-    assert before.keys() == new | {"taught_loss", "image_taught_loss"}
-    assert all((value == 0) == (name not in new) for name, value in before.items())
-
-    # resumed, it has the same teacher: the weights that it began with
-    train_dit.main([*taught, "--steps", "3"])
-    resumed = train_dit.Trainer(parse(None, GROUPS, [*taught, "--steps", "3"]))
-    assert resumed.loop.step == 3
-    after = losses(resumed)
-    assert min(after["taught_loss"], after["image_taught_loss"]) > 0
-    for part in ("dit", "text_encoder"):
-        begun, teacher, now = (
-            getattr(model, part).state_dict()
-            for model in (trainer.model, resumed.teacher, resumed.model)
-        )
-        assert all(torch.equal(teacher[name], value) for name, value in begun.items())
-        assert not all(torch.equal(now[name], value) for name, value in begun.items())
-
-    with pytest.raises(ValueError, match="--replay_teacher needs --replay_anno"):
-        train_dit.check(parse(None, GROUPS, [*arguments(files, tmp_path), "--replay_teacher"]))
-
-
 def test_what_is_written_can_have_a_share_of_the_weights_before(
     files: Path, tmp_path: Path
 ) -> None:
@@ -252,7 +209,7 @@ def test_mixtures_that_do_not_fit_are_refused(
 
 
 def test_two_processes_train_one_checkpoint(files: Path, tmp_path: Path) -> None:
-    more = [*replayed(files, tmp_path), "--replay_teacher", "--initial_share", "0.1"]
+    more = [*replayed(files, tmp_path), "--initial_share", "0.1"]
     run_two("-m", "trainer_misc.train_dit", *arguments(files, tmp_path, "--steps", "3", *more))
     configs = [path.read_text() for path in (tmp_path / "model").rglob("*.json")]
     assert configs and not any(
