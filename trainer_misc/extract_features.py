@@ -11,11 +11,13 @@ By torchrun several processes share the lines.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +141,15 @@ class Extraction(ABC):
         with bar, ThreadPoolExecutor(size) as pool:
             for start in range(0, len(lines), size):
                 batch = lines[start : start + size]
-                found = list(pool.map(self._read, batch))
+                found = list(pool.map(self._wanted, batch))
                 skips = [entry for entry in found if isinstance(entry, Skip)]
+                wanted = {i: e for i, e in zip(batch, found, strict=True) if isinstance(e, dict)}
+                samples: dict[int, Any] = {}
+                for read, unreadable in pool.map(self._read, self._together(wanted)):
+                    samples |= read
+                    skips += unreadable
                 skipped.count(Tally(len(batch), skips))
-                samples = {i: e for i, e in zip(batch, found, strict=True) if isinstance(e, tuple)}
-                for index, tensors in self._make({i: e[0] for i, e in samples.items()}).items():
+                for index, tensors in self._make(samples).items():
                     write_tensors(self._target(index), tensors)
                     self.made += 1
                 self.done += sum(entry is None for entry in found)
@@ -154,15 +160,37 @@ class Extraction(ABC):
     def _target(self, index: int) -> Path:
         return self.annotations.find(self.annotations[index][self.key])
 
-    def _read(self, index: int) -> tuple[Any] | Skip | None:
-        """What is made of the sample, None if it is there already, or why it cannot be used."""
+    def _wanted(self, index: int) -> Record | Skip | None:
+        """The annotation, None if its file is there already, or why it cannot be used."""
         try:
             record = self.annotations.checked(index, self.needed)
-            if self._is_whole(self._target(index), record):
-                return None
-            return (self._sample(record),)
+            return None if self._is_whole(self._target(index), record) else record
         except SampleError as error:
-            return Skip(index, self.annotations.called(index, self.key), error.kind, str(error))
+            return self._skip(index, error)
+
+    def _skip(self, index: int, error: SampleError) -> Skip:
+        return Skip(index, self.annotations.called(index, self.key), error.kind, str(error))
+
+    def _together(self, records: Mapping[int, Record]) -> list[dict[int, Record]]:
+        """The annotations in groups of what is read together."""
+        groups: dict[Hashable, dict[int, Record]] = {}
+        for index, record in records.items():
+            groups.setdefault(self._source(index, record), {})[index] = record
+        return list(groups.values())
+
+    def _source(self, index: int, record: Record) -> Hashable:
+        """What the annotations have in common that are read together; by default each is alone."""
+        return index
+
+    def _read(self, records: Mapping[int, Record]) -> tuple[dict[int, Any], list[Skip]]:
+        """What is to be encoded of annotations with one source, and which cannot be used."""
+        samples, skips = {}, []
+        for index, record in records.items():
+            try:
+                samples[index] = self._sample(record)
+            except SampleError as error:
+                skips.append(self._skip(index, error))
+        return samples, skips
 
     @abstractmethod
     def _is_whole(self, path: Path, record: Record) -> bool:
@@ -227,13 +255,35 @@ class LatentExtraction(Extraction):
         except SampleError:  # the video may be gone since
             return True
 
-    def _frames(self, record: Record) -> np.ndarray:
+    def _frames(self, record: Record, most: int | None = None) -> np.ndarray:
+        """At most so many frames, by default `--num_frames`."""
         options, path = self.options, self.annotations.find(record["video"])
         size = (options.width, options.height)
-        return read_clip(path, options.num_frames, size=size, indices=record.get("frames"))
+        return read_clip(path, most or options.num_frames, size=size, indices=record.get("frames"))
+
+    def _source(self, index: int, record: Record) -> Hashable:
+        return index if record.get("frames") is None else record["video"]
+
+    def _read(self, records: Mapping[int, Record]) -> tuple[dict[int, Any], list[Skip]]:
+        """As for any, but the frames that several annotations list are decoded at once."""
+        if len(records) > 1:
+            most = self.options.num_frames
+            listed = {index: record["frames"][:most] for index, record in records.items()}
+            frames = sorted(set(itertools.chain(*listed.values())))
+            any_record = next(iter(records.values()))
+            # Where not all can be read, it is found out one by one which.
+            with suppress(SampleError):
+                clip = self._frames(any_record | {"frames": frames}, len(frames))
+                places = {index: np.searchsorted(frames, those) for index, those in listed.items()}
+                return {index: self._pixels(clip[those]) for index, those in places.items()}, []
+        return super()._read(records)
 
     def _sample(self, record: Record) -> Tensor:
-        clip = self._frames(record)
+        return self._pixels(self._frames(record))
+
+    @staticmethod
+    def _pixels(clip: np.ndarray) -> Tensor:
+        """Of as many frames as make whole latents."""
         return clip_pixels(clip[: 1 + (len(clip) - 1) // TEMPORAL_FACTOR * TEMPORAL_FACTOR])
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from training_files import VARIANT, run_two
 from pyramid_dit import FluxTextEncoderWithMask
 from pyramid_dit.video_io import export_to_video
 from trainer_misc import extract_features, train_dit
-from trainer_misc.data import LatentBatches, TextVideoBatches
+from trainer_misc.data import LatentBatches, TextVideoBatches, videos
 from trainer_misc.data.latents import read_text_features
 from trainer_misc.extract_features import GROUPS, extract
 from trainer_misc.options import parse
@@ -147,6 +147,39 @@ def test_latents_of_shorter_clips_are_made_again(source: Path, annotations: Path
     found = run("latents", source, annotations, "--num_frames", "25")
     assert (found.made, found.done) == (0, 4), "the videos have 20"
     assert run("latents", source, annotations, "--num_frames", "9").made == 3
+
+
+def test_a_video_is_decoded_once_for_several_pictures_of_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [[3], [0], None, list(range(17, 0, -2)), [3, 3, 19], [30]]
+    read: list[str] = []
+
+    def read_clip(path: Path, *more: Any, **given: Any) -> np.ndarray:
+        read.append(path.name)
+        return videos.read_clip(path, *more, **given)
+
+    monkeypatch.setattr(extract_features, "read_clip", read_clip)
+
+    def latents(name: str, lines: int, batch_size: int) -> list[torch.Tensor]:
+        """As many as there are."""
+        files = [tmp_path / name / f"{number}.safetensors" for number in range(lines)]
+        records = [
+            {"video": str(source / ("0.mp4" if frames else "1.mp4")), "latent": str(file)}
+            | ({"frames": frames} if frames else {})
+            for frames, file in zip(listed, files, strict=False)
+        ]
+        annotations = write(tmp_path / f"{name}.jsonl", records)
+        run("latents", source, annotations, "--batch_size", str(batch_size), "--max_skipped", "0.2")
+        return [load_file(file)["latent"] for file in files if file.exists()]
+
+    together = latents("together", 5, 5)
+    assert sorted(read) == ["0.mp4", "1.mp4"]
+    assert [latent.shape[2] for latent in together] == [1, 1, 3, 2, 1]
+    for others in (latents("alone", 5, 1), latents("without the last", 6, 6)):
+        assert len(others) == 5
+        for latent, other in zip(together, others, strict=True):
+            torch.testing.assert_close(latent, other, atol=1e-4, rtol=0)
 
 
 def test_what_cannot_be_used_is_counted(
