@@ -41,7 +41,7 @@ from .moving_shapes import (
 
 ANNOTATIONS, LATENTS = "clips.jsonl", "latents"
 PICTURES, PICTURE_LATENTS = "pictures.jsonl", "picture-latents"
-PICTURE_FRAMES = range(0, 49, 6)
+PICTURE_FRAMES = range(0, 49, 3)
 """Later frames of shapes that grow or shrink would have sizes that no video begins with."""
 NEW_CLIPS, KNOWN_CLIPS = 1, 2
 """Parts of the seeds, so that each kind of clips has draws of its own."""

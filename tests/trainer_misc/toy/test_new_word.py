@@ -161,7 +161,7 @@ def test_a_training_takes_its_latents_as_clips_and_as_pictures(clips: Path, tmp_
     annotations = []
     for lines, folder, frames, count in (
         (new_word.ANNOTATIONS, new_word.LATENTS, 9, 4),
-        (new_word.PICTURES, new_word.PICTURE_LATENTS, 1, 8),
+        (new_word.PICTURES, new_word.PICTURE_LATENTS, 1, 12),
     ):
         annotations.append(str(clips / lines))
         extract_features.main(
@@ -177,7 +177,7 @@ def test_a_training_takes_its_latents_as_clips_and_as_pictures(clips: Path, tmp_
 def test_pictures_are_frames_of_the_videos(clips: Path) -> None:
     lines = [json.loads(line) for line in (clips / new_word.PICTURES).open()]
     assert [(line["video"], line["frames"]) for line in lines] == [
-        (f"{number:04d}.mp4", [frame]) for number in range(4) for frame in (0, 6)
+        (f"{number:04d}.mp4", [frame]) for number in range(4) for frame in (0, 3, 6)
     ]
     captions = {f"{path.stem}.mp4": path.read_text().strip() for path in clips.glob("*.txt")}
     assert all(line["text"] == captions[line["video"]] for line in lines)
