@@ -214,8 +214,7 @@ GROUPS: dict[str, list[Flag]] = {
         Flag(
             "initial_share",
             0.0,
-            "share of the weights before the training in those that are written, which lets the "
-            "model forget less",
+            "share of the weights before the training in those that are written, to forget less",
             check=SHARE,
         ),
         Flag(

@@ -210,7 +210,7 @@ def export(
     with loop.average_in_place():
         for name, module in loop.modules.items():
             parts[name] = get_model_state_dict(unwrapped(module), options=WHOLE)
-            if options.initial_share and former is not None:
+            if former is not None:
                 begun = getattr(former, name).state_dict()
                 parts[name] = mixed(parts[name], begun, options.initial_share)
         loop.on_main(write_all)

@@ -205,7 +205,8 @@ class LiveRoutes:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         last = request.headers.get("Last-Event-ID", "")  # of a browser that has lost the connection
         seen = int(last) if last.isdecimal() and len(last) < 10 else 0
-        return StreamingResponse(self._events(job, seen), 200, headers, "text/event-stream")
+        shown = max(seen, job.strips_made - KEPT_STRIPS)
+        return StreamingResponse(self._events(job, shown), 200, headers, "text/event-stream")
 
     async def _events(self, job: LiveJob, shown: int) -> AsyncIterator[str]:
         """Frames and words as server-sent events; the job ends when nobody reads them.
